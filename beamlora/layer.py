@@ -1,0 +1,123 @@
+"""The adapted linear layer: PEFT's LoRA layer with a weight for every rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from beamlora.rules import score_weights
+
+if TYPE_CHECKING:
+    from beamlora.config import BeamLoraConfig
+
+# Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first optimizer step,
+# and zeros divided by any temperature give equal weights.
+DEFAULT_TEMPERATURE = 0.05
+
+
+class RankScores(nn.Module):
+    """The raw scores g [r] of one adapter in one layer. Calling it gives the ranks' weights (Eq. 4, 5).
+
+    A module and not a bare parameter, because ZeRO-3 gathers a sharded parameter when the module that owns it is
+    called. Kept in float32, also beside a bfloat16 base model: a softmax at temperature 0.05 magnifies differences
+    twentyfold.
+    """
+
+    def __init__(self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(r, dtype=torch.float32, device=device))
+        self.temperature = temperature
+        self.scale = scale
+
+    def forward(self) -> Tensor:
+        return score_weights(self.weight, self.temperature, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"r={self.weight.numel()}, temperature={self.temperature}, scale={self.scale!r}"
+
+
+class BeamVariant(LoraVariant):
+    """y = W0 x + scaling * B (w * (A dropout(x))), through the hooks of PEFT's own forward, merge and unmerge."""
+
+    @staticmethod
+    def init(module: BeamLinear, adapter_name: str, config: BeamLoraConfig, **kwargs: Any) -> None:
+        temperature = DEFAULT_TEMPERATURE if config.temperature == "auto" else config.temperature
+        device = module.lora_A[adapter_name].weight.device
+        module.lora_score[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
+
+    @staticmethod
+    def forward(module: BeamLinear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        hidden = lora_a(module.lora_dropout[active_adapter](x))
+        weights = module.lora_score[active_adapter]().to(hidden.dtype)
+        return result + lora_b(hidden * weights) * module.scaling[active_adapter]
+
+    @staticmethod
+    def merge_safe(module: BeamLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: BeamLinear, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def unmerge(module: BeamLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+
+class BeamLinear(LoraLinear):
+    """PEFT's LoRA for nn.Linear and transformers' Conv1D; adapters added with a BeamLoraConfig have rank scores.
+
+    Parameter names keep the prefix lora_, by which PEFT finds what to train, save and load.
+    """
+
+    adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_score")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        is_conv1d = isinstance(base_layer, Conv1D)
+        super().__init__(base_layer, adapter_name, is_target_conv_1d_layer=is_conv1d, **kwargs)
+        self.fan_in_fan_out = is_conv1d
+
+    def update_layer(self, adapter_name: str, r: int, *args: Any, target_name: str = "", **kwargs: Any) -> None:
+        """Add an adapter to this layer.
+
+        Raises:
+            ValueError: r above the layer's smaller side, or quantized or sharded base weights.
+        """
+        weight = self.get_base_layer().weight
+        if type(weight) is not nn.Parameter or not weight.is_floating_point():
+            raise ValueError(
+                f"layer {target_name!r}: its weights are {type(weight).__name__} of {weight.dtype}; "
+                "BeamLoRA adapts plain floating-point weights (load the base model without quantization or sharding)"
+            )
+        largest = min(self.in_features, self.out_features)
+        if r > largest:
+            raise ValueError(
+                f"layer {target_name!r} maps {self.in_features} to {self.out_features} features: r={r} is too large, "
+                f"at most {largest} is allowed (lower r, or set rank_pattern for this layer)"
+            )
+        if not hasattr(self, "lora_score"):
+            self.lora_score = nn.ModuleDict()
+        super().update_layer(adapter_name, r, *args, target_name=target_name, **kwargs)
+
+    def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
+        from beamlora.config import BeamLoraConfig
+
+        return BeamVariant() if isinstance(config, BeamLoraConfig) else super().resolve_lora_variant(config=config)
+
+    def weighted_a(self, adapter_name: str) -> Tensor:
+        """A with row i scaled by the weight of rank i [r, d_in], in at least float32: with it the layer is plain LoRA."""
+        return self.lora_A[adapter_name].weight * self.lora_score[adapter_name]()[:, None]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """What merging adds to the base weight, in the base weight's layout."""
+        if adapter not in self.lora_score:
+            return super().get_delta_weight(adapter)
+        weight_a, weight_b = self.weighted_a(adapter), self.lora_B[adapter].weight
+        delta = weight_b.to(weight_a.dtype) @ weight_a * self.scaling[adapter]
+        return (delta.T if self.fan_in_fan_out else delta).to(weight_b.dtype)

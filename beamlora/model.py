@@ -1,0 +1,139 @@
+"""Building, loading and exporting BeamLoRA adapters."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from beamlora.config import BeamLoraConfig
+from beamlora.layer import BeamLinear
+
+
+def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
+    """Put a fresh BeamLoRA adapter into `base_model`, in place, and return PEFT's model around it.
+
+    PEFT's own get_peft_model and add_adapter work with a BeamLoraConfig too; this adds the check that every targeted
+    layer has rank scores. PEFT's add_weighted_adapter does not know them: export first.
+
+    Raises:
+        ValueError: a targeted layer cannot be adapted (its kind, its weights, or r above its smaller side), or the model
+            already has adapters. The base model is then as before.
+    """
+    if not isinstance(config, BeamLoraConfig):
+        raise ValueError(f"config is a {type(config).__name__}: must be a BeamLoraConfig")
+    adapted = next((name for name, m in base_model.named_modules() if isinstance(m, BaseTunerLayer)), None)
+    if adapted is not None:
+        raise ValueError(f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter")
+    trainable = {name for name, parameter in base_model.named_parameters() if parameter.requires_grad}
+    try:
+        model = get_peft_model(base_model, config, adapter_name=adapter_name)
+        for name, layer in base_model.named_modules():
+            if isinstance(layer, BaseTunerLayer) and not isinstance(layer, BeamLinear):
+                kind = type(layer.get_base_layer()).__name__
+                raise ValueError(f"layer {name!r} is a {kind}: BeamLoRA adapts nn.Linear and transformers' Conv1D only")
+    except Exception:
+        _remove_adapters(base_model)
+        for name, parameter in base_model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        raise
+    return model
+
+
+def load_beamlora_model(
+    base_model: nn.Module, path: str | Path, adapter_name: str = "default", *, is_trainable: bool = False
+) -> PeftModel:
+    """Load an adapter with its scores, as `save_pretrained` wrote it, into `base_model`.
+
+    Raises:
+        ValueError: no BeamLoRA adapter at `path`, or one that does not fit the base model.
+    """
+    config = BeamLoraConfig.from_pretrained(str(path))
+    config.inference_mode = not is_trainable
+    model = get_beamlora_model(base_model, config, adapter_name)
+    try:
+        result = model.load_adapter(str(path), adapter_name, is_trainable=is_trainable)
+    except RuntimeError as error:
+        raise ValueError(f"the adapter at {path} does not fit this base model: {error}") from error
+    if result.missing_keys or result.unexpected_keys:
+        raise ValueError(
+            f"the adapter at {path} does not fit this base model: "
+            f"missing {sorted(result.missing_keys)}, unexpected {sorted(result.unexpected_keys)}"
+        )
+    return model
+
+
+def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> None:
+    """Write the adapter as a plain LoRA adapter that PEFT and vLLM load without beamlora. The model is not changed.
+
+    The ranks' weights are folded into A (row i times w_i), so rank and alpha stay as they are. Under several workers
+    every worker calls this (under ZeRO-3 it is collective) and the first one writes.
+
+    Raises:
+        ValueError: `adapter_name` is not a BeamLoRA adapter of this model.
+    """
+    config = model.peft_config.get(adapter_name)
+    if not isinstance(config, BeamLoraConfig):
+        raise ValueError(f"adapter {adapter_name!r} is not a BeamLoRA adapter; the model has {sorted(model.peft_config)}")
+    tensors = lora_state_dict(model, adapter_name)
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    (folder / CONFIG_NAME).write_text(json.dumps(_lora_config(config), indent=2, sort_keys=True))
+
+
+@torch.no_grad()
+def lora_state_dict(model: PeftModel, adapter_name: str = "default") -> dict[str, Tensor]:
+    """The tensors of `export_lora` by PEFT's names, on the CPU. Collective under ZeRO-3."""
+    with _gathered(model, adapter_name):
+        tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        for name, layer in _layers(model, adapter_name):
+            weight = tensors[f"{name}.lora_A.weight"]
+            tensors[f"{name}.lora_A.weight"] = layer.weighted_a(adapter_name).to(weight.dtype)
+            del tensors[f"{name}.lora_score.weight"]
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _lora_config(config: BeamLoraConfig) -> dict[str, object]:
+    """The fields of adapter_config.json for the exported adapter; sets sorted, so that equal exports are equal files."""
+    plain = LoraConfig(**{f.name: copy.deepcopy(getattr(config, f.name)) for f in fields(LoraConfig)})
+    plain.inference_mode = True
+    return {name: sorted(v) if isinstance(v, set) else v for name, v in plain.to_dict().items()}
+
+
+def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, BeamLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, BeamLinear) and adapter_name in module.lora_score:
+            yield name, module
+
+
+def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[object]:
+    """Within it the adapter's parameters are whole, also under ZeRO-3."""
+    adapter = [p for name, p in model.named_parameters() if f".{adapter_name}" in name]
+    sharded = [p for p in adapter if hasattr(p, "ds_id")]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(sharded)
+
+
+def _remove_adapters(base_model: nn.Module) -> None:
+    """Put the original layers back into a model whose adaptation failed half way."""
+    for name, layer in list(base_model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(base_model.get_submodule(parent), child, layer.get_base_layer())

@@ -1,0 +1,202 @@
+"""The numbers of BeamLoRA as pure functions on tensors.
+
+Equation numbers are those of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (arXiv 2502.13604). "Reference" is the
+authors' published implementation, whose behaviour is the default wherever it differs from the paper's text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from beamlora.state import Factors, ParameterState
+
+Curve = Literal["cosine", "linear", "constant"]
+
+# Cumulative sums of r equal scores miss the threshold by rounding alone (twenty times 0.05 is not 1.0 in binary);
+# differences below this share of the total count as equal.
+TOLERANCE = 1e-9
+
+
+def score_weights(scores: Tensor, temperature: float, scale: Literal["rank", "unit"] = "rank") -> Tensor:
+    """The weight of each rank in the forward pass, from the raw scores g [r] (Eq. 4, 5).
+
+    The paper's weights are softmax(g / temperature), which sum to 1 ("unit"). The reference multiplies them by r
+    ("rank"), so that equal scores give every rank weight 1 and training starts as plain LoRA. The temperature stands
+    in the reference only. Computed in at least float32, whatever the dtype of g.
+    """
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores.to(dtype) / temperature, dim=0)
+    return weights * scores.numel() if scale == "rank" else weights
+
+
+@dataclass(frozen=True)
+class BeamSchedule:
+    """When beam steps happen, and the threshold p(t) of each. Steps are optimizer steps, counted from 1.
+
+    window_end: the last step of the operating window (the reference: the end of the second of three epochs).
+    horizon: where p(t) reaches 1: the end of the window (reference) or of the whole run (paper).
+    """
+
+    total_steps: int
+    interval: int
+    window_end: int
+    p_init: float
+    curve: Curve
+    horizon: Literal["window", "total"]
+
+    def threshold(self, step: int) -> float:
+        """p(t) of Eq. 14: the share of the total score that is left untouched, from p_init up to 1.
+
+        A constant curve stays at p_init up to the horizon (the ablation "without dynamic threshold").
+        """
+        end = self.window_end if self.horizon == "window" else self.total_steps
+        if step > end:
+            return 1.0
+        if self.curve == "constant":
+            return self.p_init
+        progress = step / end
+        risen = progress if self.curve == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.p_init + (1 - self.p_init) * risen
+
+    def beam_steps(self) -> tuple[int, ...]:
+        """The steps t that operate: every `interval`, a full interval before the end, inside the window, p(t) < 1."""
+        last = min(self.window_end, self.total_steps - self.interval)
+        return tuple(t for t in range(self.interval, last + 1, self.interval) if self.threshold(t) < 1)
+
+    def snapshot_step(self, beam_step: int) -> int:
+        """The step after which the parents of `beam_step` are copied: half an interval before (footnote 3).
+
+        That is t % interval == interval // 2: an odd interval rounds its half down.
+        """
+        return beam_step - self.interval + self.interval // 2
+
+
+def window_end(total_steps: int, operate_until: float) -> int:
+    """The last step inside the operating window, `operate_until` of all steps (2/3 of 300 is step 200)."""
+    return math.floor(total_steps * operate_until + TOLERANCE * total_steps)
+
+
+def rank_order(scores: Tensor) -> Tensor:
+    """The ranks from the highest score to the lowest; equal scores keep their order."""
+    return torch.argsort(scores, descending=True, stable=True)
+
+
+def _operated(scores: Tensor, total: float, threshold: float, crossing: str) -> Tensor:
+    """The entries of `scores` [n] from the first i on whose cumulative sum c_i crosses threshold * total (Eq. 13)."""
+    order = rank_order(scores)
+    cumulative = torch.cumsum(scores[order].double(), dim=0)
+    slack = TOLERANCE * total if crossing == "greater" else -TOLERANCE * total
+    crossed = cumulative > threshold * total + slack
+    return order[crossed]
+
+
+def operated_counts(
+    scores: Sequence[Tensor],
+    threshold: float,
+    *,
+    scope: Literal["global", "module"] = "global",
+    crossing: Literal["greater", "greater_equal"] = "greater",
+) -> list[int]:
+    """K of Eq. 13 for every module: how many ranks a beam step replaces there.
+
+    scores: for each module its softmax scores [r] in float64, summing to 1; r may differ between modules.
+    scope: "module" looks at each module by itself (paper); "global" pools the ranks of all modules, each module's
+        scores scaled to sum to its r, against threshold * sum(r) (reference), so K can be 0 in one and large in another.
+    crossing: c_i > p (reference) or c_i >= p (the paper's Eq. 13). The crossing rank itself is operated.
+
+    K is at most floor(r / 2), so that pruned and expanded ranks are disjoint. At threshold 1 nothing is operated.
+    """
+    if threshold >= 1:
+        return [0] * len(scores)
+    sizes = [len(module) for module in scores]
+    if scope == "module":
+        counts = [len(_operated(module, 1.0, threshold, crossing)) for module in scores]
+    else:
+        pool = torch.cat([module.double() * len(module) for module in scores])
+        owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(pool.device)
+        operated = _operated(pool, float(sum(sizes)), threshold, crossing)
+        counts = torch.bincount(owner[operated], minlength=len(sizes)).tolist()
+    return [min(count, size // 2) for count, size in zip(counts, sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class RankPairs:
+    """Which ranks of one module are replaced, and by whom: pruned[j] becomes a child of parents[j]. Both int64 [K]."""
+
+    pruned: Tensor
+    parents: Tensor
+
+
+def pairing_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one beam step: the same on every worker, whatever else drew random numbers before."""
+    digest = hashlib.sha256(f"beamlora {seed} {step}".encode()).digest()
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def pair_ranks(scores: Tensor, count: int, generator: torch.Generator, *, assessment: bool = True) -> RankPairs:
+    """Pair the `count` lowest ranks of one module at random with its `count` highest (Eq. 6 to 8).
+
+    Without assessment (an ablation of Table 3) both sets are drawn at random instead, still disjoint.
+    """
+    order = rank_order(scores).cpu() if assessment else torch.randperm(len(scores), generator=generator)
+    expanded, pruned = order[:count], order[len(order) - count :]
+    return RankPairs(pruned, expanded[torch.randperm(count, generator=generator)])
+
+
+def _replace_ranks(target: Tensor, source: Tensor | None, pairs: RankPairs, rank_dim: int) -> Tensor:
+    """`target` with its pruned ranks taken from the parents in `source`, or set to zero where there is no source."""
+    pruned, parents = pairs.pruned.to(target.device), pairs.parents
+    if source is None:
+        return target.index_fill(rank_dim, pruned, 0)
+    children = source.index_select(rank_dim, parents.to(source.device)).to(target.device)
+    return target.index_copy(rank_dim, pruned, children)
+
+
+def _operate_factor(
+    current: ParameterState, source: ParameterState | None, pairs: RankPairs, rank_dim: int, copy_moments: bool
+) -> ParameterState:
+    value = _replace_ranks(current.value, source and source.value, pairs, rank_dim)
+    if source is not None and not copy_moments:
+        return ParameterState(value, current.moments)
+    moments = {
+        name: _replace_ranks(moment, source and source.moments[name], pairs, rank_dim)
+        for name, moment in current.moments.items()
+    }
+    return ParameterState(value, moments)
+
+
+def operate_factors(
+    current: Factors, source: Factors | None, pairs: RankPairs, *, copy_moments: bool = True
+) -> Factors:
+    """The factors of one module after a beam step: pruned ranks hold their parents' snapshot (Eq. 9 to 12).
+
+    source: the snapshot; the current factors for the ablation "without history"; None for the ablation "without
+        expansion", which sets the pruned ranks and their moments to zero.
+    copy_moments: the child also takes its parent's optimizer moments (Eq. 12). The reference means to, but writes
+        into a temporary copy, so that its children keep the moments of the ranks they replace (False here).
+
+    All other ranks, the parents among them, keep their current values and moments. Nothing is changed in place.
+    """
+    return Factors(
+        _operate_factor(current.a, source and source.a, pairs, 0, copy_moments),
+        _operate_factor(current.b, source and source.b, pairs, 1, copy_moments),
+    )
+
+
+def operate_scores(current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True) -> ParameterState:
+    """The raw scores g after a beam step: child and parent both get the mean of the pair (Eq. 11).
+
+    reset_moments: the moments of the whole vector g become zero (reference only).
+    """
+    pruned, parents = pairs.pruned.to(current.value.device), pairs.parents.to(current.value.device)
+    mean = (current.value[pruned] + current.value[parents]) / 2
+    value = current.value.index_copy(0, pruned, mean).index_copy(0, parents, mean)
+    moments = {name: torch.zeros_like(m) for name, m in current.moments.items()} if reset_moments else current.moments
+    return ParameterState(value, moments)

@@ -1,0 +1,53 @@
+"""Search, train, evaluate and compare: `python pipelines/sweep.py --suite commonsense`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from beamplatform.cli import main_guard
+from beamplatform.options import add_suite_options, load
+
+EXAMPLES = """examples:
+  python pipelines/sweep.py --suite commonsense                 the embedded world without a GPU, the paper's with one
+  python pipelines/sweep.py --suite commonsense --dry-run       what would run, and its memory; starts nothing
+  python pipelines/sweep.py --suite commonsense --methods beamlora,lora --seeds 0,1,2
+  python pipelines/sweep.py --suite my_suite.yaml --set training.max_steps=500 --set methods.beamlora.p_init=0.97
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sweep; 0 when every trial succeeded, 1 when some failed, 2 for bad input, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_suite_options(parser)
+    parser.add_argument("--methods", metavar="A,B", help="only these methods of the suite, in this order")
+    parser.add_argument("--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's")
+    parser.add_argument("--samples", metavar="N", help="draws from each method's non-grid domains")
+    parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
+    parser.add_argument("--name", help="the sweep's name; default: suite, preset and time")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved trials and estimated memory, then stop")
+    arguments = parser.parse_args(argv)
+
+    suite, preset_name, preset = load(
+        arguments,
+        {"search.seeds": arguments.seeds and f"[{arguments.seeds}]", "search.samples": arguments.samples,
+         "search.max_concurrent": arguments.max_concurrent},
+    )
+    from beamplatform.sweep.command import dry_run, sweep
+
+    methods = arguments.methods.split(",") if arguments.methods else list(preset.methods)
+    if arguments.dry_run:
+        return dry_run(suite, preset_name, preset, methods)
+    name = arguments.name or f"{suite.name}-{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return sweep(
+        suite, preset_name, preset, methods, name=name, storage=arguments.storage, tracking_uri=arguments.tracking_uri
+    )
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,1 @@
+"""Records and prompts: what a model is trained on and asked."""

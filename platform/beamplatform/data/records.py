@@ -1,0 +1,148 @@
+"""Task records from the embedded world, a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from beamplatform.errors import UserError
+
+Split = Literal["train", "test"]
+
+EMBEDDED = "embedded"
+"""The source that needs neither a folder nor a network: the generated world of `beamplatform.world`."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question and its gold answer, in the form of LLM-Adapters' data sets.
+
+    Attributes:
+        instruction: the question with its choices, as it stands in the prompt.
+        output: the text a model is trained to answer with.
+        answer: the label the extracted answer is compared with, such as "answer2".
+        input: further text the instruction refers to; empty in the commonsense sets.
+    """
+
+    instruction: str
+    output: str
+    answer: str
+    input: str = ""
+
+
+def load_records(task: str, split: Split, source: str) -> list[Record]:
+    """Read one split of one task.
+
+    Args:
+        task: a task's name, such as "boolq", which is also its folder's name.
+        split: "train" or "test".
+        source: "embedded"; or a folder that holds `<task>/<split>.json`, each a JSON list of objects; or the
+            id of a data set on the Hugging Face hub (see `_from_hub`).
+
+    Raises:
+        UserError: the source, the task or the split does not exist, the hub cannot be reached, or a record is
+            malformed. The message names the file, the record and the field.
+    """
+    if split not in get_args(Split):
+        raise UserError(f"unknown split {split!r}: allowed are {', '.join(get_args(Split))}")
+    if source == EMBEDDED:
+        from beamplatform import world
+
+        return _parse(world.records(task, split), f"embedded world, {task}/{split}")
+    if Path(source).expanduser().is_dir():
+        return _from_folder(task, split, Path(source).expanduser())
+    # "data/commonsens" beside a folder "data" is a misspelt folder, not an owner and a name: asking the hub
+    # would only delay the answer by its client's retries.
+    owner = Path(source).parent
+    if not _HUB_ID.fullmatch(source) or (owner != Path() and owner.is_dir()):
+        raise UserError(
+            f"no data folder at {source}: give {EMBEDDED!r}, a folder that holds <task>/<split>.json, "
+            "or a Hugging Face hub id such as owner/name"
+        )
+    return _from_hub(task, split, source)
+
+
+def _from_folder(task: str, split: Split, folder: Path) -> list[Record]:
+    path = folder / task / f"{split}.json"
+    if not path.parent.is_dir():
+        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        raise UserError(f"no task {task!r} in {folder}: its folders are {', '.join(found) or '(none)'}")
+    if not path.is_file():
+        found = sorted(p.name for p in path.parent.glob("*.json"))
+        raise UserError(
+            f"no {split} split of {task!r}: {path} is missing, "
+            f"its folder has {', '.join(found) or '(no JSON)'}"
+        )
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a JSON list of records, found {_json_type(rows)}")
+    return _parse(rows, str(path))
+
+
+def _from_hub(task: str, split: Split, hub_id: str) -> list[Record]:
+    """Read the data set's configuration named `task`, or else its file `<task>/<split>.json`.
+
+    A data set that has neither is refused: a mixture of tasks must not pass for the test set of one.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if task in datasets.get_dataset_config_names(hub_id):
+            rows = datasets.load_dataset(hub_id, name=task, split=split)
+        else:
+            rows = datasets.load_dataset(hub_id, data_files={split: f"{task}/{split}.json"}, split=split)
+    # The hub's client raises its own errors, httpx's and fsspec's, with no common base below Exception.
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"no folder {hub_id}, and reading {task}/{split} of it from the Hugging Face hub failed "
+            f"({type(error).__name__}: {reason[0] if reason else 'no detail'}): check the id, the task "
+            "and the network, or give a folder that holds <task>/<split>.json"
+        ) from error
+    return _parse(rows, f"{hub_id}, {task}/{split}")
+
+
+def _parse(rows: Iterable[Any], where: str) -> list[Record]:
+    """Check every row; `where` names the source in messages. Records are counted from 1."""
+    records = [_record(row, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
+    if not records:
+        raise UserError(f"{where}: holds no records")
+    return records
+
+
+def _record(row: Any, where: str) -> Record:
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{where}: expected an object with instruction, output and answer, found {_json_type(row)}"
+        )
+    for field in ("instruction", "output", "answer"):
+        if field not in row:
+            raise UserError(
+                f"{where}: no field {field!r}; needed are instruction, output and answer, optional is input, "
+                f"found {', '.join(map(str, row)) or '(no fields)'}"
+            )
+        if not isinstance(row[field], str) or not row[field].strip():
+            found = "an empty string" if isinstance(row[field], str) else _json_type(row[field])
+            raise UserError(f"{where}: field {field!r} must be a non-empty string, found {found}")
+    given = row.get("input")
+    # The hub's columnar format turns an absent optional field into None.
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"{where}: field 'input' must be a string, found {_json_type(given)}")
+    return Record(row["instruction"], row["output"], row["answer"], given or "")
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

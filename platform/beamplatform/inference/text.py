@@ -1,0 +1,75 @@
+"""From prompts to token ids and back, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beamplatform.errors import UserError
+from beamplatform.inference.check import unreadable_base
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """A base model's tokenizer with what generation has to know.
+
+    Attributes:
+        tokenizer: adds the special tokens it adds in training (Llama's: a beginning of sequence).
+        eos_token_ids: the tokens any of which ends a completion.
+        pad_token_id: fills up shorter sequences; never read, as it is masked.
+        context: the longest sequence of prompt and completion, in tokens.
+    """
+
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    context: int
+
+    def encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Return the token ids of every prompt.
+
+        Raises:
+            UserError: a prompt and its completion would not fit the model's context.
+        """
+        ids: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
+        for prompt, row in zip(prompts, ids, strict=True):
+            if len(row) + max_new_tokens > self.context:
+                raise UserError(
+                    f"a prompt of {len(row)} tokens and {max_new_tokens} new ones exceed the model's context "
+                    f"of {self.context}; it begins {prompt[:60]!r} and ends {prompt[-60:]!r}"
+                )
+        return ids
+
+    def decode(self, completion: Sequence[int], stop: Sequence[str]) -> str:
+        """Return the text before the first end of sequence and before the first of the `stop` texts."""
+        end = next((i for i, token in enumerate(completion) if token in self.eos_token_ids), len(completion))
+        text: str = self.tokenizer.decode(list(completion[:end]), skip_special_tokens=True)
+        return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+
+
+def load_codec(base_model: str) -> TextCodec:
+    """Read the tokenizer, the generation config and the context length of a base model.
+
+    Raises:
+        UserError: one of them is missing, or neither names an end-of-sequence token.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+        config = AutoConfig.from_pretrained(base_model)
+    except (OSError, ValueError) as error:
+        raise unreadable_base(base_model, error) from error
+    try:
+        eos = GenerationConfig.from_pretrained(base_model).eos_token_id
+    except OSError:
+        eos = None
+    named = [eos] if isinstance(eos, int) else list(eos or ())
+    if tokenizer.eos_token_id is not None:
+        named.append(tokenizer.eos_token_id)
+    if not named:
+        raise UserError(f"the base model {base_model} names no end-of-sequence token in its tokenizer")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else named[0]
+    context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return TextCodec(tokenizer, tuple(dict.fromkeys(named)), pad, context)

@@ -1,0 +1,190 @@
+"""Generation with transformers and PEFT: runs anywhere, and is the reference for the other engine."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.inference.check import check_export, unreadable_base
+from beamplatform.inference.engine import Export
+from beamplatform.inference.identity import fingerprint
+from beamplatform.inference.text import TextCodec, load_codec
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+class TransformersEngine:
+    """Holds the base model once, with several adapters on it, and at most one merged model beside it.
+
+    A merged model is a model of its own: it is loaded when it is first asked for and freed when another
+    export is, so ask everything of it in one go.
+    """
+
+    def __init__(self, base_model: str, *, dtype: str, batch_size: int, max_adapters: int) -> None:
+        self._base_model = base_model
+        self._dtype = dtype
+        self._batch_size = batch_size
+        self._max_adapters = max_adapters
+        self._base: Any = None
+        self._adapted: Any = None
+        self._adapters: OrderedDict[str, None] = OrderedDict()
+        self._merged: tuple[str, Any] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts in one forward pass."""
+        return self._batch_size
+
+    @cached_property
+    def _codec(self) -> TextCodec:
+        return load_codec(self._base_model)
+
+    @cached_property
+    def _device(self) -> str:
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        export: Export | None,
+        max_new_tokens: int,
+        beams: int = 1,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """See `Engine.generate`."""
+        import torch
+
+        ids = self._codec.encode(prompts, max_new_tokens)
+        model = self._model(export)
+        without_adapters = export is None and self._adapted is not None
+        completions: list[str] = []
+        with torch.no_grad(), self._adapted.disable_adapter() if without_adapters else nullcontext():
+            for start in range(0, len(ids), self._batch_size):
+                rows = self._generate_batch(
+                    model, ids[start : start + self._batch_size], max_new_tokens, beams, stop
+                )
+                completions += [self._codec.decode(row, stop) for row in rows]
+        return completions
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._base = self._adapted = self._merged = None
+        self._adapters.clear()
+        self._free()
+
+    def _generate_batch(
+        self, model: Any, ids: list[list[int]], max_new_tokens: int, beams: int, stop: Sequence[str]
+    ) -> list[list[int]]:
+        """Return the new token ids of each row."""
+        from transformers import GenerationConfig
+
+        input_ids, attention_mask = self._pad_left(ids)
+        # A config of its own: the model's may name a temperature or a length that is meant for chatting.
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=beams,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(self._codec.eos_token_ids),
+            pad_token_id=self._codec.pad_token_id,
+            stop_strings=list(stop) or None,
+        )
+        sequences = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=config,
+            tokenizer=self._codec.tokenizer if stop else None,
+        )
+        rows: list[list[int]] = sequences[:, input_ids.shape[1] :].tolist()
+        return rows
+
+    def _pad_left(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids and attention mask, both [rows, longest], prompts ending in the last column."""
+        import torch
+
+        longest = max(map(len, ids))
+        padding = [[self._codec.pad_token_id] * (longest - len(row)) for row in ids]
+        input_ids = torch.tensor([pad + row for pad, row in zip(padding, ids, strict=True)])
+        mask = torch.tensor([[0] * len(pad) + [1] * len(row) for pad, row in zip(padding, ids, strict=True)])
+        return input_ids.to(self._device), mask.to(self._device)
+
+    def _model(self, export: Export | None) -> Any:
+        """Return the model that answers for `export`, its adapter switched on."""
+        name = fingerprint(export) if export else ""
+        if self._merged and self._merged[0] != name:
+            self._merged = None
+            self._free()
+        if export and export.kind == "merged":
+            if self._merged is None:
+                check_export(self._base_model, export)
+                self._merged = (name, self._load(export.path))
+            return self._merged[1]
+        if self._base is None:
+            self._base = self._load(self._base_model)
+        if export is None:
+            return self._base
+        self._use_adapter(name, export)
+        return self._adapted
+
+    def _use_adapter(self, name: str, export: Export) -> None:
+        from peft import PeftModel
+
+        if name not in self._adapters:
+            check_export(self._base_model, export)
+            if self._adapted is None:
+                self._adapted = PeftModel.from_pretrained(self._base, export.path, adapter_name=name)
+            else:
+                self._adapted.load_adapter(export.path, adapter_name=name)
+        self._adapters[name] = None
+        self._adapters.move_to_end(name)
+        self._adapted.set_adapter(name)
+        self._adapted.eval()
+        # Only after the new one is active: PEFT cannot delete the last adapter of a model.
+        while len(self._adapters) > self._max_adapters:
+            unused, _ = self._adapters.popitem(last=False)
+            self._adapted.delete_adapter(unused)
+
+    def _load(self, path: str) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        logger.info("loading %s in %s on %s", path, self._dtype, self._device)
+        try:
+            with _no_progress_bars():
+                model = AutoModelForCausalLM.from_pretrained(
+                    path, dtype=getattr(torch, self._dtype), use_safetensors=True
+                )
+        except (OSError, ValueError) as error:
+            raise unreadable_base(path, error) from error
+        return model.to(self._device).eval()
+
+    def _free(self) -> None:
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing on the terminal, which belongs to the pipeline."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

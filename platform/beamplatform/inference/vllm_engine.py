@@ -1,0 +1,256 @@
+"""Generation with vLLM: many adapters over one base model, on CUDA or with the CPU build."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+from beamplatform.errors import UserError
+from beamplatform.inference.check import check_export, read_adapter_config
+from beamplatform.inference.engine import Export
+from beamplatform.inference.identity import fingerprint
+from beamplatform.inference.text import TextCodec, load_codec
+
+logger = logging.getLogger(__name__)
+
+MAX_BEAMS = 10
+"""vLLM's beam search asks for the 2 * beams likeliest tokens, and an engine gives 20 at most by default."""
+
+BATCHES_PER_CALL = 16
+"""vLLM refills its batch as sequences end: of this many batches in a call only the last one runs empty."""
+
+
+class VllmEngine:
+    """One vLLM engine at a time: for the base model with its adapters, or for one merged model.
+
+    vLLM takes its memory when it starts, so the engine in use is shut down before another starts. Ask for
+    the base model and all adapters first, and everything of one merged model in one go.
+
+    Beam search is vLLM's own. It prefers completed sequences by their score per token *of prompt and
+    completion*; the best is chosen here from those it returns per token of the completion, as transformers
+    does. The candidates can still differ from transformers', which is the engine that reproduces the
+    published `beams: 4`.
+
+    The engine's process must not be in a torch.distributed group of its own: vLLM forms one and closes it.
+    """
+
+    def __init__(
+        self, base_model: str, *, dtype: str, batch_size: int, max_adapters: int, max_lora_rank: int
+    ) -> None:
+        self._base_model = base_model
+        self._dtype = dtype
+        self._batch_size = batch_size
+        self._max_adapters = max_adapters
+        self._max_lora_rank = max_lora_rank
+        self._engine: tuple[str, Any] | None = None
+        self._adapters: OrderedDict[str, int] = OrderedDict()
+        self._last_adapter_id = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts that keep the engine's batch full for most of a call."""
+        return self._batch_size * BATCHES_PER_CALL
+
+    @cached_property
+    def _codec(self) -> TextCodec:
+        return load_codec(self._base_model)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        export: Export | None,
+        max_new_tokens: int,
+        beams: int = 1,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """See `Engine.generate`. One call serves one export: mixed with others, base requests go wrong."""
+        if beams > 1 and stop:
+            raise UserError(
+                "vLLM's beam search knows no stop texts: use one beam, or the engine 'transformers'"
+            )
+        if beams > MAX_BEAMS:
+            raise UserError(
+                f"vLLM searches with at most {MAX_BEAMS} beams, got {beams}: use the engine 'transformers'"
+            )
+        ids = self._codec.encode(prompts, max_new_tokens)
+        llm, adapter = self._serve(export)
+        inputs = [{"prompt_token_ids": row} for row in ids]
+        if beams > 1:
+            completions = self._search(llm, inputs, adapter, max_new_tokens, beams)
+        else:
+            completions = self._greedy(llm, inputs, adapter, max_new_tokens, stop)
+        return [self._codec.decode(row, stop) for row in completions]
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._engine is None:
+            return
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        _, llm = self._engine
+        self._engine = None
+        self._adapters.clear()
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    def _greedy(
+        self, llm: Any, inputs: list[Any], adapter: Any, max_new_tokens: int, stop: Sequence[str]
+    ) -> list[list[int]]:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_new_tokens,
+            stop=list(stop),
+            stop_token_ids=list(self._codec.eos_token_ids),
+            # Ids are decoded as the other engine's are; stop texts need vLLM's own decoding as well.
+            detokenize=bool(stop),
+        )
+        outputs = llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def _search(
+        self, llm: Any, inputs: list[Any], adapter: Any, max_new_tokens: int, beams: int
+    ) -> list[list[int]]:
+        from vllm.sampling_params import BeamSearchParams
+
+        parameters = BeamSearchParams(beam_width=beams, max_tokens=max_new_tokens)
+        outputs = llm.beam_search(
+            inputs, parameters, lora_request=adapter, concurrency_limit=self._batch_size
+        )
+        completions = []
+        for prompt, output in zip(inputs, outputs, strict=True):
+            start = len(prompt["prompt_token_ids"])
+            best = max(output.sequences, key=lambda found: found.cum_logprob / (len(found.tokens) - start))
+            completions.append(list(best.tokens[start:]))
+        return completions
+
+    def _serve(self, export: Export | None) -> tuple[Any, Any]:
+        """Return the running engine that serves `export`, and its `LoRARequest` if it is an adapter."""
+        # vLLM ends with its engine when it cannot load what it is given, so everything is checked before.
+        name = fingerprint(export) if export else ""
+        if export and export.kind == "merged":
+            if self._engine is None or self._engine[0] != name:
+                check_export(self._base_model, export)
+            return self._start(name, export.path), None
+        if export is None:
+            return self._start("", self._base_model), None
+        if name not in self._adapters:
+            check_export(self._base_model, export)
+            check_servable(Path(export.path), self._lora_rank)
+        llm = self._start("", self._base_model)
+        return llm, self._adapter_request(llm, name, export)
+
+    def _adapter_request(self, llm: Any, name: str, export: Export) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        if name not in self._adapters:
+            # One slot stays free for the base model's requests: an old adapter leaves before a new one comes.
+            if len(self._adapters) == self._max_adapters:
+                _, unused = self._adapters.popitem(last=False)
+                llm.llm_engine.remove_lora(unused)
+            self._last_adapter_id += 1
+            self._adapters[name] = self._last_adapter_id
+        self._adapters.move_to_end(name)
+        return LoRARequest(name, self._adapters[name], export.path)
+
+    @cached_property
+    def _lora_rank(self) -> int:
+        return padded_rank(self._max_lora_rank)
+
+    def _start(self, name: str, path: str) -> Any:
+        """Return the engine called `name`, "" for the base model's; another one is shut down first."""
+        if self._engine is not None and self._engine[0] == name:
+            return self._engine[1]
+        self.close()
+        lora: dict[str, Any] = {}
+        if not name:
+            # One slot more than adapters: with every slot taken, requests for the base model get an adapter.
+            lora = {
+                "enable_lora": True,
+                "max_loras": self._max_adapters + 1,
+                "max_lora_rank": self._lora_rank,
+            }
+        with _vllm_environment():
+            import torch
+            from vllm import LLM
+
+            logger.info("starting vLLM for %s in %s", path, self._dtype)
+            llm = LLM(
+                model=path,
+                tokenizer=self._base_model,
+                dtype=self._dtype,
+                max_num_seqs=self._batch_size,
+                generation_config="vllm",
+                use_tqdm_on_load=False,
+                # Compiling pays off on GPUs only.
+                enforce_eager=not torch.cuda.is_available(),
+                **lora,
+            )
+        self._engine = (name, llm)
+        return llm
+
+
+def padded_rank(rank: int) -> int:
+    """Return the smallest rank vLLM reserves memory for that is at least `rank`.
+
+    Raises:
+        UserError: `rank` is above the largest.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    ranks: tuple[int, ...] = get_args(MaxLoRARanks)
+    fitting = [r for r in ranks if r >= rank]
+    if not fitting:
+        raise UserError(f"max_lora_rank is {rank}, vLLM serves adapters up to rank {max(ranks)}")
+    return min(fitting)
+
+
+def check_servable(folder: Path, max_lora_rank: int) -> None:
+    """Check that vLLM can serve this LoRA adapter.
+
+    Raises:
+        UserError: its rank is above `max_lora_rank`, or it is more than plain LoRA of one rank.
+    """
+    config = read_adapter_config(folder)
+    if config["r"] > max_lora_rank:
+        raise UserError(
+            f"adapter {folder} has rank {config['r']}, above this engine's max_lora_rank of {max_lora_rank}"
+        )
+    for key in ("use_dora", "modules_to_save", "bias", "rank_pattern", "alpha_pattern"):
+        if config.get(key) and config[key] != "none":
+            raise UserError(
+                f"adapter {folder} has {key}={config[key]!r}, which vLLM cannot serve: "
+                "export a merged model, or use the engine 'transformers'"
+            )
+
+
+@contextmanager
+def _vllm_environment() -> Iterator[None]:
+    """Set what vLLM reads from the environment while it starts, where the user has not set it."""
+    defaults = {
+        # In this process: starts in a fifth of the time, and nothing is left behind when this process ends.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # GiB; without it the CPU build takes most of the machine's memory.
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        # Its log records go where the program's own go.
+        "VLLM_CONFIGURE_LOGGING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    added = [name for name in defaults if name not in os.environ]
+    os.environ.update({name: defaults[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

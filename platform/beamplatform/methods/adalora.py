@@ -1,0 +1,182 @@
+"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): PEFT's layers and formulas.
+
+PEFT's own budget update reads gradients and writes weights in place, which does not survive DeepSpeed (masked values
+come back from the master weights). Here PEFT's RankAllocator works on whole copies of the adapter's parameters, and
+the masked singular values are written back through the optimizer access, which reaches the master weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from beamplatform.methods.base import AdapterHyperparameters, Method
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdaLoraHyperparameters(AdapterHyperparameters):
+    """`r` is the target rank (average over modules); lengths are fractions of all optimizer steps."""
+
+    init_r: Annotated[int, Field(ge=2)] | None = Field(None, description="rank at the start; null = 1.5 r")
+    tinit: Fraction = Field(0.1, description="share of the steps before pruning starts")
+    tfinal: Fraction = Field(0.3, description="share of the steps after pruning has ended")
+    delta_t: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two budget updates")
+    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the sensitivity (Eq. 5)")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the uncertainty (Eq. 6)")
+    orth_reg_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the regulariser (Eq. 4)")
+
+    @model_validator(mode="after")
+    def _ranks_and_shares(self) -> AdaLoraHyperparameters:
+        if self.largest_rank <= self.r:
+            raise ValueError(f"init_r ({self.largest_rank}) must be above the target rank r ({self.r})")
+        if self.tinit + self.tfinal >= 1:
+            raise ValueError(f"tinit + tfinal must be below 1, got {self.tinit} + {self.tfinal}")
+        return self
+
+    @property
+    def largest_rank(self) -> int:
+        return self.init_r if self.init_r is not None else max(self.r + 1, self.r * 3 // 2)
+
+
+class AdaLora(Method):
+    """W0 x + scaling / r B (E ⊙ A) x with singular values E pruned to a budget that falls over training."""
+
+    name: ClassVar[str] = "adalora"
+    hyperparameters: ClassVar[type[AdaLoraHyperparameters]] = AdaLoraHyperparameters
+
+    def check(self) -> None:
+        total = self.plan.total_steps
+        first, last = self._steps(self.values.tinit), total - self._steps(self.values.tfinal)
+        if last - first < self.values.delta_t:
+            raise ValueError(
+                f"adalora: no budget update fits between step {first} (tinit) and step {last} (tfinal) of {total} with "
+                f"delta_t = {self.values.delta_t}; lower delta_t, tinit or tfinal, or train longer"
+            )
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        from peft import AdaLoraConfig, get_peft_model
+
+        values = self.values
+        arguments = values.lora_arguments()
+        del arguments["r"]
+        config = AdaLoraConfig(
+            target_r=values.r,
+            init_r=values.largest_rank,
+            tinit=self._steps(values.tinit),
+            tfinal=self._steps(values.tfinal),
+            deltaT=values.delta_t,
+            beta1=values.beta1,
+            beta2=values.beta2,
+            orth_reg_weight=values.orth_reg_weight,
+            total_step=self.plan.total_steps,
+            **arguments,
+        )
+        return get_peft_model(base, config)
+
+    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+        from beamlora.optimizer_access import optimizer_access
+
+        super().attach(model, optimizer)
+        self._access = optimizer_access(optimizer)
+        self._allocator = self.model.base_model.rankallocator
+        self._config = self.model.peft_config["default"]
+        tuner = self.model.base_model.model
+        self._adapter = {name: p for name, p in tuner.named_parameters() if p.requires_grad and "lora_" in name}
+        self._gradients: dict[str, torch.Tensor] = {}
+
+    def extra_loss(self) -> torch.Tensor:
+        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F, times its weight (Eq. 4)."""
+        import torch
+
+        terms = []
+        for name, p in self._adapter.items():
+            if "lora_E" in name:
+                continue
+            gram = p @ p.T if "lora_A" in name else p.T @ p
+            terms.append(torch.linalg.norm(gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)))
+        return self.values.orth_reg_weight * torch.stack(terms).mean()
+
+    def before_step(self) -> None:
+        self._gradients = {name: self._access.gradient(p) for name, p in self._adapter.items()}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """PEFT's order: importance from the stepped weights and this step's gradients, then the mask of this step."""
+        last = self._config.total_step - self._config.tfinal
+        if step < last:
+            view = _WholeParameters(self._read(), self._gradients)
+            budget, pattern = self._allocator.update_and_allocate(view, step)
+        elif step == last:
+            view = _WholeParameters(self._read(), self._gradients)
+            budget, pattern = self._allocator.update_and_allocate(view, step, force_mask=True)
+            self._allocator.reset_ipt()
+        else:
+            # Weight updates revive masked singular values, so PEFT masks after every later step.
+            view = _WholeParameters(self._read(only="lora_E"), {})
+            budget, pattern = self._allocator.target_bgt, self._config.rank_pattern
+            self._allocator.mask_using_rank_pattern(view, pattern)
+        self._gradients = {}
+        if pattern:
+            self._config.rank_pattern = pattern
+            self._write_singular_values(view)
+        return {"adalora/budget": float(budget)}
+
+    def state_dict(self) -> dict[str, Any]:
+        allocator = self._allocator
+        return {
+            "rank_pattern": self._config.rank_pattern,
+            "exp_avg_ipt": allocator.exp_avg_ipt,
+            "exp_avg_unc": allocator.exp_avg_unc,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._config.rank_pattern = state["rank_pattern"]
+        self._allocator.exp_avg_ipt = dict(state["exp_avg_ipt"])
+        self._allocator.exp_avg_unc = dict(state["exp_avg_unc"])
+        # PEFT sets all three where the instantaneous importance is missing; its value is overwritten before use.
+        self._allocator.ipt = dict(state["exp_avg_ipt"])
+
+    def export(self, model: Any, folder: Path) -> None:
+        """A plain LoRA of rank init_r: E and PEFT's scaling folded into A, pruned ranks zero."""
+        from beamplatform.methods.plain import save_plain_lora
+
+        factors = {}
+        for name, layer in model.base_model.model.named_modules():
+            if "default" not in getattr(layer, "lora_E", {}):
+                continue
+            scale = layer.scaling["default"] / (layer.ranknum["default"] + 1e-5)
+            factors[name] = (layer.lora_A["default"] * layer.lora_E["default"] * scale, layer.lora_B["default"])
+        save_plain_lora(factors, rank=self.values.largest_rank, base=model.base_model.model, folder=folder)
+
+    def _steps(self, share: float) -> int:
+        return int(share * self.plan.total_steps)
+
+    def _read(self, only: str = "lora_") -> dict[str, torch.Tensor]:
+        return {name: self._access.value(p) for name, p in self._adapter.items() if only in name}
+
+    def _write_singular_values(self, view: _WholeParameters) -> None:
+        import dataclasses
+
+        for name, value in view.named_parameters():
+            if "lora_E" in name:
+                parameter = self._adapter[name]
+                self._access.write(parameter, dataclasses.replace(self._access.read(parameter), value=value))
+
+
+class _WholeParameters:
+    """What PEFT's RankAllocator asks of a model, over whole float32 copies of parameters and gradients."""
+
+    def __init__(self, values: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor]) -> None:
+        self._values = dict(values)
+        for name, gradient in gradients.items():
+            self._values[name].grad = gradient
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self._values.items())

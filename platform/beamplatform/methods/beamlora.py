@@ -1,0 +1,95 @@
+"""BeamLoRA (ACL 2025, arXiv 2502.13604): this project's package `beamlora`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from beamplatform.methods.base import AdapterHyperparameters, Method
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class BeamLoraHyperparameters(AdapterHyperparameters):
+    """The options of `beamlora.BeamLoraConfig`, whose docstring explains each."""
+
+    r: Annotated[int, Field(ge=2, description="at least 2: a beam step needs a rank to prune and one to copy")] = 8
+    p_init: Annotated[float, Field(gt=0, le=1)] = 0.95
+    interval: int | float = Field(0.1, description="steps between two beam steps, or a fraction of all steps")
+    temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    score_scale: Literal["rank", "unit"] = "rank"
+    threshold_horizon: Literal["window", "total"] = "window"
+    threshold_schedule: Literal["cosine", "linear", "constant", "match_lr"] = "match_lr"
+    threshold_scope: Literal["global", "module"] = "global"
+    threshold_crossing: Literal["greater", "greater_equal"] = "greater"
+    operate_until: Annotated[float, Field(gt=0, le=1)] = 2 / 3
+    copy_moments: bool = True
+    reset_score_moments: bool = True
+    expansion: bool = True
+    assessment: bool = True
+    history: bool = True
+
+    @field_validator("interval")
+    @classmethod
+    def _steps_or_fraction(cls, value: int | float) -> int | float:
+        if value >= 2 if isinstance(value, int) else 0 < value < 1:
+            return value
+        raise ValueError(f"must be an integer >= 2 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
+
+
+class BeamLora(Method):
+    """LoRA with a trained score per rank; every `interval` steps the weakest ranks become copies of the strongest."""
+
+    name: ClassVar[str] = "beamlora"
+    hyperparameters: ClassVar[type[BeamLoraHyperparameters]] = BeamLoraHyperparameters
+
+    def check(self) -> None:
+        from beamlora.search import _schedule
+
+        _schedule(self._config(), self.plan.total_steps, self.plan.schedule)
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        from beamlora import get_beamlora_model
+
+        return get_beamlora_model(base, self._config())
+
+    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+        from beamlora import BeamSearch
+
+        super().attach(model, optimizer)
+        self._search = BeamSearch(
+            self.model,
+            optimizer,
+            total_steps=self.plan.total_steps,
+            seed=self.plan.seed,
+            lr_schedule=self.plan.schedule,
+            learning_rate=self.values.learning_rate,
+        )
+
+    def after_step(self, step: int) -> dict[str, float]:
+        report = self._search.step()
+        if report is None:
+            return {}
+        return {"beam/threshold": report.threshold, "beam/operated_ranks": float(report.operated_ranks)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._search.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._search.load_state_dict(dict(state))
+
+    def export(self, model: Any, folder: Path) -> None:
+        from beamlora import export_lora
+
+        export_lora(model, str(folder))
+
+    def _config(self) -> Any:
+        from beamlora import BeamLoraConfig
+
+        own = self.values.model_dump(exclude={"learning_rate", *AdapterHyperparameters.model_fields})
+        return BeamLoraConfig(**own, **self.values.lora_arguments())

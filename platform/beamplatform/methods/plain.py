@@ -1,0 +1,41 @@
+"""Writing low-rank factors as a plain LoRA adapter that stock PEFT and vLLM load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def save_plain_lora(
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, rank: int, base: Any, folder: Path
+) -> None:
+    """Write an adapter with y = W0 x + B A x, that is lora_alpha = r.
+
+    Args:
+        factors: module name -> (A [rank, d_in], B [d_out, rank]).
+        rank: the adapter's rank, the same for all modules.
+        base: the base model; its name goes into the adapter's configuration.
+        folder: made where it does not exist.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, (a, b) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted({name.rpartition(".")[2] for name in factors}),
+        base_model_name_or_path=base.config.name_or_path,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))

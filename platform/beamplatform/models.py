@@ -1,0 +1,97 @@
+"""The base model: where it lies, its tokenizer, its shapes without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from beamplatform.suite import ModelSection
+
+TINY = "tiny"
+"""The model.path of the model that is shipped with this package."""
+
+
+def resolve_path(path: str) -> str:
+    """The folder of the shipped model for 'tiny'; any other path or hub id as it is."""
+    if path == TINY:
+        from beamplatform.world import tiny_model_path
+
+        return str(tiny_model_path())
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
+
+
+def torch_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
+    """The dtype of the base model's weights: 'auto' is bfloat16 on a GPU and float32 on a CPU."""
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if on_gpu else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def load_base(section: ModelSection, *, on_gpu: bool) -> PreTrainedModel:
+    """The base model for training, on the CPU, every parameter frozen.
+
+    Raises:
+        UserError: the folder or hub id cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_path(section.path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch_dtype(section.dtype, on_gpu=on_gpu), use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: cannot load {path}: {_first_line(error)}") from error
+    model.config.use_cache = False
+    return model.requires_grad_(False)
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer, with a padding token (its own, else the end-of-sequence token).
+
+    Raises:
+        UserError: the folder or hub id cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    resolved = resolve_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: cannot load a tokenizer from {resolved}: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def skeleton(path: str) -> PreTrainedModel:
+    """The model on the meta device: all shapes, no weights, in a second even for 70 billion parameters.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    resolved = resolve_path(path)
+    try:
+        config = AutoConfig.from_pretrained(resolved)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.path: cannot read a model configuration from {resolved}: {_first_line(error)}; "
+            f"allowed: {TINY!r}, a model folder, or a Hugging Face hub id (with network access)"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

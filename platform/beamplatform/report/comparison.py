@@ -1,0 +1,243 @@
+"""From the trials of a sweep to one row per method. Numbers only: no MLflow, no printing."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from beamplatform.errors import UserError
+from beamplatform.report.labels import task_order
+from beamplatform.tracking.runs import TrialRun
+
+VALIDATION = "validation/loss"
+EVAL = "eval/"
+AVERAGE = "average"
+_EQUAL = 1e-9
+
+Choice = Literal["only one", "lowest validation loss", "first by name"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The accuracy (0..1) of one method on one task, over its seeds.
+
+    Attributes:
+        values: one accuracy per seed, in the order of the row's seeds.
+        standard_error: sample standard deviation / sqrt(seeds); ``None`` for a single seed.
+        best: the highest mean of its column (several where they are equal).
+        close: not the best, but within one standard error of the difference to a best cell,
+            sqrt(se_best^2 + se^2): more seeds may turn the order round. Needs two seeds on both sides.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    standard_error: float | None
+    best: bool = False
+    close: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, as its chosen configuration.
+
+    Attributes:
+        names: the trials behind the numbers, by seed.
+        cells: by task; ``None`` where not every seed has a score for the task.
+        average: mean over the tasks first, then over the seeds; ``None`` where a task is missing.
+        validation_loss: mean over the seeds; ``None`` where no seed recorded one or one diverged.
+        candidates: configurations the choice was made from.
+        settings: the parameters in which those candidates differ, as chosen.
+    """
+
+    method: str
+    configuration: str
+    seeds: tuple[int, ...]
+    names: tuple[str, ...]
+    cells: Mapping[str, Cell | None]
+    average: Cell | None
+    validation_loss: float | None
+    candidates: int
+    choice: Choice
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods against tasks. ``left_out`` names each trial without scores, with the reason."""
+
+    suite: str
+    sweep: str
+    preset: str
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
+
+
+def compare(
+    runs: Sequence[TrialRun],
+    *,
+    suite: str = "",
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Comparison:
+    """Choose each method's configuration by validation loss and average its scores over the seeds.
+
+    The configuration with the lowest mean ``validation/loss`` over its seeds stands for the method; equal
+    ones are decided by the trial's name, test scores never take part. A configuration of which a seed
+    diverged or recorded no loss is taken only where no other is left. Of several trials with the same
+    configuration and seed the newest counts.
+
+    Args:
+        runs: the trials of one sweep, of any status. Only finished ones with scores count, the others
+            are left out.
+        methods: order and choice of rows; ``None``: by first appearance in ``runs``.
+        tasks: order and choice of columns; ``None``: every scored task, in the order of `task_order`.
+
+    Raises:
+        UserError: no trial can be compared, or a named method or task has no scores.
+    """
+    scored = [run for run in runs if run.status == "FINISHED" and _tasks_of(run)]
+    left_out = tuple(f"{run.name} ({_reason(run)})" for run in runs if run not in scored)
+    if not scored:
+        counts = Counter(_reason(run) for run in runs)
+        there = (
+            ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "it has no trials"
+        )
+        raise UserError(f"no finished trial with scores to compare: {there}")
+    kept_tasks = _selected(
+        "task", tasks, sorted({task for run in scored for task in _tasks_of(run)}, key=task_order)
+    )
+    kept_methods = _selected("method", methods, list(dict.fromkeys(run.method for run in scored)))
+    rows = [
+        _row(method, [run for run in scored if run.method == method], kept_tasks) for method in kept_methods
+    ]
+    return Comparison(
+        suite=suite,
+        sweep=scored[-1].sweep,
+        preset=scored[-1].preset,
+        tasks=tuple(kept_tasks),
+        rows=_marked(rows, kept_tasks),
+        left_out=left_out,
+    )
+
+
+def _tasks_of(run: TrialRun) -> list[str]:
+    return [key.removeprefix(EVAL) for key in run.metrics if key.startswith(EVAL) and key != EVAL + AVERAGE]
+
+
+def _reason(run: TrialRun) -> str:
+    return run.status if run.status != "FINISHED" else "without scores"
+
+
+def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> list[str]:
+    if wanted is None:
+        return present
+    unknown = [name for name in wanted if name not in present]
+    if unknown:
+        raise UserError(
+            f"no scores of the {kind} {', '.join(unknown)}; there are scores of {', '.join(present)}"
+        )
+    return list(dict.fromkeys(wanted))
+
+
+def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str]) -> Row:
+    by_configuration: dict[str, dict[int, TrialRun]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: run.started):
+        by_configuration[run.configuration][run.seed] = run
+    candidates = {
+        configuration: [by_seed[seed] for seed in sorted(by_seed)]
+        for configuration, by_seed in by_configuration.items()
+    }
+    losses = {configuration: _mean_loss(seeds) for configuration, seeds in candidates.items()}
+
+    def rank(configuration: str) -> tuple[float, str]:
+        loss = losses[configuration]
+        return (math.inf if loss is None else loss, candidates[configuration][0].name)
+
+    best = min(candidates, key=rank)
+    chosen = candidates[best]
+    choice: Choice = "lowest validation loss"
+    if len(candidates) == 1:
+        choice = "only one"
+    elif losses[best] is None:
+        choice = "first by name"
+    per_seed = [_seed_average(run, tasks) for run in chosen]
+    return Row(
+        method=method,
+        configuration=best,
+        seeds=tuple(run.seed for run in chosen),
+        names=tuple(run.name for run in chosen),
+        cells={task: _cell([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
+        average=_cell(per_seed),
+        validation_loss=losses[best],
+        candidates=len(candidates),
+        choice=choice,
+        settings=_differing(chosen[0], [seeds[0] for seeds in candidates.values()]),
+    )
+
+
+def _mean_loss(runs: Sequence[TrialRun]) -> float | None:
+    losses = [run.metrics.get(VALIDATION, math.nan) for run in runs]
+    return statistics.fmean(losses) if all(map(math.isfinite, losses)) else None
+
+
+def _seed_average(run: TrialRun, tasks: Sequence[str]) -> float | None:
+    scores = [run.metrics[EVAL + task] for task in tasks if EVAL + task in run.metrics]
+    return statistics.fmean(scores) if len(scores) == len(tasks) else None
+
+
+def _cell(values: Iterable[float | None]) -> Cell | None:
+    known = []
+    for value in values:
+        if value is None or not math.isfinite(value):
+            return None
+        known.append(value)
+    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    return Cell(values=tuple(known), mean=statistics.fmean(known), standard_error=error)
+
+
+def _differing(chosen: TrialRun, candidates: Sequence[TrialRun]) -> dict[str, str]:
+    names = sorted({name for run in candidates for name in run.params} - {"seed"})
+    return {
+        name: chosen.params[name]
+        for name in names
+        if name in chosen.params and len({run.params.get(name) for run in candidates}) > 1
+    }
+
+
+def _marked(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[Row, ...]:
+    columns = {task: _mark([row.cells[task] for row in rows]) for task in tasks}
+    averages = _mark([row.average for row in rows])
+    return tuple(
+        replace(row, cells={task: columns[task][index] for task in tasks}, average=averages[index])
+        for index, row in enumerate(rows)
+    )
+
+
+def _mark(column: Sequence[Cell | None]) -> list[Cell | None]:
+    """The column with its best cells marked; a lone method is compared with nobody and stays unmarked."""
+    present = [cell for cell in column if cell is not None]
+    if len(present) < 2:
+        return list(column)
+    top = max(cell.mean for cell in present)
+    leaders = [cell for cell in present if top - cell.mean <= _EQUAL]
+    return [
+        None
+        if cell is None
+        else replace(cell, best=any(cell is leader for leader in leaders), close=_is_close(cell, leaders))
+        for cell in column
+    ]
+
+
+def _is_close(cell: Cell, leaders: Sequence[Cell]) -> bool:
+    if cell.standard_error is None or any(cell is leader for leader in leaders):
+        return False
+    return any(
+        leader.standard_error is not None
+        and leader.mean - cell.mean <= math.hypot(leader.standard_error, cell.standard_error)
+        for leader in leaders
+    )

@@ -1,0 +1,24 @@
+"""The comparison as files: Markdown, CSV and the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beamplatform.report.comparison import Comparison
+from beamplatform.report.labels import CHANCE
+from beamplatform.report.picture import save_picture
+from beamplatform.report.render import to_csv, to_markdown
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write comparison.md, .csv, .png and .svg into `folder` (made where it is missing) and return their
+    paths.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    texts = {folder / "comparison.md": to_markdown(comparison), folder / "comparison.csv": to_csv(comparison)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    return [*texts, *save_picture(comparison, folder / "comparison", chance=CHANCE)]

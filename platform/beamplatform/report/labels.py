@@ -1,0 +1,60 @@
+"""How methods and tasks are written for readers."""
+
+from __future__ import annotations
+
+METHODS = {
+    "beamlora": "BeamLoRA",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "pissa": "PiSSA",
+    "milora": "MiLoRA",
+    "relora": "ReLoRA",
+    "increlora": "IncreLoRA",
+    "full": "Full fine-tuning",
+}
+
+TASKS = {
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+    "social_i_qa": "SIQA",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "ARC-Easy": "ARC-e",
+    "ARC-Challenge": "ARC-c",
+    "openbookqa": "OBQA",
+    "gsm8k": "GSM8K",
+    "math": "MATH",
+    "humaneval": "HumanEval",
+    "mbpp": "MBPP",
+}
+"""In the order in which the benchmarks' tables list them."""
+
+CHANCE = {
+    "boolq": 1 / 2,
+    "piqa": 1 / 2,
+    "social_i_qa": 1 / 3,
+    "hellaswag": 1 / 4,
+    "winogrande": 1 / 2,
+    "ARC-Easy": 1 / 4,
+    "ARC-Challenge": 1 / 4,
+    "openbookqa": 1 / 4,
+}
+"""Accuracy of guessing among a question's options. (A handful of ARC questions have three or five
+options.)"""
+
+
+def method_label(method: str) -> str:
+    """The method's usual spelling, or the name itself where there is none."""
+    return METHODS.get(method, method)
+
+
+def task_label(task: str) -> str:
+    """The task's usual short name in papers, or the name itself where there is none."""
+    return TASKS.get(task, task)
+
+
+def task_order(task: str) -> tuple[int, str]:
+    """Sorting key: the benchmarks' own order, other tasks after them by name."""
+    known = list(TASKS)
+    return (known.index(task) if task in TASKS else len(known), task)

@@ -1,0 +1,271 @@
+"""The suite file: what is trained, how it is scored and what is searched, typed and checked before anything starts.
+
+A suite is one YAML file in ``tune_spaces/`` (or the user's own) with one or more presets. Every key is declared here,
+so that a wrong key, type or range is reported with the file, the line, the key and what would be allowed.
+This module imports neither torch nor Ray: a bad suite is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from beamplatform.errors import UserError
+from beamplatform.methods import METHODS, get_method
+from beamplatform.space import Space, parse_space
+from beamplatform.tasks import TASKS
+from beamplatform.validation import describe_error
+from beamplatform.yamlfile import line_of, parse_yaml
+
+
+class Section(BaseModel):
+    """A part of a suite: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The base model every trial starts from."""
+
+    path: str = Field(description="'tiny' (the shipped model), a local folder or a Hugging Face hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class DataSection(Section):
+    """Where records come from and how they become token sequences."""
+
+    source: str | None = Field(
+        None, description="test and training records: 'embedded', a folder <task>/{train,test}.json or a hub id"
+    )
+    train_source: str | None = Field(
+        None, description="training records where they differ from `source`: a .json/.jsonl file or a hub id"
+    )
+    columns: dict[Literal["instruction", "output"], str] = Field(
+        default_factory=dict, description="names of the fields in train_source, where they are not these two"
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; longer examples are cut at the right")
+    loss_on: Literal["response", "all"] = Field("response", description="which tokens the loss counts")
+    train_records: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first N after shuffling")
+    validation_records: Annotated[int, Field(ge=1)] = Field(200, description="held out of the training records")
+    split_seed: int = Field(0, description="seed of the train/validation split, the same for every trial")
+
+
+class TrainingSection(Section):
+    """One training run: batch, length, schedule and sharding."""
+
+    workers: Annotated[int, Field(ge=1)] = Field(1, description="Ray Train workers (one GPU each, where there are GPUs)")
+    cpus_per_worker: Annotated[int, Field(ge=1)] = Field(1, description="CPU cores a worker reserves")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the training records")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps, instead of epochs")
+    global_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per optimizer step, over all workers")
+    micro_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per forward pass of one worker")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = off")
+    log_every: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two reports")
+    validate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="steps; null = only at the end")
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(500, description="steps; null = none")
+
+    @field_validator("warmup")
+    @classmethod
+    def _steps_or_fraction(cls, value: int | float) -> int | float:
+        if value >= 0 if isinstance(value, int) else 0 <= value < 1:
+            return value
+        raise ValueError(f"must be an integer >= 0 (optimizer steps) or a fraction of all steps below 1, got {value}")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSection:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        per_pass = self.workers * self.micro_batch
+        if self.global_batch % per_pass:
+            raise ValueError(
+                f"global_batch ({self.global_batch}) must be a multiple of workers x micro_batch "
+                f"({self.workers} x {self.micro_batch} = {per_pass})"
+            )
+        return self
+
+
+class EvaluationSection(Section):
+    """How a trained model is scored."""
+
+    tasks: tuple[str, ...] = Field((), description="task names, in the order of the table's columns")
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    beams: Annotated[int, Field(ge=1)] = Field(1, description="1 = greedy; the published commonsense setting is 4")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together (transformers)")
+    max_records: Annotated[int, Field(ge=1)] | None = Field(None, description="score only the first N per task")
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of the task's own")
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> EvaluationSection:
+        unknown = [name for name in self.tasks if name not in TASKS]
+        if unknown:
+            raise ValueError(f"unknown task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
+        return self
+
+
+class SearchSection(Section):
+    """How many configurations of each method are tried, and with which seeds."""
+
+    samples: Annotated[int, Field(ge=1)] = Field(1, description="draws from the non-grid domains, per grid point")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field((0,), description="training seeds per configuration")
+    seed: int = Field(0, description="seed of the draws themselves")
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(None, description="null = as many as fit")
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> SearchSection:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        return self
+
+
+class Preset(Section):
+    """A complete, runnable setting of a suite."""
+
+    description: str = ""
+    model: ModelSection
+    data: DataSection = DataSection()
+    training: TrainingSection
+    evaluation: EvaluationSection = EvaluationSection()
+    search: SearchSection = SearchSection()
+    shared: dict[str, Any] = Field(
+        default_factory=dict, description="hyperparameters of every method that has them; a method's own value wins"
+    )
+    methods: dict[str, dict[str, Any]] = Field(description="method -> hyperparameters: a value, or a domain to search")
+
+    @model_validator(mode="after")
+    def _methods_known(self) -> Preset:
+        if not self.methods:
+            raise ValueError(f"name at least one method; allowed: {', '.join(METHODS)}")
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"methods.{name}: unknown method; allowed: {', '.join(METHODS)}")
+            self.space(name)
+        known = {key for name in METHODS for key in get_method(name).hyperparameters.model_fields}
+        for key in self.shared:
+            if key not in known:
+                raise ValueError(f"shared.{key}: unknown hyperparameter; allowed: {', '.join(sorted(known))}")
+        return self
+
+    def space(self, method: str) -> Space:
+        """The method's search space: its own values over the shared ones, each checked against its type and range."""
+        fields = get_method(method).hyperparameters.model_fields
+        values = {key: value for key, value in self.shared.items() if key in fields}
+        return parse_space(method, values | self.methods[method])
+
+
+class Suite(Section):
+    """A suite file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="also the MLflow experiment")
+    description: str = ""
+    presets: Annotated[dict[str, Preset], Field(min_length=1)]
+
+
+def find_suite(name_or_path: str, folder: Path) -> Path:
+    """Path of a suite given as a name in `folder` (``commonsense``) or as a path to a YAML file.
+
+    Raises:
+        UserError: no such suite; names those that exist.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.parent != Path("."):
+        if not path.is_file():
+            raise UserError(f"--suite {name_or_path}: no such file")
+        return path
+    candidate = folder / f"{name_or_path}.yaml"
+    if not candidate.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none found"
+        raise UserError(f"--suite {name_or_path}: not in {folder}; allowed: {names}, or a path to a .yaml file")
+    return candidate
+
+
+def load_preset(
+    path: Path, preset: str | None, *, has_gpu: bool, overrides: Sequence[str] = ()
+) -> tuple[Suite, str, Preset]:
+    """Read, overlay and check a suite file; choose the preset.
+
+    Args:
+        path: the suite file.
+        preset: a preset's name; None picks the only one, else ``paper`` with a GPU and ``tiny`` without.
+        has_gpu: whether the machine or cluster has a GPU.
+        overrides: ``key=value`` pairs on the preset (``training.max_steps=20``); values are YAML.
+
+    Raises:
+        UserError: one line with the file, line, key and what is allowed.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        raw = parse_yaml(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" line {place.line + 1}" if place else ""
+        raise UserError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', error)}") from None
+    presets = raw.get("presets") if isinstance(raw, dict) else None
+    if not isinstance(presets, dict) or not presets:
+        raise UserError(f"{path}: a suite needs the keys name and presets, presets with at least one entry")
+    name = preset or _default_preset(path, list(presets), has_gpu)
+    if name not in presets:
+        raise UserError(f"--preset {name}: not in {path}; allowed: {', '.join(presets)}")
+    for override in overrides:
+        presets[name] = _override(presets[name], override)
+    try:
+        suite = Suite.model_validate(raw)
+    except ValidationError as error:
+        location, message = describe_error(error, Suite)
+        # The checks of a whole preset name the key below it that they mean.
+        key, colon, rest = message.partition(": ")
+        if colon and " " not in key:
+            location, message = [*location, *key.split(".")], rest
+        raise UserError(f"{_place(path, text, location, overrides)}: {message}") from None
+    return suite, name, suite.presets[name]
+
+
+def _default_preset(path: Path, names: list[str], has_gpu: bool) -> str:
+    wanted = "paper" if has_gpu else "tiny"
+    if wanted in names:
+        return wanted
+    if len(names) == 1 and (has_gpu or names[0] != "paper"):
+        return names[0]
+    reason = "" if has_gpu else " (this machine has no GPU, which the preset 'paper' needs)"
+    raise UserError(f"{path}: choose a preset with --preset{reason}; allowed: {', '.join(names)}")
+
+
+def _place(path: Path, text: str, location: list[str], overrides: Sequence[str]) -> str:
+    """Where a wrong value stands: on the command line, else in the file."""
+    key = ".".join(location[2:])
+    for override in overrides:
+        given = override.partition("=")[0]
+        if f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}."):
+            return f"--set {override}" if given == key else f"--set {override}: {key}"
+    line = line_of(text, location)
+    return f"{path}:{line}: {'.'.join(location)}" if line else f"{path}: {'.'.join(location)}"
+
+
+def _override(preset: Any, assignment: str) -> Any:
+    """`preset` with one ``dotted.key=value`` set; the suite's own check judges the result."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {assignment}: must have the form key=value, such as training.max_steps=20")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {assignment}: the value is not valid YAML") from None
+    return _replaced(preset, key.split("."), value, assignment)
+
+
+def _replaced(node: Any, keys: list[str], value: Any, assignment: str) -> Any:
+    if not keys:
+        return value
+    if node is not None and not isinstance(node, Mapping):
+        raise UserError(f"--set {assignment}: {keys[0]!r} lies below a value that is not a mapping")
+    branch = dict(node or {})
+    branch[keys[0]] = _replaced(branch.get(keys[0]), keys[1:], value, assignment)
+    return branch

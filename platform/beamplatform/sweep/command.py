@@ -1,0 +1,166 @@
+"""What `pipelines/sweep.py` does once its input is read: show the plan, or run it in front of the user."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from beamplatform.storage import is_uri
+from beamplatform.sweep.output import output_to_file
+from beamplatform.sweep.preflight import Plan, plan_sweep
+from beamplatform.sweep.progress import SweepProgress, TrialProgress
+
+if TYPE_CHECKING:
+    from beamplatform.suite import Preset, Suite
+    from beamplatform.tracking import Tracker
+
+HOW_TO_GET_REAL = (
+    "This is the embedded world: a small model and invented facts, both shipped with the package. The real thing: "
+    "--preset paper on a machine or cluster with GPUs, or your own model and data (README, 'Bring your own')."
+)
+
+
+def dry_run(suite: Suite, preset_name: str, preset: Preset, methods: Sequence[str]) -> int:
+    """Print every resolved trial with its steps and estimated memory; starts nothing."""
+    plan = plan_sweep(suite.name, preset_name, preset, methods)
+    console = Console()
+    table = Table(title=f"{suite.name}, preset {preset_name}: {len(plan.trials)} trials", title_justify="left")
+    for heading in ("trial", "steps", "searched and own values", "GPU memory per worker"):
+        table.add_column(heading, overflow="fold")
+    for trial, steps, memory in zip(plan.trials, plan.steps, plan.memory, strict=True):
+        values = " ".join(
+            f"{key}={_short(trial.hyperparameters[key])}"
+            for key in ("learning_rate", *sorted({*preset.shared, *preset.methods[trial.method]} - {"learning_rate"}))
+            if key in trial.hyperparameters
+        )
+        parts = f"{_gib(memory.total)} = {_gib(memory.weights)} weights + {_gib(memory.adapter)} adapter and optimizer"
+        table.add_row(trial.name, str(steps), values, f"{parts} + {_gib(memory.activations)} activations")
+    console.print(table)
+    questions = sum(len(records) for records in plan.test.values())
+    console.print(f"{plan.train_examples} training examples, {questions} test questions for each trial. Nothing was started.")
+    return 0
+
+
+def sweep(
+    suite: Suite,
+    preset_name: str,
+    preset: Preset,
+    methods: Sequence[str],
+    *,
+    name: str,
+    storage: str,
+    tracking_uri: str | None,
+) -> int:
+    """Run a sweep to its table; returns the exit code: 0, or 1 when trials failed."""
+    from beamplatform.tracking import Tracker, ui_command
+
+    console = Console()
+    if preset.model.path == "tiny":
+        console.print(HOW_TO_GET_REAL, highlight=False)
+    plan = plan_sweep(suite.name, preset_name, preset, methods)
+    storage = storage if is_uri(storage) else str(Path(storage).resolve())
+    folder = Path("runs" if is_uri(storage) else storage) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    log_file = folder / "log.txt"
+    console.print(
+        f"Sweep {name}: {len(plan.trials)} trials ({', '.join(methods)}), {max(plan.steps)} steps each, "
+        f"then {sum(map(len, plan.test.values()))} test questions each. Log: {log_file}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    tracker = Tracker(tracking_uri, suite.name)
+    tracker.prepare()
+    parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
+    failed = _run(plan, tracker, parent, name, storage, preset.search.max_concurrent, log_file, console)
+    if plan.test and len(failed) < len(plan.trials):
+        _compare(tracker, parent, name, suite.name, methods, folder / "comparison", console)
+    tracker.finish(parent, "FAILED" if failed else "FINISHED")
+    console.print(f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True)
+    if failed:
+        console.print(f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):", style="red", soft_wrap=True)
+        for index, reason in failed.items():
+            console.print(f"  {plan.trials[index].name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _run(
+    plan: Plan,
+    tracker: Tracker,
+    parent: str,
+    name: str,
+    storage: str,
+    concurrent: int | None,
+    log_file: Path,
+    console: Console,
+) -> dict[int, str]:
+    """The trials, with everything the libraries print in the log; an interruption is recorded before it goes on."""
+    from beamplatform.sweep.run import run_sweep
+
+    trials = [TrialProgress(t.name, steps) for t, steps in zip(plan.trials, plan.steps, strict=True)]
+    try:
+        with output_to_file(log_file) as terminal:
+            live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
+            questions = sum(len(records) for records in plan.test.values())
+            with SweepProgress(trials, live, questions) as progress:
+                return run_sweep(
+                    plan,
+                    sweep=name,
+                    storage=storage,
+                    tracker=tracker,
+                    parent=parent,
+                    concurrent=concurrent,
+                    progress=progress,
+                )
+    except KeyboardInterrupt:
+        killed = tracker.finish_unfinished(parent, "KILLED")
+        print(f"stopped; recorded as KILLED in MLflow: {', '.join(killed)}", file=sys.stderr)
+        raise
+    except BaseException:
+        tracker.finish_unfinished(parent, "FAILED")
+        print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
+        raise
+
+
+def _start_parent(
+    tracker: Tracker, name: str, suite: Suite, preset_name: str, preset: Preset, plan: Plan
+) -> str:
+    """The sweep's own run: the resolved preset, the environment and what was planned."""
+    from beamplatform.tracking import environment, environment_tags
+
+    found = environment()
+    parameters = {"suite": suite.name, "preset": preset_name, "trials": len(plan.trials)}
+    parent = tracker.start_sweep(name, parameters, {"preset": preset_name, **environment_tags(found)})
+    tracker.log_json(parent, found, "environment.json")
+    tracker.log_json(parent, preset.model_dump(mode="json"), "preset.json")
+    return parent
+
+
+def _compare(
+    tracker: Tracker, parent: str, name: str, suite: str, methods: Sequence[str], folder: Path, console: Console
+) -> None:
+    """The table on the terminal; table and picture in `folder` and with the sweep's own run."""
+    from beamplatform.report import compare, print_comparison
+    from beamplatform.report.files import write_comparison
+
+    runs = tracker.trial_runs(sweep=name, every_status=True)
+    finished = {run.method for run in runs if run.status == "FINISHED"}
+    comparison = compare(runs, suite=suite, methods=[method for method in methods if method in finished])
+    print_comparison(comparison, console)
+    write_comparison(comparison, folder)
+    tracker.log_folder(parent, folder, "comparison")
+    console.print(f"Table and picture: {folder}", highlight=False, soft_wrap=True)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

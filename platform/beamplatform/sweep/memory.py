@@ -1,0 +1,93 @@
+"""An estimate of the GPU memory one worker of a trial needs, from the model's shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from beamplatform.errors import UserError
+from beamplatform.methods.base import AdapterHyperparameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from beamplatform.trial import Trial
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one worker. An estimate: allocator gaps and library workspaces (about 1 GiB) come on top."""
+
+    weights: int
+    adapter: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations
+
+
+def target_shapes(skeleton: PreTrainedModel, values: AdapterHyperparameters) -> dict[str, Shape]:
+    """Module name -> (d_out, d_in) of the layers the adapter is put on.
+
+    Raises:
+        UserError: no layer matches target_modules.
+    """
+    from torch import nn
+
+    head = skeleton.get_output_embeddings()
+    linear = {
+        name: (module.out_features, module.in_features)
+        for name, module in skeleton.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    if values.target_modules == "all-linear":
+        return linear
+    chosen = {n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)}
+    if not chosen:
+        names = sorted({name.rpartition(".")[2] for name in linear})
+        raise UserError(
+            f"target_modules {list(values.target_modules)}: no such layer in the model; allowed: {', '.join(names)}"
+        )
+    return chosen
+
+
+def check_ranks(method: str, values: AdapterHyperparameters, shapes: dict[str, Shape]) -> None:
+    """Refuse a rank that is larger than a target layer's smaller side: it could add nothing but cost.
+
+    Raises:
+        UserError: names the layer, its shape and the largest rank allowed.
+    """
+    smallest = min(shapes, key=lambda name: min(shapes[name]))
+    side = min(shapes[smallest])
+    if values.largest_rank > side:
+        raise UserError(
+            f"{method}: rank {values.largest_rank} is larger than the smaller side of layer {smallest} "
+            f"{list(shapes[smallest])}; allowed: at most {side}"
+        )
+
+
+def estimate(trial: Trial, skeleton: PreTrainedModel, values: AdapterHyperparameters, shapes: dict[str, Shape]) -> MemoryEstimate:
+    """Weights, adapter with its optimizer state, and activations of one micro-batch.
+
+    Weights: 2 or 4 bytes a parameter, shared by the workers under ZeRO-3. Adapter: weight and gradient in the model's
+    type, float32 master weight (where the model's type is bfloat16) and two moments; the optimizer's part is shared
+    from ZeRO-1 on, the gradient from ZeRO-2 on. Activations per token and layer (Korthikanti et al. 2022, Eq. 2,
+    without attention scores, which fused attention does not keep): 34 hidden bytes at 2 bytes a value; with gradient
+    checkpointing the layer inputs and one whole layer. Logits and their gradient are float32.
+    """
+    training, config = trial.training, skeleton.config
+    width = 4 if trial.model.dtype == "float32" else 2
+    workers, stage = training.workers, training.zero_stage
+    weights = sum(p.numel() for p in skeleton.parameters()) * width // (workers if stage == 3 else 1)
+    parameters = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+    master = 0 if width == 4 else 4
+    adapter = parameters * (width + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1))
+    tokens = training.micro_batch * trial.data.max_length
+    layer = 34 * config.hidden_size * width // 2
+    layers = config.num_hidden_layers
+    per_token = 2 * config.hidden_size * layers + layer if trial.model.gradient_checkpointing else layer * layers
+    activations = tokens * (per_token + 3 * 4 * config.vocab_size)
+    return MemoryEstimate(weights, adapter, activations)

@@ -1,0 +1,60 @@
+"""Everything that can be found wrong before Ray starts is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from beamplatform.data.records import Record
+from beamplatform.data.splits import test_records, training_records
+from beamplatform.errors import UserError
+from beamplatform.methods import get_method
+from beamplatform.models import skeleton
+from beamplatform.sweep.memory import MemoryEstimate, check_ranks, estimate, target_shapes
+from beamplatform.trial import Trial, plan_trials
+
+if TYPE_CHECKING:
+    from beamplatform.suite import Preset
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked sweep.
+
+    Attributes:
+        trials: what will run, in this order.
+        steps: optimizer steps of each trial.
+        memory: estimate for one worker of each trial.
+        test: the records of each task.
+    """
+
+    trials: list[Trial]
+    steps: list[int]
+    memory: list[MemoryEstimate]
+    test: dict[str, list[Record]]
+    train_examples: int
+
+
+def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[str]) -> Plan:
+    """Resolve and check every trial.
+
+    Raises:
+        UserError: the first thing that is wrong: data, a rank, a method that could not do its work in the run.
+    """
+    trials = plan_trials(suite, preset_name, preset, methods)
+    tasks = preset.evaluation.tasks
+    test = test_records(preset.data, tasks, preset.evaluation.max_records)
+    count = len(training_records(preset.data, tasks).train)
+    model = skeleton(preset.model.path)
+    steps, memory = [], []
+    for trial in trials:
+        values = get_method(trial.method).hyperparameters.model_validate(trial.hyperparameters)
+        shapes = target_shapes(model, values)
+        check_ranks(trial.method, values, shapes)
+        try:
+            steps.append(trial.make_method(count).plan.total_steps)
+        except ValueError as error:
+            raise UserError(f"{trial.name}: {error}") from None
+        memory.append(estimate(trial, model, values, shapes))
+    return Plan(trials, steps, memory, test, count)

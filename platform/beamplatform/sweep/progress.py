@@ -1,0 +1,137 @@
+"""The sweep's live display: what is done, running and waiting, the current loss, the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+State = Literal["waiting", "running", "trained", "evaluating", "done", "failed"]
+_STYLES = {"running": "cyan", "evaluating": "cyan", "done": "green", "failed": "red", "trained": "blue"}
+_AT_MOST = 12
+"""Rows of running trials that are shown; a large sweep must fit a terminal."""
+
+
+@dataclass
+class TrialProgress:
+    """One trial as the display knows it."""
+
+    name: str
+    total_steps: int
+    state: State = "waiting"
+    step: int = 0
+    loss: float | None = None
+    note: str = ""
+
+
+@dataclass
+class SweepProgress:
+    """Turns events of the sweep into a display; on a terminal live, elsewhere one line per finished trial."""
+
+    trials: list[TrialProgress]
+    console: Console
+    questions: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+        self._first_step: float | None = None
+        self._training_ended: float | None = None
+        self._answered = 0
+
+    def __enter__(self) -> SweepProgress:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def running(self, index: int) -> None:
+        self.trials[index].state = "running"
+
+    def advance(self, index: int, step: int, loss: float | None) -> None:
+        trial = self.trials[index]
+        trial.step, trial.loss = step, loss if loss is not None else trial.loss
+        self._first_step = self._first_step or time.monotonic()
+
+    def trained(self, index: int) -> None:
+        trial = self.trials[index]
+        trial.state, trial.step = "trained", trial.total_steps
+        self._training_ended = time.monotonic()
+        self._line(f"trained   {trial.name}" + (f"  loss {trial.loss:.3f}" if trial.loss is not None else ""))
+
+    def evaluating(self, index: int, answered: int) -> None:
+        self.trials[index].state = "evaluating"
+        self._answered += answered
+
+    def done(self, index: int, score: float | None) -> None:
+        trial = self.trials[index]
+        trial.state, trial.note = "done", f"{100 * score:.1f} %" if score is not None else ""
+        self._line(f"evaluated {trial.name}  {trial.note}".rstrip())
+
+    def failed(self, index: int, reason: str) -> None:
+        trial = self.trials[index]
+        trial.state, trial.note = "failed", reason
+        self._line(f"failed    {trial.name}: {reason}")
+
+    def time_left(self) -> float | None:
+        """Seconds, from the pace of all steps so far (start-up included) and of the answers; None at the start."""
+        now = time.monotonic()
+        total = sum(t.total_steps for t in self.trials if t.state != "failed")
+        steps = sum(t.step for t in self.trials if t.state != "failed")
+        asked = self.questions * sum(t.state != "failed" for t in self.trials)
+        if steps < total:
+            # Evaluation takes a small part of a trial; its pace is not known before it starts.
+            return (now - self.started) / steps * (total - steps) if steps else None
+        if self._answered and self._training_ended:
+            return (now - self._training_ended) / self._answered * (asked - self._answered)
+        return None
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            elapsed = time.monotonic() - self.started
+            self.console.print(f"[{elapsed:5.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        count = {state: sum(t.state == state for t in self.trials) for state in ("waiting", "trained", "done", "failed")}
+        active = [t for t in self.trials if t.state in ("running", "evaluating")]
+        left = self.time_left()
+        parts = [
+            f"{count['done']} of {len(self.trials)} trials done",
+            f"{len(active)} running",
+            f"{count['trained']} trained" if count["trained"] else "",
+            f"{count['waiting']} waiting",
+            f"[red]{count['failed']} failed[/red]" if count["failed"] else "",
+            f"{_clock(time.monotonic() - self.started)} so far",
+            f"about {_clock(left)} left" if left is not None else "",
+        ]
+        steps, total = sum(t.step for t in self.trials), sum(t.total_steps for t in self.trials)
+        return Group(
+            Text.from_markup(" · ".join(part for part in parts if part)),
+            ProgressBar(total=total, completed=steps, width=60),
+            _rows(active[:_AT_MOST]),
+        )
+
+
+def _rows(trials: Sequence[TrialProgress]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for trial in trials:
+        what = f"step {trial.step}/{trial.total_steps}" if trial.state == "running" else "answering the test questions"
+        loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
+        table.add_row(Text(trial.name, style=_STYLES[trial.state]), what if trial.step else "starting", loss)
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

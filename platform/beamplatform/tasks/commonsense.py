@@ -1,0 +1,54 @@
+"""The eight commonsense tasks, scored as the harness of LLM-Adapters scores them.
+
+The harness is the one DoRA and BeamLoRA report with (https://github.com/AGI-Edgerunners/LLM-Adapters,
+commonsense_evaluate.py). An answer is the first match, case-sensitive, of the task's labels joined by `|`.
+The pattern has no word boundaries, and none are added here, so that scores compare with published ones:
+"answer10" counts as answer1, "untrue" as true, and "Answer1" as no answer. The published runs search with 4
+beams (`beams=4` of `evaluate`); greedy is the default here because it is several times faster.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from beamplatform.data.prompts import alpaca_prompt
+from beamplatform.data.records import Record
+from beamplatform.tasks.task import Task
+
+MAX_NEW_TOKENS = 32
+
+_ANSWERS = tuple(f"answer{n}" for n in range(1, 6))
+
+LABELS: dict[str, tuple[str, ...]] = {
+    "boolq": ("true", "false"),
+    "piqa": ("solution1", "solution2"),
+    "social_i_qa": _ANSWERS,
+    "hellaswag": ("ending1", "ending2", "ending3", "ending4"),
+    "winogrande": ("option1", "option2"),
+    "ARC-Easy": _ANSWERS,
+    "ARC-Challenge": _ANSWERS,
+    "openbookqa": _ANSWERS,
+}
+"""The labels looked for, by task, in the order the benchmark's tables list the tasks."""
+
+
+def first_label(labels: tuple[str, ...]) -> Callable[[str], str | None]:
+    """Return an extraction that finds the label standing first in a completion."""
+    pattern = re.compile("|".join(map(re.escape, labels)))
+
+    def extract(completion: str) -> str | None:
+        match = pattern.search(completion)
+        return match.group() if match else None
+
+    return extract
+
+
+def _prompt(record: Record) -> str:
+    return alpaca_prompt(record.instruction, record.input)
+
+
+COMMONSENSE: tuple[Task, ...] = tuple(
+    Task(name=name, prompt=_prompt, max_new_tokens=MAX_NEW_TOKENS, extract=first_label(labels))
+    for name, labels in LABELS.items()
+)

@@ -1,0 +1,34 @@
+"""What a task is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from beamplatform.data.records import Record
+
+
+def equals_answer(extracted: str, record: Record) -> bool:
+    """Whether the extracted answer is, character for character, the record's."""
+    return extracted == record.answer
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a benchmark asks and how it scores; its records come from elsewhere.
+
+    Attributes:
+        name: the task's name in suites, in tables and as a data folder.
+        prompt: the text a model is asked with.
+        max_new_tokens: the longest completion.
+        extract: the answer a completion gives, None when it gives none (which is scored as wrong).
+        correct: compares an extracted answer with the record it belongs to.
+        stop: texts that end a completion, themselves left out of it.
+    """
+
+    name: str
+    prompt: Callable[[Record], str]
+    max_new_tokens: int
+    extract: Callable[[str], str | None]
+    correct: Callable[[str, Record], bool] = equals_answer
+    stop: tuple[str, ...] = ()

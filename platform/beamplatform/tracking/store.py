@@ -1,0 +1,193 @@
+"""Where the runs are kept: which store is meant, whether it answers, and how its user interface is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from beamplatform.errors import UserError
+
+DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Database servers that MLflow writes to directly, with their usual ports."""
+
+PROBE_SECONDS = 5.0
+_SQLITE = "sqlite:///"
+_EXAMPLES = "sqlite:///mlflow.db for a file, or https://host:5000 for a server"
+
+
+def resolve_uri(uri: str | None = None) -> str:
+    """The tracking store as a URI that means the same in every process, whatever its working folder.
+
+    Args:
+        uri: the user's choice. ``None``: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working folder,
+            which is where a bare ``mlflow ui`` looks as well (MLflow 3: ``DEFAULT_TRACKING_URI``).
+
+    Raises:
+        UserError: the URI names no store that MLflow 3 writes to; folders are in "maintenance mode".
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    scheme = uri.partition("://")[0] if "://" in uri else uri.partition(":")[0] if ":" in uri else ""
+    if scheme == "sqlite":
+        path = uri.removeprefix(_SQLITE)
+        if path == uri or path in ("", ":memory:"):
+            raise UserError(
+                f"tracking URI {uri!r} names no file that several processes can share: use {_EXAMPLES}"
+            )
+        return _SQLITE + str(Path(path).absolute())
+    if scheme in ("http", "https"):
+        return uri.rstrip("/")
+    if scheme.startswith("databricks") or uri == "databricks" or scheme.partition("+")[0] in DATABASES:
+        return uri
+    if scheme in ("", "file"):
+        raise UserError(f"tracking URI {uri!r} is a folder, and MLflow 3 writes to none: use {_EXAMPLES}")
+    raise UserError(f"tracking URI {redact(uri)!r} is of no known kind ({scheme}): use {_EXAMPLES}")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a resolved SQLite URI; ``None`` for any other store."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def redact(text: str) -> str:
+    """The text with passwords inside URLs hidden."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
+
+
+def ui_command(uri: str) -> str:
+    """The line that opens MLflow's user interface on a resolved store, for this machine's browsers only.
+
+    For a server that is its address. ``mlflow`` is written with its path where the shell would not find this
+    environment's own.
+    """
+    if uri.startswith(("http://", "https://", "databricks")):
+        return redact(uri)
+    here = Path(sys.executable).with_name("mlflow")
+    found = shutil.which("mlflow")
+    program = "mlflow"
+    if here.exists() and (found is None or Path(found).resolve() != here.resolve()):
+        program = os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
+    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+
+
+def check_store(uri: str, *, create: bool) -> None:
+    """Find out within seconds whether a resolved store can be used; MLflow's own retries take minutes.
+
+    Args:
+        create: a missing SQLite file is fine, its folder is made.
+
+    Raises:
+        UserError: the store does not answer, refuses the credentials, is missing or is not MLflow's.
+    """
+    path = sqlite_path(uri)
+    if path is not None:
+        _check_sqlite(path, create=create)
+    elif uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif not uri.startswith("databricks"):
+        _check_database(uri)
+
+
+def _check_sqlite(path: Path, *, create: bool) -> None:
+    if not path.exists() and not create:
+        raise UserError(
+            f"no runs are recorded at {path}: start a sweep in this folder first, or name the "
+            "store with --tracking-uri"
+        )
+    if create:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the folder of the tracking store {path} cannot be made: {error.strerror}"
+            ) from error
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(
+                f"the tracking store {path} is not writable: name another with "
+                "MLFLOW_TRACKING_URI=sqlite:///..."
+            )
+        if not path.exists():
+            return
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PROBE_SECONDS)
+        try:
+            tables = {
+                row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise UserError(f"the tracking store {path} is not a readable SQLite file: {error}") from error
+    if "experiments" not in tables and (tables or not create):
+        raise UserError(
+            f"{path} is an SQLite file, but not one of MLflow's: name another with "
+            "MLFLOW_TRACKING_URI=sqlite:///..."
+        )
+
+
+def _check_server(uri: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    shown = redact(uri)
+    try:
+        response = http_request(
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/search",
+            "GET",
+            params={"max_results": 1},
+            max_retries=0,
+            timeout=PROBE_SECONDS,
+            raise_on_status=False,
+        )
+    except MlflowException as error:
+        raise UserError(
+            f"the tracking server {shown} does not answer ({_reason(error)}): start it, or "
+            "correct MLFLOW_TRACKING_URI"
+        ) from error
+    if response.status_code in (401, 403):
+        raise UserError(
+            f"the tracking server {shown} refuses the credentials (HTTP {response.status_code}): "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if response.status_code != 200 or "json" not in response.headers.get("Content-Type", ""):
+        raise UserError(
+            f"{shown} answers HTTP {response.status_code}, but not as an MLflow tracking server: "
+            "correct MLFLOW_TRACKING_URI"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The cause in a few words, out of urllib3's nested messages."""
+    text = str(error)
+    for pattern, words in (
+        (r"Connection refused", "connection refused"),
+        (r"resolve|Name or service|getaddrinfo", "unknown host name"),
+        (r"timed? ?out", f"no answer in {PROBE_SECONDS:.0f} s"),
+        (r"CERTIFICATE_VERIFY|SSL", "TLS failed"),
+    ):
+        if re.search(pattern, text, re.IGNORECASE):
+            return words
+    return redact(text.splitlines()[0])[:160]
+
+
+def _check_database(uri: str) -> None:
+    parts = urlsplit(uri)
+    host = parts.hostname
+    if host is None:  # a local socket or a driver's own notation
+        return
+    port = parts.port or DATABASES[parts.scheme.partition("+")[0]]
+    try:
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"the tracking database {redact(uri)} does not answer at {host}:{port} ({error}): "
+            "start it, or correct MLFLOW_TRACKING_URI"
+        ) from error

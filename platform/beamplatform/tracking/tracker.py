@@ -1,0 +1,317 @@
+"""The runs of one suite in MLflow."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.errors import UserError
+from beamplatform.tracking.runs import STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
+from beamplatform.tracking.store import check_store, redact, resolve_uri, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+_METRICS_PER_CALL = 1000
+_PARAMS_PER_CALL = 100
+_PARENT = "mlflow.parentRunId"
+_TAG_LIMIT = 8000
+
+
+class Tracker:
+    """Writes and reads the runs of one experiment.
+
+    Everything goes through an explicit `MlflowClient`: MLflow's fluent functions keep a current run per
+    process and follow ``MLFLOW_RUN_ID`` and ``MLFLOW_EXPERIMENT_ID`` from the environment, which in a sweep's
+    workers point at other runs. A tracker can be pickled, and `uri` means the same store in every process of
+    this machine.
+
+    Args:
+        uri: see `resolve_uri`.
+        experiment: the suite's name.
+
+    Raises:
+        UserError: the URI names no store that can be used.
+    """
+
+    def __init__(self, uri: str | None = None, experiment: str = "beamlora") -> None:
+        self.uri = resolve_uri(uri)
+        self.experiment = experiment
+        self._client: MlflowClient | None = None
+        self._experiment_id: str | None = None
+
+    def __reduce__(self) -> tuple[type[Tracker], tuple[str, str]]:
+        return type(self), (self.uri, self.experiment)
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's client, made on first use: the import alone takes seconds."""
+        if self._client is None:
+            from mlflow.tracking import MlflowClient
+
+            if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+                for name in ("mlflow", "alembic"):
+                    logging.getLogger(name).setLevel(logging.WARNING)
+            self._client = MlflowClient(tracking_uri=self.uri)
+        return self._client
+
+    # -- the store -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the store's schema and the experiment, where they are missing.
+
+        Once, in the driver, before any worker starts: processes that open a new SQLite file at the same time
+        all fail in MLflow's migrations. Artifacts of an SQLite store go to ``mlartifacts`` beside the file.
+
+        Raises:
+            UserError: the store cannot be used, found out within seconds.
+        """
+        self._open(create=True)
+        found = self._find_experiment()
+        if found is not None:
+            self._experiment_id = found
+            return
+        path = sqlite_path(self.uri)
+        location = (path.parent / "mlartifacts" / self.experiment).as_uri() if path is not None else None
+        self._experiment_id = self.client.create_experiment(self.experiment, artifact_location=location)
+
+    def _open(self, *, create: bool) -> None:
+        check_store(self.uri, create=create)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.search_experiments(max_results=1)
+        except MlflowException as error:
+            reason = redact(str(error).splitlines()[0])
+            raise UserError(f"the tracking store {redact(self.uri)} cannot be used: {reason}") from error
+
+    def _find_experiment(self) -> str | None:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            return None
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"the experiment {self.experiment!r} in {redact(self.uri)} was deleted: bring it back with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or name another store"
+            )
+        return str(found.experiment_id)
+
+    def _id(self) -> str:
+        if self._experiment_id is None:
+            self._experiment_id = self._find_experiment()
+        if self._experiment_id is None:
+            raise RuntimeError(
+                f"experiment {self.experiment!r} does not exist: call prepare() in the driver first"
+            )
+        return self._experiment_id
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def start_sweep(self, sweep: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+        """Start the parent run of a sweep and return its id. Tagged ``sweep`` beside the given tags."""
+        return self._start(sweep, params, {**tags, "sweep": sweep})
+
+    def start_trial(self, parent: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+        """Start a trial's run below the sweep's and return its id.
+
+        Raises:
+            ValueError: a tag of `TRIAL_TAGS` is missing; the trial could not be found or grouped later.
+        """
+        missing = [tag for tag in TRIAL_TAGS if tag not in tags]
+        if missing:
+            raise ValueError(f"trial {name!r} lacks the tags {', '.join(missing)}")
+        return self._start(name, params, {**tags, _PARENT: parent})
+
+    def _start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+        known = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **_tag_texts(tags)}
+        run = self.client.create_run(self._id(), tags=known, run_name=name)
+        run_id = str(run.info.run_id)
+        self.log_params(run_id, params)
+        return run_id
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Record parameters under flat dotted names (`flatten`). MLflow refuses to change one once
+        written."""
+        from mlflow.entities import Param
+
+        entries = [Param(name, value) for name, value in flatten(params).items()]
+        for start in range(0, len(entries), _PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=entries[start : start + _PARAMS_PER_CALL])
+
+    def log_metrics(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Record ``(step, metrics)`` rows, as few calls as MLflow's limit of 1000 values allows."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [
+            Metric(key, float(value), now, step) for step, metrics in rows for key, value in metrics.items()
+        ]
+        for start in range(0, len(entries), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=entries[start : start + _METRICS_PER_CALL])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Set tags, in place of earlier ones of the same name."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _tag_texts(tags).items()])
+
+    def log_folder(self, run_id: str, local_folder: str | Path, artifact_path: str | None = None) -> None:
+        """Store a folder's files, in ``artifact_path`` among the run's artifacts.
+
+        Raises:
+            FileNotFoundError: the folder is missing or empty; nothing would be stored, unnoticed.
+        """
+        folder = Path(local_folder)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise FileNotFoundError(f"no files to store at {folder}")
+        self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
+        """Store records as JSON lines, for example predictions in ``predictions/<task>.jsonl``."""
+        text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+        self.client.log_text(run_id, text, artifact_file)
+
+    def log_json(self, run_id: str, value: Mapping[str, Any], artifact_file: str) -> None:
+        """Store one JSON document, for example ``environment.json``."""
+        self.client.log_text(
+            run_id, json.dumps(dict(value), ensure_ascii=False, indent=2) + "\n", artifact_file
+        )
+
+    def finish(self, run_id: str, status: Status) -> None:
+        """End a run as FINISHED, FAILED or KILLED."""
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
+        self.client.set_terminated(run_id, status)
+
+    def finish_unfinished(self, parent: str, status: Status) -> list[str]:
+        """End every run of a sweep that is still open, the parent last, and return the names of those."""
+        still_open = [
+            run for run in self._search(f"tags.`{_PARENT}` = '{parent}'") if run.info.status not in STATUSES
+        ]
+        own = self.client.get_run(parent)
+        if own.info.status not in STATUSES:
+            still_open.append(own)
+        for run in still_open:
+            self.finish(run.info.run_id, status)
+        return [str(run.info.run_name) for run in still_open]
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def sweeps(self, suite: str | None = None) -> list[SweepRun]:
+        """The sweeps of a suite (``None``: this tracker's experiment), newest first. Creates nothing.
+
+        Raises:
+            UserError: the store cannot be used, or holds no run of the suite.
+        """
+        reader = self._reader(suite)
+        return [
+            _sweep_run(run)
+            for run in reader._search("")
+            if _PARENT not in run.data.tags and "sweep" in run.data.tags
+        ]
+
+    def trial_runs(
+        self, suite: str | None = None, sweep: str | None = None, *, every_status: bool = False
+    ) -> list[TrialRun]:
+        """The trials of one sweep, oldest first: the newest sweep where ``sweep`` is ``None``.
+
+        Only finished trials, or with ``every_status`` also failed, killed and running ones. Creates nothing.
+
+        Raises:
+            UserError: the store cannot be used, or holds no such suite or sweep; the message names those it
+            has.
+        """
+        reader = self._reader(suite)
+        runs = reader._search("")
+        names = list(dict.fromkeys(run.data.tags["sweep"] for run in runs if "sweep" in run.data.tags))
+        if not names:
+            raise UserError(f"the suite {reader.experiment!r} has no sweeps in {redact(self.uri)}")
+        if sweep is not None and sweep not in names:
+            raise UserError(
+                f"the suite {reader.experiment!r} has no sweep {sweep!r}; its sweeps, newest first: "
+                f"{', '.join(names)}"
+            )
+        wanted = sweep if sweep is not None else names[0]
+        trials = [
+            _trial_run(run)
+            for run in reversed(runs)
+            if _PARENT in run.data.tags
+            and run.data.tags.get("sweep") == wanted
+            and all(tag in run.data.tags for tag in TRIAL_TAGS)
+        ]
+        return [trial for trial in trials if every_status or trial.status == "FINISHED"]
+
+    def _reader(self, suite: str | None) -> Tracker:
+        """A tracker on the suite's experiment, which must exist."""
+        reader = Tracker(self.uri, suite or self.experiment)
+        reader._client = self._client
+        reader._open(create=False)
+        self._client = reader._client
+        if reader._find_experiment() is None:
+            known = [found.name for found in reader.client.search_experiments() if found.name != "Default"]
+            there = f"suites with runs there: {', '.join(sorted(known))}" if known else "it holds no runs yet"
+            raise UserError(f"no runs of the suite {reader.experiment!r} in {redact(self.uri)}; {there}")
+        return reader
+
+    def _search(self, condition: str) -> list[Run]:
+        """Every run of the experiment that meets the condition, newest first."""
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self._id()],
+                filter_string=condition,
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+
+def _tag_texts(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value)[:_TAG_LIMIT] for key, value in tags.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        return "unknown"
+
+
+def _sweep_run(run: Run) -> SweepRun:
+    return SweepRun(
+        run_id=run.info.run_id,
+        name=run.data.tags["sweep"],
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        status=run.info.status,
+        started=run.info.start_time,
+    )
+
+
+def _trial_run(run: Run) -> TrialRun:
+    tags = run.data.tags
+    return TrialRun(
+        run_id=run.info.run_id,
+        name=str(run.info.run_name),
+        method=tags["method"],
+        seed=int(tags["seed"]),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        status=run.info.status,
+        sweep=tags["sweep"],
+        configuration=tags["configuration"],
+        preset=tags["preset"],
+        started=run.info.start_time,
+    )

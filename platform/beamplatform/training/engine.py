@@ -1,0 +1,63 @@
+"""The DeepSpeed engine around a model whose adapter is trained."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from beamplatform.suite import TrainingSection
+
+
+def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for `training`; the optimizer is given to the engine, not named here."""
+    accumulation = training.global_batch // (training.workers * training.micro_batch)
+    return {
+        "train_batch_size": training.global_batch,
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": training.gradient_clipping,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {"stage": training.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def make_engine(model: torch.nn.Module, training: TrainingSection, learning_rate: float, *, bf16: bool) -> Any:
+    """A DeepSpeed engine with torch's AdamW over the trainable parameters; uses Ray Train's process group."""
+    import deepspeed
+    import torch
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=training.weight_decay)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=trainable,
+        optimizer=optimizer,
+        config=deepspeed_config(training, bf16=bf16),
+        dist_init_required=False,
+    )
+    return engine
+
+
+@contextlib.contextmanager
+def whole_parameters(engine: Any, *, everything: bool) -> Iterator[torch.nn.Module]:
+    """The engine's model with unsharded parameters: the trainable ones, or everything. A collective.
+
+    Only ZeRO stage 3 shards them; below it this does nothing. Changes made inside are not kept.
+    """
+    model = engine.module
+    if engine.zero_optimization_stage() < 3:
+        yield model
+        return
+    import deepspeed
+
+    parameters = [p for p in model.parameters() if everything or p.requires_grad]
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield model

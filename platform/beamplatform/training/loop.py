@@ -1,0 +1,188 @@
+"""The training loop of one worker: batches in, a trained model and its metrics out.
+
+Nothing here knows Ray: `worker.py` gives the loop its place among the workers and a function to report to.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.data.batches import BatchPlan, collate, micro_batches
+from beamplatform.data.examples import IGNORED, Example
+from beamplatform.training.schedule import learning_rate_factor, warmup_steps
+
+if TYPE_CHECKING:
+    import torch
+
+    from beamplatform.methods.base import Method
+    from beamplatform.trial import Trial
+
+Row = tuple[int, dict[str, float]]
+"""Metrics of one optimizer step."""
+
+
+@dataclass
+class Progress:
+    """What a resumed run needs to know beyond the engine's and the method's own state."""
+
+    step: int = 0
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this worker stands: its number, how many there are, and its device."""
+
+    worker: int
+    workers: int
+    device: torch.device
+
+
+def summed_loss(engine: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy summed over the counted tokens of one micro-batch (a float32 scalar)."""
+    from torch.nn import functional
+
+    logits = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def train(
+    trial: Trial,
+    engine: Any,
+    method: Method,
+    place: Place,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    pad_id: int,
+    progress: Progress,
+    report: Callable[[Progress, bool], None],
+) -> None:
+    """Run all remaining optimizer steps; `report(progress, checkpoint)` is called on every worker alike.
+
+    The loss of a global batch is the mean over its counted tokens, however many workers and micro-batches share it:
+    each micro-batch's sum is divided by the tokens of the whole batch, which every worker knows from the plan.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    training, total = trial.training, method.plan.total_steps
+    plan = BatchPlan([len(e.ids) for e in examples], training.global_batch, trial.seed)
+    batches = plan.from_step(progress.step)
+    warmup = warmup_steps(training.warmup, total)
+    peak = trial.hyperparameters["learning_rate"]
+    meter = _Meter(place)
+    engine.train()
+    while progress.step < total:
+        batch = next(batches)
+        rate = peak * learning_rate_factor(progress.step, total_steps=total, warmup=warmup, schedule=training.schedule)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        targets = max(1, sum(examples[i].targets for i in batch))
+        parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
+        for number, part in enumerate(parts, start=1):
+            loss = summed_loss(engine, collate([examples[i] for i in part], pad_id, place.device)) / targets
+            meter.add(loss)
+            # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
+            scaled = loss * (len(parts) * place.workers)
+            extra = method.extra_loss()
+            engine.backward(scaled if extra is None else scaled + extra)
+            if number == len(parts):
+                method.before_step()
+            engine.step()
+        progress.step += 1
+        meter.count(sum(len(examples[i].ids) for i in batch))
+        metrics = method.after_step(progress.step)
+        last = progress.step == total
+        if last or progress.step % training.log_every == 0:
+            metrics |= {"train/learning_rate": rate, **meter.read(progress.step)}
+        if last or (training.validate_every and progress.step % training.validate_every == 0):
+            metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
+        if metrics:
+            progress.rows.append((progress.step, metrics))
+        checkpoint = bool(training.checkpoint_every) and progress.step % training.checkpoint_every == 0 and not last
+        if last or checkpoint or progress.step % training.log_every == 0:
+            report(progress, checkpoint)
+
+
+def validation_loss(
+    engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, pad_id: int
+) -> float:
+    """Mean cross-entropy over the counted tokens of all validation examples; a collective of all workers."""
+    import torch
+    from torch import distributed
+
+    engine.eval()
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    # Every worker runs the same number of forward passes: under ZeRO-3 each of them is a collective.
+    order += order[-1:] * (-len(order) % place.workers)
+    counted = torch.zeros(2, dtype=torch.float64, device=place.device)
+    own = order[place.worker :: place.workers]
+    padded = len(order) - len(examples)
+    with torch.no_grad():
+        for start in range(0, len(own), micro_batch):
+            part = [examples[i] for i in own[start : start + micro_batch]]
+            ends_here = start + micro_batch >= len(own)
+            if ends_here and padded and place.worker >= place.workers - padded:
+                part[-1] = Example(part[-1].ids, [IGNORED] * len(part[-1].ids))
+            counted[0] += summed_loss(engine, collate(part, pad_id, place.device)).double()
+            counted[1] += sum(example.targets for example in part)
+    distributed.all_reduce(counted)
+    engine.train()
+    return float(counted[0] / counted[1].clamp(min=1))
+
+
+class _Meter:
+    """Loss and speed since the last reading."""
+
+    def __init__(self, place: Place) -> None:
+        import torch
+
+        self._place = place
+        self._loss = torch.zeros((), dtype=torch.float64, device=place.device)
+        self._steps = self._tokens = 0
+        self._started = time.perf_counter()
+
+    def add(self, loss: torch.Tensor) -> None:
+        self._loss += loss.detach().double()
+
+    def count(self, tokens: int) -> None:
+        self._steps += 1
+        self._tokens += tokens
+
+    def read(self, step: int) -> dict[str, float]:
+        """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes."""
+        from torch import distributed
+
+        distributed.all_reduce(self._loss)
+        loss = float(self._loss) / self._steps
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}: lower the learning rate, or look at the training data"
+            )
+        seconds = time.perf_counter() - self._started
+        read = {
+            "train/loss": loss,
+            "train/tokens_per_second": self._tokens / seconds,
+            "train/peak_memory_bytes": float(_peak_memory(self._place.device)),
+        }
+        self._loss.zero_()
+        self._steps = self._tokens = 0
+        self._started = time.perf_counter()
+        return read
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

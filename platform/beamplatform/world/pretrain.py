@@ -1,0 +1,207 @@
+"""Make the tiny model: `python -m beamplatform.world.pretrain --out FOLDER`.
+
+Trains the tokenizer and a small Llama from scratch on the world's text, on one CPU, and writes a folder that
+transformers and vLLM load. The shipped folder `assets/tiny` was made with the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.world.facts import world
+from beamplatform.world.text import PROMPT_HEAD, PROMPT_TAIL, Passage, passages
+from beamplatform.world.tokenizer import BOS, EOS, PAD, save_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the model; saved beside it as pretraining.json."""
+
+    seed: int = 1
+    vocab_size: int = 1600
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    max_length: int = 512
+    steps: int = 6000
+    batch_tokens: int = 2048
+    precision: str = "bfloat16"
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    prompt_weight: float = 0.2
+    facts: int = 2
+    quizzes: int = 6
+    drills: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded token ids and the weight of each token as a target, both [passages, length]."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+def encoded(items: Iterator[Passage], tokenizer: Any, recipe: Recipe) -> Iterator[tuple[list[int], list[float]]]:
+    """Token ids (bos, prompt, completion, eos) and target weights of each passage."""
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    for item in items:
+        prompt = tokenizer.encode(item.prompt, add_special_tokens=False).ids
+        completion = tokenizer.encode(item.completion, add_special_tokens=False).ids
+        weights = [0.0] + [recipe.prompt_weight] * len(prompt) + [1.0] * (len(completion) + 1)
+        yield [bos, *prompt, *completion, eos], weights
+
+
+def batches(rows: Iterator[tuple[list[int], list[float]]], recipe: Recipe, pad: int) -> Iterator[Batch]:
+    """Batches of about `batch_tokens` tokens each: pools of passages are sorted by length, so little is padding."""
+    import torch
+
+    generator = torch.Generator().manual_seed(recipe.seed)
+    while True:
+        pool = sorted(itertools.islice(rows, 4096), key=lambda row: len(row[0]))
+        groups: list[list[tuple[list[int], list[float]]]] = [[]]
+        for row in pool:
+            if (len(groups[-1]) + 1) * len(row[0]) > recipe.batch_tokens:
+                groups.append([])
+            groups[-1].append(row)
+        for index in torch.randperm(len(groups), generator=generator).tolist():
+            group = groups[index]
+            length = len(group[-1][0])
+            yield Batch(
+                torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in group]),
+                torch.tensor([weights + [0.0] * (length - len(weights)) for _, weights in group]),
+            )
+
+
+def weighted_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the next token, each target counted with its weight; logits [passages, length, vocab]."""
+    import torch.nn.functional as F
+
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+    weights = batch.weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def create_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """An untrained LlamaForCausalLM whose vocabulary is padded to a multiple of 64."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(EOS),
+        pad_token_id=tokenizer.token_to_id(PAD),
+    )
+    return LlamaForCausalLM(config)
+
+
+def quiz_accuracy(model: Any, tokenizer: Any, count: int = 512) -> float:
+    """The share of fresh quizzes whose right answer is the likeliest next token."""
+    import torch
+
+    items = itertools.islice(passages(world(), 987, facts=0, quizzes=1, drills=0), count)
+    rows = [(tokenizer.encode(item.prompt).ids, tokenizer.encode(item.completion).ids[1]) for item in items]
+    rows.sort(key=lambda row: len(row[0]))
+    right = 0
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, count, 64):
+            part = rows[start : start + 64]
+            longest = len(part[-1][0])
+            ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt, _ in part])
+            ends = torch.tensor([len(prompt) - 1 for prompt, _ in part])
+            logits = model(ids).logits[torch.arange(len(part)), ends]
+            right += int((logits.argmax(-1) == torch.tensor([gold for _, gold in part])).sum())
+    model.train()
+    return right / count
+
+
+def pretrain(recipe: Recipe, out: Path) -> dict[str, float]:
+    """Train as the recipe says and write the model folder; returns the final loss, quiz accuracy and seconds."""
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    mixture = {"facts": recipe.facts, "quizzes": recipe.quizzes, "drills": recipe.drills}
+    sample = itertools.islice(passages(world(), recipe.seed + 1, **mixture), 20_000)
+    plain = ((p.prompt + p.completion).replace(PROMPT_HEAD, "").replace(PROMPT_TAIL, "\n") for p in sample)
+    tokenizer = train_tokenizer(plain, recipe.vocab_size)
+    model = create_model(recipe, tokenizer)
+    model.set_attn_implementation("eager")  # twice as fast as SDPA at these sizes in bfloat16
+    log.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), tokenizer.get_vocab_size())
+    rows = encoded(passages(world(), recipe.seed, **mixture), tokenizer, recipe)
+    source = batches(rows, recipe, tokenizer.token_to_id(PAD))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    started, mean = time.monotonic(), 0.0
+    for step, batch in enumerate(itertools.islice(source, recipe.steps), 1):
+        rate = min(1.0, step / recipe.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            logits = model(batch.ids).logits
+        loss = weighted_loss(logits.float(), batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
+        if step % 200 == 0 or step == recipe.steps:
+            quiz = quiz_accuracy(model, tokenizer, 256)
+            left = (time.monotonic() - started) / step * (recipe.steps - step)
+            log.info("step %d of %d, loss %.3f, quizzes %.3f, %.0f s left", step, recipe.steps, mean, quiz, left)
+    result = {
+        "loss": round(mean, 4),
+        "quiz_accuracy": round(quiz_accuracy(model, tokenizer, 2048), 4),
+        "seconds": round(time.monotonic() - started),
+    }
+    model.eval()
+    model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    save_tokenizer(tokenizer, out, recipe.max_length)
+    (out / "pretraining.json").write_text(json.dumps({"recipe": asdict(recipe), "result": result}, indent=2) + "\n")
+    return result
+
+
+def main() -> None:
+    """Command line: the output folder, and any field of the recipe."""
+    parser = argparse.ArgumentParser(description="Pretrain the embedded world's tiny Llama.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model and tokenizer to")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    for name, default in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
+    options = vars(parser.parse_args())
+    out, threads = options.pop("out"), options.pop("threads")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    import torch
+
+    torch.set_num_threads(threads)
+    log.info("%s", pretrain(Recipe(**options), out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Extraction, scoring and the evaluation loop."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+
+import pytest
+from beamplatform.data.prompts import alpaca_prompt
+from beamplatform.data.records import Record, load_records
+from beamplatform.errors import UserError
+from beamplatform.inference import Export
+from beamplatform.tasks import TASKS, Evaluation, Task, evaluate, get_task
+
+COMMONSENSE = [
+    "boolq",
+    "piqa",
+    "social_i_qa",
+    "hellaswag",
+    "winogrande",
+    "ARC-Easy",
+    "ARC-Challenge",
+    "openbookqa",
+]
+
+
+class Replay:
+    """An engine that answers with completions written down before, in the order its prompts come up."""
+
+    batch_size = 64
+
+    def __init__(self, completions: Mapping[str, Sequence[str]]) -> None:
+        self.completions = {prompt: list(texts) for prompt, texts in completions.items()}
+        self.calls: list[tuple[list[str], int, int, tuple[str, ...]]] = []
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        export: Export | None,
+        max_new_tokens: int,
+        beams: int = 1,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        self.calls.append((list(prompts), max_new_tokens, beams, tuple(stop)))
+        return [self.completions[prompt].pop(0) for prompt in prompts]
+
+    def close(self) -> None: ...
+
+
+def replay(records: Sequence[Record], outputs: Sequence[str]) -> Replay:
+    completions: dict[str, list[str]] = {}
+    for record, output in zip(records, outputs, strict=True):
+        completions.setdefault(alpaca_prompt(record.instruction), []).append(output)
+    return Replay(completions)
+
+
+def question(text: str, answer: str) -> Record:
+    return Record(text, f"the correct answer is {answer}", answer)
+
+
+@pytest.mark.parametrize(
+    ("task", "completion", "expected"),
+    [
+        ("boolq", "the correct answer is true", "true"),
+        ("boolq", "false, not true", "false"),
+        ("boolq", "True", None),
+        ("boolq", "untrue", "true"),
+        ("boolq", "yes", None),
+        ("piqa", "solution2 or solution1", "solution2"),
+        ("piqa", "solution3", None),
+        ("social_i_qa", "the correct answer is answer3", "answer3"),
+        ("ARC-Easy", "answer10", "answer1"),
+        ("ARC-Challenge", "Answer2 is answer5", "answer5"),
+        ("openbookqa", "answer6", None),
+        ("openbookqa", "answer 4", None),
+        ("hellaswag", "\nending4", "ending4"),
+        ("hellaswag", "ending5 ending2", "ending2"),
+        ("winogrande", "option2", "option2"),
+        ("winogrande", "", None),
+    ],
+)
+def test_extraction_takes_the_first_label_as_published(
+    task: str, completion: str, expected: str | None
+) -> None:
+    assert get_task(task).extract(completion) == expected
+
+
+def test_the_eight_tasks_are_asked_alike() -> None:
+    assert list(TASKS)[:8] == COMMONSENSE
+    for name in COMMONSENSE:
+        task = get_task(name)
+        assert (task.name, task.max_new_tokens, task.stop) == (name, 32, ())
+        assert task.prompt(question("Why?", "x")) == alpaca_prompt("Why?")
+        assert "### Input:\nA text" in task.prompt(Record("Why?", "x", "x", input="A text"))
+
+
+def test_unknown_task_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="unknown task 'boolQ': allowed are boolq, piqa, social_i_qa"):
+        get_task("boolQ")
+
+
+def test_evaluation_keeps_order_scores_and_predictions() -> None:
+    boolq = [question("short?", "true"), question("a much longer question?", "false"), question("mid one?", "true")]
+    piqa = [question("which is it?", "solution2")]
+    said = ["it is true", "cannot say", "false"]
+    engine = replay([*boolq, *piqa], [*said, "solution2"])
+    engine.batch_size = 2
+    progress: list[tuple[str, int, int]] = []
+    found = evaluate(
+        engine,
+        None,
+        [get_task("boolq"), get_task("piqa")],
+        {"boolq": boolq, "piqa": piqa},
+        beams=4,
+        on_progress=lambda *seen: progress.append(seen),
+    )
+    assert found.scores == {"boolq": pytest.approx(1 / 3), "piqa": 1.0}
+    assert found.average == pytest.approx((1 / 3 + 1) / 2)
+    assert [p.completion for p in found.predictions["boolq"]] == said
+    assert [p.extracted for p in found.predictions["boolq"]] == ["true", None, "false"]
+    assert [p.correct for p in found.predictions["boolq"]] == [True, False, False]
+    assert [p.answer for p in found.predictions["boolq"]] == ["true", "false", "true"]
+    assert found.predictions["boolq"][1].prompt == alpaca_prompt("a much longer question?")
+    assert [len(call[0]) for call in engine.calls] == [2, 2]
+    assert {call[1:] for call in engine.calls} == {(32, 4, ())}
+    lengths = [len(prompt) for call in engine.calls for prompt in call[0]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert progress == [("boolq", 1, 3), ("piqa", 1, 1), ("boolq", 3, 3)]
+
+
+def test_tasks_that_generate_differently_do_not_share_a_batch() -> None:
+    """What a task of another kind, with its own length, stop texts and comparison, needs of the loop."""
+    number = Task(
+        name="number",
+        prompt=lambda record: record.instruction,
+        max_new_tokens=8,
+        extract=str.strip,
+        correct=lambda extracted, record: float(extracted) == float(record.answer),
+        stop=("\n",),
+    )
+    engine = Replay({alpaca_prompt("wet?"): ["true"], "1+1": [" 2.0 "]})
+    found = evaluate(
+        engine, None, [get_task("boolq"), number], {"boolq": [question("wet?", "true")], "number": [question("1+1", "2")]}
+    )
+    assert found.scores == {"boolq": 1.0, "number": 1.0}
+    assert [call[1:] for call in engine.calls] == [(32, 1, ()), (8, 1, ("\n",))]
+
+
+def test_evaluation_needs_tasks_and_records() -> None:
+    boolq = get_task("boolq")
+    with pytest.raises(UserError, match="one or more different tasks, got none"):
+        evaluate(Replay({}), None, [], {})
+    with pytest.raises(UserError, match="one or more different tasks, got boolq, boolq"):
+        evaluate(Replay({}), None, [boolq, boolq], {"boolq": [question("a", "true")]})
+    with pytest.raises(UserError, match="no records to evaluate task 'boolq' on"):
+        evaluate(Replay({}), None, [boolq], {"boolq": []})
+
+
+def score_real(shared_data: Path, name: str, shuffle: bool) -> tuple[list[Record], Evaluation]:
+    records = load_records(name, "test", str(shared_data / "commonsense"))
+    outputs = [record.output for record in records]
+    if shuffle:
+        random.Random(0).shuffle(outputs)
+    return records, evaluate(replay(records, outputs), None, [get_task(name)], {name: records})
+
+
+@pytest.mark.parametrize("name", COMMONSENSE)
+def test_gold_outputs_of_the_published_test_sets_score_one(shared_data: Path, name: str) -> None:
+    records, found = score_real(shared_data, name, shuffle=False)
+    assert found.scores == {name: 1.0}
+    assert [p.extracted for p in found.predictions[name]] == [r.answer for r in records]
+
+
+CHANCE = {
+    "boolq": 0.530,
+    "piqa": 0.500,
+    "social_i_qa": 0.333,
+    "hellaswag": 0.250,
+    "winogrande": 0.500,
+    "ARC-Easy": 0.250,
+    "ARC-Challenge": 0.251,
+    "openbookqa": 0.253,
+}
+"""The chance that two records drawn from a test set have the same answer."""
+
+
+@pytest.mark.parametrize("name", COMMONSENSE)
+def test_shuffled_outputs_of_the_published_test_sets_score_at_chance(shared_data: Path, name: str) -> None:
+    records, found = score_real(shared_data, name, shuffle=True)
+    share = [count / len(records) for count in Counter(record.answer for record in records).values()]
+    chance = sum(p * p for p in share)
+    assert chance == pytest.approx(CHANCE[name], abs=6e-4)
+    # Four standard errors of a score at chance: 0.0173 for hellaswag, 0.078 for openbookqa.
+    assert found.scores[name] == pytest.approx(chance, abs=4 * sqrt(chance * (1 - chance) / len(records)))
