@@ -1,7 +1,7 @@
 """BeamLoRA: low-rank adaptation whose weak ranks are replaced by children of its strong ones.
 
-The method of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (ACL 2025, arXiv 2502.13604) for any model that PEFT's
-LoRA can adapt, with torch's optimizers or DeepSpeed ZeRO:
+The method of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (ACL 2025, arXiv 2502.13604) for any model that
+PEFT's LoRA can adapt, with torch's optimizers or DeepSpeed ZeRO:
 
     config = BeamLoraConfig(r=64, lora_alpha=128, target_modules="all-linear", p_init=0.95, interval=1200)
     model = get_beamlora_model(base_model, config)

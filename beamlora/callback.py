@@ -17,10 +17,11 @@ STATE_FILE = "beam_search.safetensors"
 
 
 class BeamLoraCallback(TrainerCallback):
-    """`Trainer(model, ..., callbacks=[BeamLoraCallback(seed=0)])` trains a BeamLoRA model with its beam steps.
+    """`Trainer(model, ..., callbacks=[BeamLoraCallback(seed=0)])` trains a BeamLoRA model with its beam
+    steps.
 
-    Every checkpoint also holds the search's state, so that a resumed run is the uninterrupted one. `beam/threshold` and
-    `beam/operated_ranks` of each beam step go into `trainer.state.log_history`.
+    Every checkpoint also holds the search's state, so that a resumed run is the uninterrupted one.
+    `beam/threshold` and `beam/operated_ranks` of each beam step go into `trainer.state.log_history`.
 
     Args:
         seed: for the random pairing of ranks.
@@ -66,8 +67,8 @@ class BeamLoraCallback(TrainerCallback):
             path = Path(folder) / STATE_FILE
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"{path} is missing: training resumes at step {state.global_step} without the state of its beam "
-                    "search; name the checkpoint's folder with BeamLoraCallback(resume_from=...)"
+                    f"{path} is missing: training resumes at step {state.global_step} without the state of "
+                    "its beam search; name the checkpoint's folder with BeamLoraCallback(resume_from=...)"
                 )
             self.search.load_state(path)
 
@@ -90,7 +91,9 @@ class BeamLoraCallback(TrainerCallback):
         if self._on_report is not None:
             self._on_report(report)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """A checkpoint has been written: add the search's state."""
         folder = _checkpoint_folder(args, state)
         if self.search is not None and state.is_world_process_zero and folder.is_dir():

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from beamlora.layer import BeamLinear
 
-# What a saved adapter calls itself. PEFT does not know the name, so it refuses the adapter instead of loading it as a
-# LoRA without its scores.
+# What a saved adapter calls itself. PEFT does not know the name, so it refuses the adapter instead of loading
+# it as a LoRA without its scores.
 PEFT_TYPE = "BEAMLORA"
 
 # Options of LoraConfig that change what A and B mean, or that the exported plain adapter could not carry.
@@ -44,12 +44,13 @@ class BeamLoraConfig(LoraConfig):
     """Fields not listed here keep PEFT's meaning. Each field's metadata names the source of its default.
 
     Raises:
-        ValueError: a value outside its range, or an option of LoraConfig that BeamLoRA cannot be combined with.
+        ValueError: a value outside its range, or an option of LoraConfig that BeamLoRA cannot be combined
+        with.
     """
 
     p_init: float = _option(
         0.95,
-        "Share of the total score that the first beam step leaves untouched, in (0, 1]. At 1 no rank is operated.",
+        "Share of the total score that is left untouched at the start, in (0, 1]. At 1 no rank is operated.",
         "Table 4: 0.95 for math and code, 0.96 for commonsense",
     )
     interval: int | float = _option(
@@ -59,12 +60,15 @@ class BeamLoraConfig(LoraConfig):
     )
     temperature: float | Literal["auto"] = _option(
         "auto",
-        "Temperature of the softmax over scores. 'auto': 0.05 for learning rates >= 1e-4, else 0.03; BeamSearch "
-        "writes the resolved value here.",
+        "Temperature of the softmax over scores. 'auto' is 0.05 for learning rates >= 1e-4, else 0.03; "
+        "BeamSearch writes the resolved value here.",
         "reference",
     )
     score_scale: Literal["rank", "unit"] = _option(
-        "rank", "Weights sum to r ('rank', training starts as plain LoRA) or to 1.", "reference; paper: unit", ("rank", "unit")
+        "rank",
+        "Weights sum to r ('rank', training starts as plain LoRA) or to 1.",
+        "reference; paper: unit",
+        ("rank", "unit"),
     )
     threshold_horizon: Literal["window", "total"] = _option(
         "window",
@@ -94,10 +98,16 @@ class BeamLoraConfig(LoraConfig):
         2 / 3, "Share of all steps that may operate, in (0, 1].", "reference: two of three epochs"
     )
     copy_moments: bool = _option(True, "Children take their parents' optimizer moments.", "Eq. 12")
-    reset_score_moments: bool = _option(True, "A beam step sets the moments of the scores to zero.", "reference")
+    reset_score_moments: bool = _option(
+        True, "A beam step sets the moments of the scores to zero.", "reference"
+    )
     expansion: bool = _option(True, "False: the ablation that only prunes.", "Table 3")
-    assessment: bool = _option(True, "False: the ablation that draws pruned and expanded ranks at random.", "Table 3")
-    history: bool = _option(True, "False: the ablation that copies current values, not the snapshot's.", "Eq. 9, 10")
+    assessment: bool = _option(
+        True, "False: the ablation that draws pruned and expanded ranks at random.", "Table 3"
+    )
+    history: bool = _option(
+        True, "False: the ablation that copies current values, not the snapshot's.", "Eq. 9, 10"
+    )
     snapshot_device: Literal["cpu", "parameter"] = _option(
         "cpu",
         "Where the snapshot is kept between half step and beam step.",
@@ -135,18 +145,26 @@ class BeamLoraConfig(LoraConfig):
             raise ValueError(f"temperature={self.temperature!r}: must be 'auto' or greater than 0")
 
     def _check_base_fields(self) -> None:
-        for name, r in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in (self.rank_pattern or {}).items())):
+        for name, r in (
+            ("r", self.r),
+            *((f"rank_pattern[{k!r}]", v) for k, v in (self.rank_pattern or {}).items()),
+        ):
             if not isinstance(r, int) or r < 2:
-                raise ValueError(f"{name}={r!r}: must be a whole number, at least 2 (half of the ranks can be replaced)")
+                raise ValueError(
+                    f"{name}={r!r}: must be a whole number, at least 2 (half of the ranks can be replaced)"
+                )
         if self.init_lora_weights is not True:
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r}: must be True (Kaiming-uniform A, zero B) for BeamLoRA"
+                f"init_lora_weights={self.init_lora_weights!r}: must be True for BeamLoRA "
+                "(Kaiming-uniform A, zero B)"
             )
         if self.bias != "none":
             raise ValueError(f"bias={self.bias!r}: must be 'none' for BeamLoRA")
         for name in _INCOMPATIBLE:
             if getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)!r}: cannot be combined with BeamLoRA, leave it unset")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: cannot be combined with BeamLoRA, leave it unset"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """As saved in adapter_config.json, under a name of its own (see PEFT_TYPE)."""
@@ -161,7 +179,9 @@ class BeamLoraConfig(LoraConfig):
         """
         peft_type = kwargs.pop("peft_type", PEFT_TYPE)
         if peft_type != PEFT_TYPE:
-            raise ValueError(f"this is a {peft_type} adapter, not {PEFT_TYPE}: load it with peft.PeftModel.from_pretrained")
+            raise ValueError(
+                f"this is a {peft_type} adapter, not {PEFT_TYPE}: load it with peft.PeftModel.from_pretrained"
+            )
         unknown = kwargs.keys() - {option.name for option in fields(cls)}
         if unknown:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -15,20 +15,21 @@ from beamlora.rules import score_weights
 if TYPE_CHECKING:
     from beamlora.config import BeamLoraConfig
 
-# Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first optimizer step,
-# and zeros divided by any temperature give equal weights.
+# Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first
+# optimizer step, and zeros divided by any temperature give equal weights.
 DEFAULT_TEMPERATURE = 0.05
 
 
 class RankScores(nn.Module):
     """The raw scores g [r] of one adapter in one layer. Calling it gives the ranks' weights (Eq. 4, 5).
 
-    A module and not a bare parameter, because ZeRO-3 gathers a sharded parameter when the module that owns it is
-    called. Kept in float32, also beside a bfloat16 base model: a softmax at temperature 0.05 magnifies differences
-    twentyfold.
-    """
+    A module and not a bare parameter, because ZeRO-3 gathers a sharded parameter when the module that owns it
+    is called. Kept in float32, also beside a bfloat16 base model: a softmax at temperature 0.05 magnifies
+    differences twentyfold."""
 
-    def __init__(self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device) -> None:
+    def __init__(
+        self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(r, dtype=torch.float32, device=device))
         self.temperature = temperature
@@ -42,36 +43,44 @@ class RankScores(nn.Module):
 
 
 class BeamVariant(LoraVariant):
-    """y = W0 x + scaling * B (w * (A dropout(x))), through the hooks of PEFT's own forward, merge and unmerge."""
+    """y = W0 x + scaling * B (w * (A dropout(x))), through the hooks of PEFT's own forward, merge and
+    unmerge.
+
+    `module` is the BeamLinear that the hook is called for.
+    """
 
     @staticmethod
-    def init(module: BeamLinear, adapter_name: str, config: BeamLoraConfig, **kwargs: Any) -> None:
+    def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
+        config: BeamLoraConfig = kwargs["config"]
         temperature = DEFAULT_TEMPERATURE if config.temperature == "auto" else config.temperature
         device = module.lora_A[adapter_name].weight.device
-        module.lora_score[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
+        module.lora_score[adapter_name] = RankScores(
+            module.r[adapter_name], temperature, config.score_scale, device
+        )
 
     @staticmethod
-    def forward(module: BeamLinear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         hidden = lora_a(module.lora_dropout[active_adapter](x))
-        weights = module.lora_score[active_adapter]().to(hidden.dtype)
+        weights = module.scores(active_adapter)().to(hidden.dtype)
         return result + lora_b(hidden * weights) * module.scaling[active_adapter]
 
     @staticmethod
-    def merge_safe(module: BeamLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
-    def merge_unsafe(module: BeamLinear, active_adapter: str, orig_weight: Tensor) -> None:
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
         orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
-    def unmerge(module: BeamLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
 
 class BeamLinear(LoraLinear):
-    """PEFT's LoRA for nn.Linear and transformers' Conv1D; adapters added with a BeamLoraConfig have rank scores.
+    """PEFT's LoRA for nn.Linear and transformers' Conv1D; adapters added with a BeamLoraConfig have rank
+    scores.
 
     Parameter names keep the prefix lora_, by which PEFT finds what to train, save and load.
     """
@@ -83,7 +92,9 @@ class BeamLinear(LoraLinear):
         super().__init__(base_layer, adapter_name, is_target_conv_1d_layer=is_conv1d, **kwargs)
         self.fan_in_fan_out = is_conv1d
 
-    def update_layer(self, adapter_name: str, r: int, *args: Any, target_name: str = "", **kwargs: Any) -> None:
+    def update_layer(
+        self, adapter_name: str, r: int, *args: Any, target_name: str = "", **kwargs: Any
+    ) -> None:
         """Add an adapter to this layer.
 
         Raises:
@@ -93,12 +104,13 @@ class BeamLinear(LoraLinear):
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             raise ValueError(
                 f"layer {target_name!r}: its weights are {type(weight).__name__} of {weight.dtype}; "
-                "BeamLoRA adapts plain floating-point weights (load the base model without quantization or sharding)"
+                "BeamLoRA adapts plain floating-point weights (load the base model unquantized and unsharded)"
             )
-        largest = min(self.in_features, self.out_features)
+        d_in, d_out = cast(tuple[int, int], (self.in_features, self.out_features))
+        largest = min(d_in, d_out)
         if r > largest:
             raise ValueError(
-                f"layer {target_name!r} maps {self.in_features} to {self.out_features} features: r={r} is too large, "
+                f"layer {target_name!r} maps {d_in} to {d_out} features: r={r} is too large, "
                 f"at most {largest} is allowed (lower r, or set rank_pattern for this layer)"
             )
         if not hasattr(self, "lora_score"):
@@ -108,16 +120,31 @@ class BeamLinear(LoraLinear):
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         from beamlora.config import BeamLoraConfig
 
-        return BeamVariant() if isinstance(config, BeamLoraConfig) else super().resolve_lora_variant(config=config)
+        return (
+            BeamVariant()
+            if isinstance(config, BeamLoraConfig)
+            else super().resolve_lora_variant(config=config)
+        )
+
+    def scores(self, adapter_name: str) -> RankScores:
+        """The rank scores of one adapter."""
+        return cast(RankScores, self.lora_score[adapter_name])
+
+    def factors(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A [r, d_in] and B [d_out, r] of one adapter."""
+        return (
+            cast(nn.Parameter, self.lora_A[adapter_name].weight),
+            cast(nn.Parameter, self.lora_B[adapter_name].weight),
+        )
 
     def weighted_a(self, adapter_name: str) -> Tensor:
-        """A with row i scaled by the weight of rank i [r, d_in], in at least float32: with it the layer is plain LoRA."""
-        return self.lora_A[adapter_name].weight * self.lora_score[adapter_name]()[:, None]
+        """A with row i times the weight of rank i, in at least float32. With it the layer is plain LoRA."""
+        return self.factors(adapter_name)[0] * self.scores(adapter_name)()[:, None]
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What merging adds to the base weight, in the base weight's layout."""
         if adapter not in self.lora_score:
             return super().get_delta_weight(adapter)
-        weight_a, weight_b = self.weighted_a(adapter), self.lora_B[adapter].weight
+        weight_a, weight_b = self.weighted_a(adapter), self.factors(adapter)[1]
         delta = weight_b.to(weight_a.dtype) @ weight_a * self.scaling[adapter]
         return (delta.T if self.fan_in_fan_out else delta).to(weight_b.dtype)

@@ -21,28 +21,36 @@ from beamlora.config import BeamLoraConfig
 from beamlora.layer import BeamLinear
 
 
-def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
+def get_beamlora_model(
+    base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default"
+) -> PeftModel:
     """Put a fresh BeamLoRA adapter into `base_model`, in place, and return PEFT's model around it.
 
-    PEFT's own get_peft_model and add_adapter work with a BeamLoraConfig too; this adds the check that every targeted
-    layer has rank scores. PEFT's add_weighted_adapter does not know them: export first.
+    PEFT's own get_peft_model and add_adapter work with a BeamLoraConfig too; this adds the check that every
+    targeted layer has rank scores. PEFT's add_weighted_adapter does not know them: export first.
 
     Raises:
-        ValueError: a targeted layer cannot be adapted (its kind, its weights, or r above its smaller side), or the model
+        ValueError: a targeted layer cannot be adapted (its kind, its weights, or r above its smaller side),
+        or the model
             already has adapters. The base model is then as before.
     """
     if not isinstance(config, BeamLoraConfig):
         raise ValueError(f"config is a {type(config).__name__}: must be a BeamLoraConfig")
+    config = copy.deepcopy(config)  # the model's own: BeamSearch writes the resolved temperature into it
     adapted = next((name for name, m in base_model.named_modules() if isinstance(m, BaseTunerLayer)), None)
     if adapted is not None:
-        raise ValueError(f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter")
+        raise ValueError(
+            f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter"
+        )
     trainable = {name for name, parameter in base_model.named_parameters() if parameter.requires_grad}
     try:
         model = get_peft_model(base_model, config, adapter_name=adapter_name)
         for name, layer in base_model.named_modules():
             if isinstance(layer, BaseTunerLayer) and not isinstance(layer, BeamLinear):
                 kind = type(layer.get_base_layer()).__name__
-                raise ValueError(f"layer {name!r} is a {kind}: BeamLoRA adapts nn.Linear and transformers' Conv1D only")
+                raise ValueError(
+                    f"layer {name!r} is a {kind}: BeamLoRA adapts nn.Linear and transformers' Conv1D only"
+                )
     except Exception:
         _remove_adapters(base_model)
         for name, parameter in base_model.named_parameters():
@@ -75,17 +83,20 @@ def load_beamlora_model(
 
 
 def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write the adapter as a plain LoRA adapter that PEFT and vLLM load without beamlora. The model is not changed.
+    """Write the adapter as a plain LoRA adapter that PEFT and vLLM load without beamlora. The model is not
+    changed.
 
-    The ranks' weights are folded into A (row i times w_i), so rank and alpha stay as they are. Under several workers
-    every worker calls this (under ZeRO-3 it is collective) and the first one writes.
+    The ranks' weights are folded into A (row i times w_i), so rank and alpha stay as they are. Under several
+    workers every worker calls this (under ZeRO-3 it is collective) and the first one writes.
 
     Raises:
         ValueError: `adapter_name` is not a BeamLoRA adapter of this model.
     """
     config = model.peft_config.get(adapter_name)
     if not isinstance(config, BeamLoraConfig):
-        raise ValueError(f"adapter {adapter_name!r} is not a BeamLoRA adapter; the model has {sorted(model.peft_config)}")
+        raise ValueError(
+            f"adapter {adapter_name!r} is not a BeamLoRA adapter; the model has {sorted(model.peft_config)}"
+        )
     tensors = lora_state_dict(model, adapter_name)
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return
@@ -108,7 +119,7 @@ def lora_state_dict(model: PeftModel, adapter_name: str = "default") -> dict[str
 
 
 def _lora_config(config: BeamLoraConfig) -> dict[str, object]:
-    """The fields of adapter_config.json for the exported adapter; sets sorted, so that equal exports are equal files."""
+    """adapter_config.json of the exported adapter; sets are sorted, so that equal exports are equal files."""
     plain = LoraConfig(**{f.name: copy.deepcopy(getattr(config, f.name)) for f in fields(LoraConfig)})
     plain.inference_mode = True
     return {name: sorted(v) if isinstance(v, set) else v for name, v in plain.to_dict().items()}
@@ -133,7 +144,10 @@ def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[obj
 
 def _remove_adapters(base_model: nn.Module) -> None:
     """Put the original layers back into a model whose adaptation failed half way."""
-    for name, layer in list(base_model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(base_model.get_submodule(parent), child, layer.get_base_layer())
+    # One at a time: PEFT's adapter of nn.MultiheadAttention holds another one inside.
+    while found := next(
+        (item for item in base_model.named_modules() if isinstance(item[1], BaseTunerLayer)), None
+    ):
+        name, layer = found
+        parent, _, child = name.rpartition(".")
+        setattr(base_model.get_submodule(parent), child, layer.get_base_layer())

@@ -1,10 +1,9 @@
 """Reading and writing full weights, moments and gradients, wherever the optimizer keeps them.
 
-A torch optimizer keeps moments beside each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments flat and
-sharded over the workers, and the weights of the forward pass as separate copies. Both look the same through
-`OptimizerAccess`. Under ZeRO every method except `holds` is collective: all workers call it, in the same order, and
-all get or pass the same full tensors.
-"""
+A torch optimizer keeps moments beside each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments
+flat and sharded over the workers, and the weights of the forward pass as separate copies. Both look the same
+through `OptimizerAccess`. Under ZeRO every method except `holds` is collective: all workers call it, in the
+same order, and all get or pass the same full tensors."""
 
 from __future__ import annotations
 
@@ -33,11 +32,11 @@ class OptimizerAccess(Protocol):
         """Set weights and moments. The next forward pass uses the new weights."""
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The gradient of the coming optimizer step, averaged over workers: after backward, before the step."""
+        """The gradient of the coming optimizer step, the mean over workers. Call after backward."""
 
 
 def optimizer_access(optimizer: Any) -> OptimizerAccess:
-    """The access for an optimizer: torch's, DeepSpeed ZeRO's (stages 1 to 3), or either inside accelerate's wrapper.
+    """The access for torch's optimizers, DeepSpeed's (ZeRO 1 to 3), or either inside accelerate's wrapper.
 
     Raises:
         TypeError: any other object, or a DeepSpeed optimizer without ZeRO's fp32 master weights.
@@ -49,7 +48,8 @@ def optimizer_access(optimizer: Any) -> OptimizerAccess:
     if isinstance(optimizer, torch.optim.Optimizer):
         return TorchAccess(optimizer)
     raise TypeError(
-        f"optimizer is a {type(optimizer).__qualname__}: must be a torch.optim.Optimizer or DeepSpeed's engine.optimizer"
+        f"optimizer is a {type(optimizer).__qualname__}: must be a torch.optim.Optimizer "
+        "or DeepSpeed's engine.optimizer"
     )
 
 
@@ -73,10 +73,13 @@ class TorchAccess:
         """As in OptimizerAccess.
 
         Raises:
-            TypeError: the optimizer's moments are factored or quantized, so that a rank's share cannot be copied.
+            TypeError: the optimizer's moments are factored or quantized, so that a rank's share cannot be
+            copied.
         """
         moments = self._moments(parameter)
-        return ParameterState(self.value(parameter), {name: _full_precision(m) for name, m in moments.items()})
+        return ParameterState(
+            self.value(parameter), {name: _full_precision(m) for name, m in moments.items()}
+        )
 
     @torch.no_grad()
     def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
@@ -94,9 +97,9 @@ class TorchAccess:
         for name, tensor in tensors.items():
             if tensor.shape != parameter.shape or not tensor.is_floating_point():
                 raise TypeError(
-                    f"{type(self._optimizer).__qualname__} keeps {name!r} as {tensor.dtype} {list(tensor.shape)} for a "
-                    f"parameter of shape {list(parameter.shape)}: a beam step copies moments rank by rank and needs them "
-                    "in the parameter's shape (AdamW, SGD with momentum)"
+                    f"{type(self._optimizer).__qualname__} keeps {name!r} as {tensor.dtype} "
+                    f"{list(tensor.shape)} for a parameter of shape {list(parameter.shape)}: a beam step "
+                    "copies moments rank by rank and needs them in that shape (AdamW, SGD with momentum)"
                 )
         return tensors
 
@@ -104,14 +107,18 @@ class TorchAccess:
 class DeepSpeedAccess:
     """DeepSpeed's ZeRO stages 1, 2 and 3, in float32 or in bf16 with fp32 master weights.
 
-    DeepSpeed's setters change the master weights only: the copies that the forward pass uses stay stale until the next
-    optimizer step. `write` therefore refreshes those too.
-    """
+    DeepSpeed's setters change the master weights only: the copies that the forward pass uses stay stale until
+    the next optimizer step. `write` therefore refreshes those too."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        # The flat fp32 shards of stage 3, of stages 1 and 2, and of stage 1 with bf16 and fp32 gradient accumulation.
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        # The flat fp32 shards of stage 3, of stages 1 and 2, and of stage 1 with bf16 and fp32 gradient
+        # accumulation.
+        for name in (
+            "fp32_partitioned_groups_flat",
+            "single_partition_of_fp32_groups",
+            "fp32_groups_flat_partition",
+        ):
             if hasattr(optimizer, name):
                 self._flat_name = name
                 return
@@ -132,7 +139,8 @@ class DeepSpeedAccess:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         moments = {
-            name: _full_precision(safe_get_full_optimizer_state(parameter, name)) for name in self._moment_names()
+            name: _full_precision(safe_get_full_optimizer_state(parameter, name))
+            for name in self._moment_names()
         }
         return ParameterState(self.value(parameter), moments)
 
@@ -158,8 +166,8 @@ class DeepSpeedAccess:
         parameter.data.copy_(state.value)
 
     def _write_stage_3(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        # The full setters fail where a parameter's size is not a multiple of the number of workers: its last shard is
-        # padded. The local setters take the padded shard.
+        # The full setters fail where a parameter's size is not a multiple of the number of workers: its last
+        # shard is padded. The local setters take the padded shard.
         import deepspeed
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
@@ -170,8 +178,8 @@ class DeepSpeedAccess:
             parameter.data.copy_(state.value)
 
     def _moment_names(self) -> list[str]:
-        # From the flat shard and not from the parameter: under stages 1 and 2 a worker without a share in a parameter
-        # knows nothing of its moments, and would leave the others waiting in the collective.
+        # From the flat shard and not from the parameter: under stages 1 and 2 a worker without a share in a
+        # parameter knows nothing of its moments, and would leave the others waiting in the collective.
         for shard in getattr(self._optimizer, self._flat_name):
             state = self._optimizer.optimizer.state.get(shard, {})
             names = [name for name, t in state.items() if isinstance(t, Tensor) and t.shape == shard.shape]

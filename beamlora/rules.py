@@ -1,8 +1,8 @@
 """The numbers of BeamLoRA as pure functions on tensors.
 
-Equation numbers are those of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (arXiv 2502.13604). "Reference" is the
-authors' published implementation, whose behaviour is the default wherever it differs from the paper's text.
-"""
+Equation numbers are those of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (arXiv 2502.13604). "Reference"
+is the authors' published implementation, whose behaviour is the default wherever it differs from the paper's
+text."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from beamlora.state import Factors, ParameterState
 
 Curve = Literal["cosine", "linear", "constant"]
 
-# Cumulative sums of r equal scores miss the threshold by rounding alone (twenty times 0.05 is not 1.0 in binary);
-# differences below this share of the total count as equal.
+# Cumulative sums of r equal scores miss the threshold by rounding alone (twenty times 0.05 is not 1.0 in
+# binary); differences below this share of the total count as equal.
 TOLERANCE = 1e-9
 
 
 def score_weights(scores: Tensor, temperature: float, scale: Literal["rank", "unit"] = "rank") -> Tensor:
     """The weight of each rank in the forward pass, from the raw scores g [r] (Eq. 4, 5).
 
-    The paper's weights are softmax(g / temperature), which sum to 1 ("unit"). The reference multiplies them by r
-    ("rank"), so that equal scores give every rank weight 1 and training starts as plain LoRA. The temperature stands
-    in the reference only. Computed in at least float32, whatever the dtype of g.
-    """
+    The paper's weights are softmax(g / temperature), which sum to 1 ("unit"). The reference multiplies them
+    by r ("rank"), so that equal scores give every rank weight 1 and training starts as plain LoRA. The
+    temperature stands in the reference only. Computed in at least float32, whatever the dtype of g."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     weights = torch.softmax(scores.to(dtype) / temperature, dim=0)
     return weights * scores.numel() if scale == "rank" else weights
@@ -66,7 +65,7 @@ class BeamSchedule:
         return self.p_init + (1 - self.p_init) * risen
 
     def beam_steps(self) -> tuple[int, ...]:
-        """The steps t that operate: every `interval`, a full interval before the end, inside the window, p(t) < 1."""
+        """The steps that operate: every `interval`, in the window, an interval before the end, p(t) < 1."""
         last = min(self.window_end, self.total_steps - self.interval)
         return tuple(t for t in range(self.interval, last + 1, self.interval) if self.threshold(t) < 1)
 
@@ -89,7 +88,7 @@ def rank_order(scores: Tensor) -> Tensor:
 
 
 def _operated(scores: Tensor, total: float, threshold: float, crossing: str) -> Tensor:
-    """The entries of `scores` [n] from the first i on whose cumulative sum c_i crosses threshold * total (Eq. 13)."""
+    """Eq. 13: the entries of `scores` [n] from the first i on whose sum c_i crosses threshold * total."""
     order = rank_order(scores)
     cumulative = torch.cumsum(scores[order].double(), dim=0)
     slack = TOLERANCE * total if crossing == "greater" else -TOLERANCE * total
@@ -107,12 +106,14 @@ def operated_counts(
     """K of Eq. 13 for every module: how many ranks a beam step replaces there.
 
     scores: for each module its softmax scores [r] in float64, summing to 1; r may differ between modules.
-    scope: "module" looks at each module by itself (paper); "global" pools the ranks of all modules, each module's
-        scores scaled to sum to its r, against threshold * sum(r) (reference), so K can be 0 in one and large in another.
+    scope: "module" looks at each module by itself (paper); "global" pools the ranks of all modules, each
+    module's
+        scores scaled to sum to its r, against threshold * sum(r) (reference), so K can be 0 in one and large
+        in another.
     crossing: c_i > p (reference) or c_i >= p (the paper's Eq. 13). The crossing rank itself is operated.
 
-    K is at most floor(r / 2), so that pruned and expanded ranks are disjoint. At threshold 1 nothing is operated.
-    """
+    K is at most floor(r / 2), so that pruned and expanded ranks are disjoint. At threshold 1 nothing is
+    operated."""
     if threshold >= 1:
         return [0] * len(scores)
     sizes = [len(module) for module in scores]
@@ -128,19 +129,21 @@ def operated_counts(
 
 @dataclass(frozen=True)
 class RankPairs:
-    """Which ranks of one module are replaced, and by whom: pruned[j] becomes a child of parents[j]. Both int64 [K]."""
+    """The ranks of a module that are replaced: pruned[j] by a child of parents[j]. Both int64 [K]."""
 
     pruned: Tensor
     parents: Tensor
 
 
 def pairing_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one beam step: the same on every worker, whatever else drew random numbers before."""
+    """The random numbers of one beam step: the same on every worker, whatever was drawn before."""
     digest = hashlib.sha256(f"beamlora {seed} {step}".encode()).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def pair_ranks(scores: Tensor, count: int, generator: torch.Generator, *, assessment: bool = True) -> RankPairs:
+def pair_ranks(
+    scores: Tensor, count: int, generator: torch.Generator, *, assessment: bool = True
+) -> RankPairs:
     """Pair the `count` lowest ranks of one module at random with its `count` highest (Eq. 6 to 8).
 
     Without assessment (an ablation of Table 3) both sets are drawn at random instead, still disjoint.
@@ -150,25 +153,26 @@ def pair_ranks(scores: Tensor, count: int, generator: torch.Generator, *, assess
     return RankPairs(pruned, expanded[torch.randperm(count, generator=generator)])
 
 
-def _replace_ranks(target: Tensor, source: Tensor | None, pairs: RankPairs, rank_dim: int) -> Tensor:
-    """`target` with its pruned ranks taken from the parents in `source`, or set to zero where there is no source."""
-    pruned, parents = pairs.pruned.to(target.device), pairs.parents
-    if source is None:
-        return target.index_fill(rank_dim, pruned, 0)
-    children = source.index_select(rank_dim, parents.to(source.device)).to(target.device)
-    return target.index_copy(rank_dim, pruned, children)
+def _adopt(target: Tensor, source: Tensor, pairs: RankPairs, rank_dim: int) -> Tensor:
+    """`target` with its pruned ranks taken from their parents in `source`, maybe on another device."""
+    children = source.index_select(rank_dim, pairs.parents.to(source.device))
+    return target.index_copy(rank_dim, pairs.pruned.to(target.device), children.to(target.device))
 
 
 def _operate_factor(
-    current: ParameterState, source: ParameterState | None, pairs: RankPairs, rank_dim: int, copy_moments: bool
+    current: ParameterState,
+    source: ParameterState | None,
+    pairs: RankPairs,
+    rank_dim: int,
+    copy_moments: bool,
 ) -> ParameterState:
-    value = _replace_ranks(current.value, source and source.value, pairs, rank_dim)
-    if source is not None and not copy_moments:
+    if source is None:
+        pruned = pairs.pruned.to(current.value.device)
+        return current.map(lambda tensor: tensor.index_fill(rank_dim, pruned, 0))
+    value = _adopt(current.value, source.value, pairs, rank_dim)
+    if not copy_moments:
         return ParameterState(value, current.moments)
-    moments = {
-        name: _replace_ranks(moment, source and source.moments[name], pairs, rank_dim)
-        for name, moment in current.moments.items()
-    }
+    moments = {n: _adopt(m, source.moments[n], pairs, rank_dim) for n, m in current.moments.items()}
     return ParameterState(value, moments)
 
 
@@ -177,20 +181,25 @@ def operate_factors(
 ) -> Factors:
     """The factors of one module after a beam step: pruned ranks hold their parents' snapshot (Eq. 9 to 12).
 
-    source: the snapshot; the current factors for the ablation "without history"; None for the ablation "without
+    source: the snapshot; the current factors for the ablation "without history"; None for the ablation
+    "without
         expansion", which sets the pruned ranks and their moments to zero.
-    copy_moments: the child also takes its parent's optimizer moments (Eq. 12). The reference means to, but writes
+    copy_moments: the child also takes its parent's optimizer moments (Eq. 12). The reference means to, but
+    writes
         into a temporary copy, so that its children keep the moments of the ranks they replace (False here).
 
-    All other ranks, the parents among them, keep their current values and moments. Nothing is changed in place.
-    """
+    All other ranks, the parents among them, keep their current values and moments. Nothing is changed in
+    place."""
+    source_a, source_b = (source.a, source.b) if source else (None, None)
     return Factors(
-        _operate_factor(current.a, source and source.a, pairs, 0, copy_moments),
-        _operate_factor(current.b, source and source.b, pairs, 1, copy_moments),
+        _operate_factor(current.a, source_a, pairs, 0, copy_moments),
+        _operate_factor(current.b, source_b, pairs, 1, copy_moments),
     )
 
 
-def operate_scores(current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True) -> ParameterState:
+def operate_scores(
+    current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True
+) -> ParameterState:
     """The raw scores g after a beam step: child and parent both get the mean of the pair (Eq. 11).
 
     reset_moments: the moments of the whole vector g become zero (reference only).
@@ -198,5 +207,9 @@ def operate_scores(current: ParameterState, pairs: RankPairs, *, reset_moments: 
     pruned, parents = pairs.pruned.to(current.value.device), pairs.parents.to(current.value.device)
     mean = (current.value[pruned] + current.value[parents]) / 2
     value = current.value.index_copy(0, pruned, mean).index_copy(0, parents, mean)
-    moments = {name: torch.zeros_like(m) for name, m in current.moments.items()} if reset_moments else current.moments
+    moments = (
+        {name: torch.zeros_like(m) for name, m in current.moments.items()}
+        if reset_moments
+        else current.moments
+    )
     return ParameterState(value, moments)

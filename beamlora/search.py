@@ -1,4 +1,4 @@
-"""The beam search: after every optimizer step it decides whether to copy a snapshot, operate, or do nothing."""
+"""The beam search: after every optimizer step it takes a snapshot, operates, or does nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import safe_open
@@ -45,7 +44,8 @@ _LR_CURVES: dict[str, Curve] = {
 class BeamReport:
     """What one beam step did.
 
-    operated: for every module with operated ranks, its (pruned rank, parent rank) pairs. Without expansion the parent
+    operated: for every module with operated ranks, its (pruned rank, parent rank) pairs. Without expansion
+    the parent
         is the rank that would have been copied.
     """
 
@@ -62,19 +62,19 @@ class BeamReport:
 class BeamSearch:
     """Runs BeamLoRA's beam steps on one adapter. Call `step` after every optimizer step.
 
-    Steps are optimizer steps counted from 1: p(t) is taken at t, and the snapshot after update t with
-    t % interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the snapshot
-    is taken one update later, because its counters lag behind; the difference is far below noise.
+    Steps are optimizer steps counted from 1: p(t) is taken at t, and the snapshot after update t with t %
+    interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the
+    snapshot is taken one update later, because its counters lag behind; the difference is far below noise.
 
     Under ZeRO, `step` and `scores` are collective: every worker calls them.
 
     Args:
-        model: a PEFT model with a BeamLoRA adapter, as it is or inside DistributedDataParallel or DeepSpeed's engine.
-        optimizer: the one that trains it: torch's, or DeepSpeed's `engine.optimizer`.
-        total_steps: optimizer steps of the whole run.
-        seed: for the random pairing. The same on every worker.
-        lr_schedule: cosine, linear, constant or constant_with_warmup; the curve of threshold_schedule="match_lr".
-        learning_rate: the peak learning rate, for temperature="auto". Default: the largest of the optimizer's groups.
+        model: a PEFT model with a BeamLoRA adapter, as it is or inside DistributedDataParallel or DeepSpeed's
+        engine. optimizer: the one that trains it: torch's, or DeepSpeed's `engine.optimizer`. total_steps:
+        optimizer steps of the whole run. seed: for the random pairing. The same on every worker. lr_schedule:
+        cosine, linear, constant or constant_with_warmup; the curve of threshold_schedule="match_lr".
+        learning_rate: the peak learning rate, for temperature="auto". Default: the largest of the optimizer's
+        groups.
 
     Raises:
         ValueError: an adapter or optimizer that do not fit, or settings under which no beam step can happen.
@@ -99,11 +99,11 @@ class BeamSearch:
         self._layers = _beam_layers(model, adapter_name)
         self._access = optimizer_access(optimizer)
         for name, layer in self._layers.items():
-            for parameter in self._parameters(layer):
+            for parameter in (*layer.factors(adapter_name), self._scores_of(layer)):
                 if not (parameter.requires_grad and self._access.holds(parameter)):
                     raise ValueError(
                         f"layer {name!r}: adapter {adapter_name!r} is not trained by this optimizer "
-                        "(build the optimizer from the model's trainable parameters, after the adapter was added)"
+                        "(build the optimizer from the trainable parameters, after the adapter was added)"
                     )
         self.schedule = _schedule(self.config, total_steps, lr_schedule)
         self.temperature = self._resolve_temperature(optimizer, learning_rate)
@@ -133,7 +133,7 @@ class BeamSearch:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: {"step": int, "settings": plain values, "snapshot": tensors by name}."""
+        """What a resumed run needs: {"step": int, "settings": plain values, "snapshot": tensors by name}."""
         snapshot = {
             f"{name}/{factor}/{entry}": tensor
             for name, factors in self._snapshot.items()
@@ -157,11 +157,13 @@ class BeamSearch:
         due = any(taken <= step < used for taken, used in self._snapshot_steps.items())
         if due and snapshot.keys() != self._layers.keys():
             missing = sorted(self._layers.keys() - snapshot.keys())
-            raise ValueError(f"the saved beam search of step {step} lacks the snapshot of {', '.join(missing)}")
+            raise ValueError(
+                f"the saved beam search of step {step} lacks the snapshot of {', '.join(missing)}"
+            )
         self._step, self._snapshot = step, snapshot
 
     def save_state(self, path: str | Path) -> None:
-        """Write `state_dict` to one safetensors file. Under several workers, let one of them do it: all hold the same."""
+        """Write `state_dict` to one safetensors file. All workers hold the same: let one of them write."""
         state = self.state_dict()
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.pop("snapshot").items()}
         save_file(tensors, path, metadata={"beam_search": json.dumps(state)})
@@ -200,7 +202,9 @@ class BeamSearch:
             pairs = pair_ranks(scores[name], count, generator, assessment=config.assessment)
             current = self._read_factors(layer)
             source = self._source(name, current)
-            self._write_factors(layer, operate_factors(current, source, pairs, copy_moments=config.copy_moments))
+            self._write_factors(
+                layer, operate_factors(current, source, pairs, copy_moments=config.copy_moments)
+            )
             if config.expansion:
                 score = self._scores_of(layer)
                 averaged = operate_scores(
@@ -227,12 +231,14 @@ class BeamSearch:
             # Written into the configuration, so that the saved adapter is loaded with it.
             self.config.temperature = 0.05 if learning_rate >= 1e-4 else 0.03
         for layer in self._layers.values():
-            layer.lora_score[self.adapter_name].temperature = self.config.temperature
+            layer.scores(self.adapter_name).temperature = self.config.temperature
         return self.config.temperature
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a saved state to continue this run; plain values."""
-        own = {option.name for option in fields(BeamLoraConfig)} - {option.name for option in fields(LoraConfig)}
+        own = {option.name for option in fields(BeamLoraConfig)} - {
+            option.name for option in fields(LoraConfig)
+        }
         settings = {name: getattr(self.config, name) for name in sorted(own - {"snapshot_device"})}
         return settings | {
             "total_steps": self.schedule.total_steps,
@@ -240,19 +246,15 @@ class BeamSearch:
             "seed": self.seed,
         }
 
-    def _parameters(self, layer: BeamLinear) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
-        name = self.adapter_name
-        return layer.lora_A[name].weight, layer.lora_B[name].weight, self._scores_of(layer)
-
     def _scores_of(self, layer: BeamLinear) -> nn.Parameter:
-        return layer.lora_score[self.adapter_name].weight
+        return layer.scores(self.adapter_name).weight
 
     def _read_factors(self, layer: BeamLinear) -> Factors:
-        a, b, _ = self._parameters(layer)
+        a, b = layer.factors(self.adapter_name)
         return Factors(self._access.read(a), self._access.read(b))
 
     def _write_factors(self, layer: BeamLinear, factors: Factors) -> None:
-        a, b, _ = self._parameters(layer)
+        a, b = layer.factors(self.adapter_name)
         self._access.write(a, factors.a)
         self._access.write(b, factors.b)
 
@@ -267,12 +269,16 @@ class BeamSearch:
             found.setdefault(name, {"a": {}, "b": {}})[factor][entry] = tensor.clone()
         unknown = found.keys() - self._layers.keys()
         if unknown:
-            raise ValueError(f"the saved beam search has layers that this model has not: {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"the saved beam search has layers that this model has not: {', '.join(sorted(unknown))}"
+            )
         for name, entries in found.items():
             rows, columns = entries["a"]["value"].shape, entries["b"]["value"].shape
             layer, r = self._layers[name], self._layers[name].r[self.adapter_name]
             if rows != (r, layer.in_features) or columns != (layer.out_features, r):
-                raise ValueError(f"the saved snapshot of {name} has A {list(rows)} and B {list(columns)}: not this layer's")
+                raise ValueError(
+                    f"the saved snapshot of {name} has A {list(rows)} and B {list(columns)}: not this layer's"
+                )
         return {
             name: Factors(*(ParameterState(e.pop("value"), e) for e in (entries["a"], entries["b"])))
             for name, entries in found.items()
@@ -305,7 +311,9 @@ def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
         if isinstance(module, LoraLayer) and adapter_name in module.r:
             name = name.removeprefix("base_model.model.")
             if not isinstance(module, BeamLinear):
-                raise ValueError(f"layer {name!r}: a {type(module).__name__} without rank scores cannot be searched")
+                raise ValueError(
+                    f"layer {name!r}: a {type(module).__name__} without rank scores cannot be searched"
+                )
             layers[name] = module
     return layers
 
@@ -313,7 +321,9 @@ def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
 def _schedule(config: BeamLoraConfig, total_steps: int, lr_schedule: str) -> BeamSchedule:
     """The schedule of a run, refused when no beam step can happen in it."""
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-        raise ValueError(f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1")
+        raise ValueError(
+            f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1"
+        )
     if lr_schedule not in _LR_CURVES and config.threshold_schedule == "match_lr":
         raise ValueError(
             f"lr_schedule={lr_schedule!r}: threshold_schedule='match_lr' follows {', '.join(_LR_CURVES)}; "
@@ -336,9 +346,15 @@ def _schedule(config: BeamLoraConfig, total_steps: int, lr_schedule: str) -> Bea
     if config.p_init == 1:
         logger.warning("p_init=1: no rank is ever operated, this is LoRA with scores")
     elif not schedule.beam_steps():
-        largest = next((i for i in range(min(interval, total_steps // 2), 1, -1) if with_interval(i).beam_steps()), None)
+        largest = next(
+            (i for i in range(min(interval, total_steps // 2), 1, -1) if with_interval(i).beam_steps()), None
+        )
         raise ValueError(
             f"interval={config.interval!r}: no beam step can happen in {total_steps} steps; "
-            + (f"the largest interval that works is {largest}" if largest else "the run is too short for any interval")
+            + (
+                f"the largest interval that works is {largest}"
+                if largest
+                else "the run is too short for any interval"
+            )
         )
     return schedule

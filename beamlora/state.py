@@ -27,7 +27,7 @@ class ParameterState:
 
 @dataclass(frozen=True)
 class Factors:
-    """The low-rank factors of one layer: a [r, d_in] and b [d_out, r]. Rank i is row i of a and column i of b."""
+    """The factors of one layer: a [r, d_in] and b [d_out, r]. Rank i is row i of a and column i of b."""
 
     a: ParameterState
     b: ParameterState

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from beamplatform.cli import main_guard
-from beamplatform.options import add_suite_options, load
+from beamplatform.errors import UserError
+from beamplatform.options import add_suite_options, as_list, load
 
 EXAMPLES = """examples:
   python pipelines/sweep.py --suite commonsense                 the embedded world without a GPU, the paper's with one
@@ -35,12 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     suite, preset_name, preset = load(
         arguments,
-        {"search.seeds": arguments.seeds and f"[{arguments.seeds}]", "search.samples": arguments.samples,
-         "search.max_concurrent": arguments.max_concurrent},
+        {
+            "--seeds": ("search.seeds", as_list(arguments.seeds)),
+            "--samples": ("search.samples", arguments.samples),
+            "--max-concurrent": ("search.max_concurrent", arguments.max_concurrent),
+        },
     )
+    methods = arguments.methods.split(",") if arguments.methods else list(preset.methods)
+    for method in methods:
+        if method not in preset.methods:
+            raise UserError(f"--methods {method}: not in preset {preset_name}; allowed: {', '.join(preset.methods)}")
     from beamplatform.sweep.command import dry_run, sweep
 
-    methods = arguments.methods.split(",") if arguments.methods else list(preset.methods)
     if arguments.dry_run:
         return dry_run(suite, preset_name, preset, methods)
     name = arguments.name or f"{suite.name}-{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"

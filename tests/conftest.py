@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from beamplatform.suite import Override, load_preset
+from beamplatform.trial import Trial, plan_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,3 +33,64 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the published test sets are not at {folder}")
     return folder
+
+
+def make_trial(method: str, **changes: Any) -> Trial:
+    """The first trial of the tiny preset for `method`; changes are dotted keys with __ for the dots."""
+    overrides = [Override(key, key.replace("__", "."), json.dumps(value)) for key, value in changes.items()]
+    suite, name, preset = load_preset(
+        ROOT / "tune_spaces" / "commonsense.yaml", "tiny", has_gpu=False, overrides=overrides
+    )
+    return plan_trials(suite.name, name, preset, [method])[0]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `tests/training/one_worker.py` left behind."""
+
+    folder: Path
+    trial: Trial
+    rows: list[tuple[int, dict[str, float]]]
+    final: Mapping[str, Any]
+
+    def series(self, metric: str) -> list[float]:
+        return [row[metric] for _, row in self.rows if metric in row]
+
+
+@pytest.fixture
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
+    """Train a trial in real worker processes (gloo, DeepSpeed), without Ray."""
+
+    def run(trial: Trial, resume: Path | None = None) -> Trained:
+        import torch
+
+        folder = tmp_path_factory.mktemp("train")
+        spec = {"trial": trial.model_dump(), "folder": str(folder), "resume": str(resume) if resume else None}
+        (folder / "spec.json").write_text(json.dumps(spec))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        workers = trial.training.workers
+        command = [sys.executable, str(ROOT / "tests" / "training" / "one_worker.py"), str(folder / "spec.json")]
+        processes = [
+            subprocess.Popen(
+                [*command, str(rank), str(workers), str(port)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(workers)
+        ]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
+        rows = [(step, row) for step, row in json.loads((folder / "rows.json").read_text())]
+        return Trained(folder, trial, rows, torch.load(folder / "final.pt", weights_only=True))
+
+    return run
+
+
+@pytest.fixture
+def trial() -> Callable[..., Trial]:
+    """`make_trial` as a fixture: trials of the tiny preset."""
+    return make_trial

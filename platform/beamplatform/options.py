@@ -8,14 +8,15 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from beamplatform.suite import Preset, Suite, find_suite, load_preset
+from beamplatform.errors import UserError
+from beamplatform.suite import Override, Preset, Suite, find_suite, load_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which holds `tune_spaces`."""
 
 
-def add_suite_options(parser: argparse.ArgumentParser) -> None:
-    """Options that name a suite, its preset, changes to it, and where results go."""
+def add_preset_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name a suite, its preset and changes to it."""
     parser.add_argument("--suite", required=True, help="a name in tune_spaces/, or the path of your own .yaml file")
     parser.add_argument("--preset", help="one of the suite's presets; default: paper with a GPU, tiny without")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with <task>/train.json and <task>/test.json")
@@ -23,29 +24,45 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="change a value of the preset, such as training.max_steps=20; may be repeated",
     )  # fmt: skip
+
+
+def add_suite_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the pipelines that train: a preset, and where results go."""
+    add_preset_options(parser)
     parser.add_argument("--storage", default="runs", metavar="DIR", help="folder or URI for results (default: runs)")
-    add_tracking_option(parser)
-
-
-def add_tracking_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking-uri", metavar="URI",
         help="MLflow store; default: MLFLOW_TRACKING_URI, else mlflow.db in the working folder",
     )  # fmt: skip
 
 
-def load(arguments: argparse.Namespace, options: Mapping[str, str | None]) -> tuple[Suite, str, Preset]:
-    """The checked suite and preset; `options` are further command-line values by their key in the preset.
+def load(arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]]) -> tuple[Suite, str, Preset]:
+    """The checked suite and preset.
+
+    Args:
+        arguments: parsed by a parser with `add_preset_options`.
+        options: further options that set a value of the preset: option -> (key, value as YAML, or None if not given).
 
     Raises:
         UserError: what is wrong in the suite or in an option.
     """
-    overrides = list(arguments.overrides)
-    if arguments.data_dir:
-        overrides.append(f"data.source={arguments.data_dir}")
-    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
+    overrides = []
+    for assignment in arguments.overrides:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {assignment}: must have the form key=value, such as training.max_steps=20")
+        overrides.append(Override(f"--set {assignment}", key, value))
+    # After --set, so that an option is the stronger one.
+    for option, (key, value) in {"--data-dir": ("data.source", arguments.data_dir), **options}.items():
+        if value is not None:
+            overrides.append(Override(f"{option} {value.strip('[]')}", key, value))
     path = find_suite(arguments.suite, ROOT / "tune_spaces")
     return load_preset(path, arguments.preset, has_gpu=has_gpu(), overrides=overrides)
+
+
+def as_list(text: str | None) -> str | None:
+    """The YAML list of a comma-separated option."""
+    return None if text is None else f"[{text}]"
 
 
 def has_gpu() -> bool:

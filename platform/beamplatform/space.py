@@ -67,7 +67,7 @@ class Space:
                 values = dict(self.fixed) | dict(zip(grids, point, strict=True))
                 values |= {key: domain.draw(generator) for key, domain in drawn.items()}
                 # Defaults are part of what a trial is: they are written out, not left to a later version's taste.
-                resolved = get_method(self.method).hyperparameters.model_validate(values).model_dump()
+                resolved = get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
                 if resolved not in found:
                     found.append(resolved)
         return found

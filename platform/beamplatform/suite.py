@@ -8,6 +8,7 @@ This module imports neither torch nor Ray: a bad suite is refused in millisecond
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -169,6 +170,21 @@ class Suite(Section):
     presets: Annotated[dict[str, Preset], Field(min_length=1)]
 
 
+@dataclass(frozen=True)
+class Override:
+    """One value of the preset given on the command line.
+
+    Attributes:
+        typed: what the user typed, for messages (``--seeds 0,1``).
+        key: dotted key in the preset (``search.seeds``).
+        value: YAML text.
+    """
+
+    typed: str
+    key: str
+    value: str
+
+
 def find_suite(name_or_path: str, folder: Path) -> Path:
     """Path of a suite given as a name in `folder` (``commonsense``) or as a path to a YAML file.
 
@@ -188,7 +204,7 @@ def find_suite(name_or_path: str, folder: Path) -> Path:
 
 
 def load_preset(
-    path: Path, preset: str | None, *, has_gpu: bool, overrides: Sequence[str] = ()
+    path: Path, preset: str | None, *, has_gpu: bool, overrides: Sequence[Override] = ()
 ) -> tuple[Suite, str, Preset]:
     """Read, overlay and check a suite file; choose the preset.
 
@@ -196,7 +212,7 @@ def load_preset(
         path: the suite file.
         preset: a preset's name; None picks the only one, else ``paper`` with a GPU and ``tiny`` without.
         has_gpu: whether the machine or cluster has a GPU.
-        overrides: ``key=value`` pairs on the preset (``training.max_steps=20``); values are YAML.
+        overrides: values from the command line, in their order.
 
     Raises:
         UserError: one line with the file, line, key and what is allowed.
@@ -238,34 +254,30 @@ def _default_preset(path: Path, names: list[str], has_gpu: bool) -> str:
     raise UserError(f"{path}: choose a preset with --preset{reason}; allowed: {', '.join(names)}")
 
 
-def _place(path: Path, text: str, location: list[str], overrides: Sequence[str]) -> str:
+def _place(path: Path, text: str, location: list[str], overrides: Sequence[Override]) -> str:
     """Where a wrong value stands: on the command line, else in the file."""
     key = ".".join(location[2:])
     for override in overrides:
-        given = override.partition("=")[0]
-        if f"{key}.".startswith(f"{given}.") or f"{given}.".startswith(f"{key}."):
-            return f"--set {override}" if given == key else f"--set {override}: {key}"
+        if f"{key}.".startswith(f"{override.key}.") or f"{override.key}.".startswith(f"{key}."):
+            return override.typed if override.key == key else f"{override.typed}: {key}"
     line = line_of(text, location)
     return f"{path}:{line}: {'.'.join(location)}" if line else f"{path}: {'.'.join(location)}"
 
 
-def _override(preset: Any, assignment: str) -> Any:
-    """`preset` with one ``dotted.key=value`` set; the suite's own check judges the result."""
-    key, equals, text = assignment.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {assignment}: must have the form key=value, such as training.max_steps=20")
+def _override(preset: Any, override: Override) -> Any:
+    """`preset` with one value set; the suite's own check judges the result."""
     try:
-        value = parse_yaml(text)
+        value = parse_yaml(override.value)
     except yaml.YAMLError:
-        raise UserError(f"--set {assignment}: the value is not valid YAML") from None
-    return _replaced(preset, key.split("."), value, assignment)
+        raise UserError(f"{override.typed}: the value is not valid YAML") from None
+    return _replaced(preset, override.key.split("."), value, override.typed)
 
 
-def _replaced(node: Any, keys: list[str], value: Any, assignment: str) -> Any:
+def _replaced(node: Any, keys: list[str], value: Any, typed: str) -> Any:
     if not keys:
         return value
     if node is not None and not isinstance(node, Mapping):
-        raise UserError(f"--set {assignment}: {keys[0]!r} lies below a value that is not a mapping")
+        raise UserError(f"{typed}: {keys[0]!r} lies below a value that is not a mapping")
     branch = dict(node or {})
-    branch[keys[0]] = _replaced(branch.get(keys[0]), keys[1:], value, assignment)
+    branch[keys[0]] = _replaced(branch.get(keys[0]), keys[1:], value, typed)
     return branch

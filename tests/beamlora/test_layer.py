@@ -59,7 +59,7 @@ def test_starts_as_the_base_model_and_as_plain_lora(tiny_net) -> None:
     with model.disable_adapter():
         base = model(x)
     assert torch.equal(model(x), base)
-    scores = [m for m in model.modules() if isinstance(m, BeamLinear)][0].lora_score["default"]
+    scores = next(m for m in model.modules() if isinstance(m, BeamLinear)).scores("default")
     assert torch.equal(scores(), torch.ones(5))
 
 
@@ -73,7 +73,9 @@ def test_bf16_base_with_float32_scores(tiny_llama, randomized) -> None:
     loss.backward()
     assert loss.isfinite()
     scores = [p for name, p in model.named_parameters() if "lora_score" in name]
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in scores)
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in scores
+    )
 
 
 def test_bf16_adapter_keeps_float32_scores(tiny_llama) -> None:
@@ -97,7 +99,8 @@ def test_dropout_acts_on_the_adapter_input_in_training_only(randomized) -> None:
     torch.manual_seed(3)
     dropped = nn.functional.dropout(x, 0.5)
     torch.testing.assert_close(
-        trained, plain_formula(dropped, adapted, 5, 0.04, True) - adapted.base_layer(dropped) + adapted.base_layer(x)
+        trained,
+        plain_formula(dropped, adapted, 5, 0.04, True) - adapted.base_layer(dropped) + adapted.base_layer(x),
     )
 
 
@@ -110,7 +113,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_llama, randomized,
         base = tiny_llama()
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            base.enable_input_require_grads()  # a frozen embedding gives reentrant checkpoints nothing to follow
+            base.enable_input_require_grads()  # reentrant checkpoints stop at inputs without gradients
         model = randomized(get_beamlora_model(base, config)).train()
         model(input_ids=ids, labels=ids).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
@@ -160,7 +163,7 @@ def test_several_adapters_of_both_kinds_merge_together(randomized) -> None:
 
 
 def test_switching_adapters_trains_the_active_one_only(randomized) -> None:
-    model, adapted = layer(6, 8, randomized)
+    model, _ = layer(6, 8, randomized)
     model.add_adapter("second", BeamLoraConfig(r=2, target_modules=["0"]))
     for active in ("second", "default"):
         model.set_adapter(active)

@@ -25,7 +25,7 @@ def uniform(r: int) -> torch.Tensor:
     return torch.full((r,), 1 / r, dtype=torch.float64)
 
 
-# --- scores (Eq. 4, 5) ------------------------------------------------------------------------------------------------
+# --- scores (Eq. 4, 5) --------------------------------------------------------------------------------------
 
 
 def test_weights_start_at_one_and_sum_to_r() -> None:
@@ -49,7 +49,7 @@ def test_weights_of_bfloat16_scores_are_computed_in_float32() -> None:
     assert torch.equal(weights, score_weights(scores.float(), 0.05))
 
 
-# --- p(t) (Eq. 14) ----------------------------------------------------------------------------------------------------
+# --- p(t) (Eq. 14) ------------------------------------------------------------------------------------------
 
 
 def schedule(**changes: object) -> BeamSchedule:
@@ -82,7 +82,7 @@ def test_threshold(curve: str, horizon: str, expected: dict[int, float]) -> None
         assert rule.threshold(200 if horizon == "window" else 300) == 1.0
 
 
-# --- when -------------------------------------------------------------------------------------------------------------
+# --- when ---------------------------------------------------------------------------------------------------
 
 
 def test_window_end_is_two_thirds() -> None:
@@ -110,7 +110,7 @@ def test_snapshot_half_an_interval_before() -> None:
     assert [schedule(interval=3).snapshot_step(t) for t in (3, 6)] == [1, 4]
 
 
-# --- how many (Eq. 13) ------------------------------------------------------------------------------------------------
+# --- how many (Eq. 13) --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scope", ["global", "module"])
@@ -129,7 +129,8 @@ def test_crossing_options_differ_where_the_sum_meets_the_threshold(scope: str) -
 
 @pytest.mark.parametrize("r", [10, 20, 40, 60, 80, 100, 160, 320])
 def test_rounding_does_not_decide(r: int) -> None:
-    # p = (r - k) / r is met exactly by a partial sum of equal scores, for which float sums differ in the last bit.
+    # p = (r - k) / r is met exactly by a partial sum of equal scores, for which float sums differ in the last
+    # bit.
     for k in range(1, r // 2):
         p = (r - k) / r
         assert operated_counts([uniform(r)], p, crossing="greater") == [k]
@@ -144,14 +145,16 @@ def test_module_scope_by_hand() -> None:
 
 def test_global_scope_by_hand() -> None:
     scores = [torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64), uniform(4)]
-    # Scaled by r: 1.6 1.2 | 1 1 1 1 | 0.8 0.4, sums 1.6 2.8 3.8 4.8 5.8 6.8 7.6 8.0, against 0.85 * 8 = 6.8: exactly met
-    # by the sixth, so from the seventh on (>), or from the sixth, which is the second module's last (>=).
+    # Scaled by r: 1.6 1.2 | 1 1 1 1 | 0.8 0.4, sums 1.6 2.8 3.8 4.8 5.8 6.8 7.6 8.0, against 0.85 * 8 = 6.8:
+    # exactly met by the sixth, so from the seventh on (>), or from the sixth, which is the second module's
+    # last (>=).
     assert operated_counts(scores, 0.85, scope="global", crossing="greater") == [2, 0]
     assert operated_counts(scores, 0.85, scope="global", crossing="greater_equal") == [2, 1]
 
 
 def test_global_scope_weighs_modules_by_their_rank() -> None:
-    # Six scaled scores of 1; 0.7 * 6 = 4.2: the fifth and sixth, which stable order leaves with the second module.
+    # Six scaled scores of 1; 0.7 * 6 = 4.2: the fifth and sixth, which stable order leaves with the second
+    # module.
     assert operated_counts([uniform(2), uniform(4)], 0.7, scope="global") == [0, 2]
     # Unscaled, the first module's quarters would be the smallest scores here.
     assert operated_counts([uniform(4), uniform(2)], 0.7, scope="global") == [0, 1]  # two, capped at r / 2
@@ -170,7 +173,7 @@ def test_nothing_at_threshold_one(scope: str, crossing: str) -> None:
     assert operated_counts(scores, 1.0, scope=scope, crossing=crossing) == [0, 0]
 
 
-# --- which, and with whom (Eq. 6 to 8) --------------------------------------------------------------------------------
+# --- which, and with whom (Eq. 6 to 8) ----------------------------------------------------------------------
 
 
 def test_lowest_are_paired_with_highest() -> None:
@@ -205,11 +208,11 @@ def test_without_assessment_the_sets_are_random_and_disjoint() -> None:
     assert pruned == set(range(8))
 
 
-# --- the beam step (Eq. 9 to 12) --------------------------------------------------------------------------------------
+# --- the beam step (Eq. 9 to 12) ----------------------------------------------------------------------------
 
 
 def state(start: float, *shape: int) -> ParameterState:
-    """Distinct numbers everywhere: the value from `start`, the two moments a hundred and two hundred above."""
+    """Distinct numbers everywhere: values from `start` on, the moments one and two hundred above."""
     values = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape) + start
     return ParameterState(values, {"exp_avg": values + 100, "exp_avg_sq": values + 200})
 
@@ -266,7 +269,9 @@ def test_nothing_is_changed_in_place(current: Factors, snapshot: Factors) -> Non
 
 
 def test_scores_of_a_pair_become_their_mean() -> None:
-    scores = ParameterState(torch.tensor([4.0, 1.0, 2.0, -2.0]), {"exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)})
+    scores = ParameterState(
+        torch.tensor([4.0, 1.0, 2.0, -2.0]), {"exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
+    )
     after = operate_scores(scores, PAIRS)
     assert after.value.tolist() == [1.0, 1.5, 1.5, 1.0]  # (3, 0): (-2 + 4) / 2; (1, 2): (1 + 2) / 2
     assert all(torch.equal(moment, torch.zeros(4)) for moment in after.moments.values())

@@ -31,7 +31,9 @@ def record(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return copies
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, search: BeamSearch, steps: range) -> Iterator[tuple]:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, search: BeamSearch, steps: range
+) -> Iterator[tuple]:
     """Yields (step, state before search.step(), report, state after it)."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
@@ -74,7 +76,7 @@ def test_whole_run(tiny_net: Callable[..., nn.Module], interval: int) -> None:
         reports.append(report)
         snapshot = states[step - interval + interval // 2]
         check_beam_step(report, before, after, snapshot)
-    assert sum(report.operated_ranks for report in reports) > 10
+    assert sum(report.operated_ranks for report in reports) >= 10
     assert {layer for report in reports for layer in report.operated} == {"0", "2"}
 
 
@@ -163,7 +165,9 @@ def test_ablation_without_dynamic_threshold(tiny_net) -> None:
     model = tiny_net(threshold_schedule="constant", operate_until=0.8)
     optimizer, search = start(model)
     reports = [report for _, _, report, _ in train(model, optimizer, search, range(1, 31)) if report]
-    assert [(report.step, report.threshold) for report in reports] == [(t, 0.5) for t in (4, 8, 12, 16, 20, 24)]
+    assert [(report.step, report.threshold) for report in reports] == [
+        (t, 0.5) for t in (4, 8, 12, 16, 20, 24)
+    ]
 
 
 def test_module_and_global_scope_both_run(tiny_net) -> None:
@@ -185,19 +189,21 @@ def test_pairing_depends_on_the_seed_only(tiny_net) -> None:
 def test_sgd_with_momentum_and_without(tiny_net) -> None:
     for momentum in (0.9, 0.0):
         model = tiny_net()
-        optimizer, search = start(model, optimizer=lambda p, lr, m=momentum: torch.optim.SGD(p, lr=lr * 10, momentum=m))
-        history = {}
-        for step, before, report, after in train(model, optimizer, search, range(1, 5)):
-            history[step] = before
+        optimizer, search = start(
+            model, optimizer=lambda p, lr, m=momentum: torch.optim.SGD(p, lr=lr * 10, momentum=m)
+        )
+        _, (_, snapshot, _, _), _, (_, _, report, after) = train(model, optimizer, search, range(1, 5))
         for layer, child, parent in each_pair(report):
             for entry in ("", "momentum_buffer") if momentum else ("",):
-                assert equal(rank(after, layer, child, entry), rank(history[2], layer, parent, entry))
+                assert equal(rank(after, layer, child, entry), rank(snapshot, layer, parent, entry))
 
 
 def test_scores_and_report(tiny_net) -> None:
     model = tiny_net(temperature=0.1)
     optimizer, search = start(model)
-    assert {name: s.tolist() for name, s in search.scores().items()} == {n: pytest.approx([0.2] * 5) for n in ("0", "2")}
+    assert {name: s.tolist() for name, s in search.scores().items()} == {
+        n: pytest.approx([0.2] * 5) for n in ("0", "2")
+    }
     for _ in train(model, optimizer, search, range(1, 4)):
         pass
     for name, module in model.named_modules():
@@ -213,13 +219,22 @@ def test_snapshot_is_held_only_while_it_is_needed(tiny_net) -> None:
     held = {}
     for step, *_ in train(model, optimizer, search, range(1, 31)):
         held[step] = bool(search.state_dict()["snapshot"])
-    assert [step for step in held if held[step]] == [2, 3, 6, 7, 10, 11, 14, 15]  # none after 16, the last beam step
+    assert [step for step in held if held[step]] == [
+        2,
+        3,
+        6,
+        7,
+        10,
+        11,
+        14,
+        15,
+    ]  # none after 16, the last beam step
     model = tiny_net(history=False)
     optimizer, search = start(model)
     assert not any(search.state_dict()["snapshot"] for _ in train(model, optimizer, search, range(1, 9)))
 
 
-# --- temperature and threshold curve ----------------------------------------------------------------------------------
+# --- temperature and threshold curve ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("lr", "expected"), [(3e-4, 0.05), (1e-4, 0.05), (9.9e-5, 0.03)])
@@ -227,7 +242,9 @@ def test_auto_temperature(tiny_net, tmp_path, lr: float, expected: float) -> Non
     model = tiny_net()
     _, search = start(model, lr=lr)
     assert search.temperature == expected
-    assert [m.lora_score["default"].temperature for m in model.modules() if isinstance(m, BeamLinear)] == [expected] * 2
+    assert [m.lora_score["default"].temperature for m in model.modules() if isinstance(m, BeamLinear)] == [
+        expected
+    ] * 2
     model.save_pretrained(tmp_path)
     assert BeamLoraConfig.from_pretrained(tmp_path).temperature == expected
 
@@ -244,6 +261,16 @@ def test_auto_temperature_reads_the_peak_and_not_the_warm_up(tiny_net) -> None:
     assert search.temperature == 0.03
 
 
+def test_one_config_serves_several_models() -> None:
+    config = BeamLoraConfig(r=4, target_modules=["0"], p_init=0.5, interval=4)
+    temperatures = []
+    for lr in (1e-5, 1e-2):
+        model = get_beamlora_model(nn.Sequential(nn.Linear(12, 9)), config)
+        temperatures.append(start(model, lr=lr)[1].temperature)
+    assert temperatures == [0.03, 0.05]
+    assert config.temperature == "auto"
+
+
 def test_given_temperature_is_kept(tiny_net) -> None:
     _, search = start(tiny_net(temperature=0.2), lr=1e-5)
     assert search.temperature == 0.2
@@ -251,7 +278,12 @@ def test_given_temperature_is_kept(tiny_net) -> None:
 
 @pytest.mark.parametrize(
     ("lr_schedule", "curve"),
-    [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant"), ("constant_with_warmup", "constant")],
+    [
+        ("cosine", "cosine"),
+        ("linear", "linear"),
+        ("constant", "constant"),
+        ("constant_with_warmup", "constant"),
+    ],
 )
 def test_match_lr(tiny_net, lr_schedule: str, curve: str) -> None:
     assert start(tiny_net(), lr_schedule=lr_schedule)[1].schedule.curve == curve
@@ -260,12 +292,14 @@ def test_match_lr(tiny_net, lr_schedule: str, curve: str) -> None:
 
 
 def test_match_lr_needs_a_known_schedule(tiny_net) -> None:
-    with pytest.raises(ValueError, match="lr_schedule='polynomial': threshold_schedule='match_lr' follows cosine, linear"):
+    with pytest.raises(
+        ValueError, match="lr_schedule='polynomial': threshold_schedule='match_lr' follows cosine, linear"
+    ):
         start(tiny_net(), lr_schedule="polynomial")
     start(tiny_net(threshold_schedule="cosine"), lr_schedule="polynomial")
 
 
-# --- refused before training ------------------------------------------------------------------------------------------
+# --- refused before training --------------------------------------------------------------------------------
 
 
 def test_interval_as_fraction_of_all_steps(tiny_net) -> None:
@@ -284,10 +318,16 @@ def test_interval_as_fraction_of_all_steps(tiny_net) -> None:
         (7, {}, 3),
     ],
 )
-def test_too_large_interval_names_the_largest_that_works(tiny_net, total_steps: int, options, largest: int) -> None:
-    with pytest.raises(ValueError, match=rf"no beam step can happen in {total_steps} steps; the largest .* is {largest}$"):
+def test_too_large_interval_names_the_largest_that_works(
+    tiny_net, total_steps: int, options, largest: int
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"no beam step can happen in {total_steps} steps; the largest .* is {largest}$"
+    ):
         start(tiny_net(interval=largest + 1, **options), total_steps=total_steps)
-    assert start(tiny_net(interval=largest, **options), total_steps=total_steps)[1].planned_steps == (largest,)
+    assert start(tiny_net(interval=largest, **options), total_steps=total_steps)[1].planned_steps == (
+        largest,
+    )
 
 
 def test_run_too_short_for_any_interval(tiny_net) -> None:
@@ -314,13 +354,15 @@ def test_optimizer_must_train_the_adapter(tiny_net) -> None:
 
 def test_model_must_have_the_adapter(tiny_net) -> None:
     model = tiny_net()
-    with pytest.raises(ValueError, match="adapter 'other' is not a BeamLoRA adapter of this model; it has: default"):
+    with pytest.raises(
+        ValueError, match="adapter 'other' is not a BeamLoRA adapter of this model; it has: default"
+    ):
         start(model, adapter_name="other")
     with pytest.raises(ValueError, match="it has: none"):
         start(nn.Linear(2, 2))
 
 
-# --- saving and resuming ----------------------------------------------------------------------------------------------
+# --- saving and resuming ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 5, 7, 8, 16, 20])
@@ -358,7 +400,9 @@ def test_state_of_another_run_is_refused(tiny_net, tmp_path) -> None:
     for _ in train(model, optimizer, search, range(1, 4)):
         pass
     state = search.state_dict()
-    with pytest.raises(ValueError, match="the saved beam search has total_steps=30, this run has total_steps=40"):
+    with pytest.raises(
+        ValueError, match="the saved beam search has total_steps=30, this run has total_steps=40"
+    ):
         start(tiny_net(), total_steps=40)[1].load_state_dict(state)
     with pytest.raises(ValueError, match=r"has p_init=0\.5, this run has p_init=0\.6"):
         start(tiny_net(p_init=0.6))[1].load_state_dict(state)
@@ -391,7 +435,7 @@ def test_state_survives_further_training(tiny_net) -> None:
     assert all(torch.equal(copies[name], tensor) for name, tensor in state["snapshot"].items())
 
 
-# --- the adapter among others, and inside wrappers --------------------------------------------------------------------
+# --- the adapter among others, and inside wrappers ----------------------------------------------------------
 
 
 def test_search_of_one_adapter_leaves_the_other_alone(tiny_net) -> None:
@@ -427,5 +471,5 @@ def test_optimizer_that_cannot_be_copied_rank_by_rank(tiny_llama) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     search.step()
-    with pytest.raises(TypeError, match="Adafactor keeps 'exp_avg_sq_row' as torch.float32"):
+    with pytest.raises(TypeError, match=r"Adafactor keeps 'exp_avg_sq_row' as torch\.float32"):
         search.step()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
@@ -41,7 +42,8 @@ def write(folder: Path, content: Any, task: str = "boolq", split: str = "test") 
 
 def test_prompt_is_the_alpaca_template_without_stray_spaces() -> None:
     assert alpaca_prompt("Add {x} to it.\n\nAnswer format: a/b") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request."
         "\n\n### Instruction:\nAdd {x} to it.\n\nAnswer format: a/b\n\n### Response:\n"
     )
 
@@ -76,7 +78,10 @@ def test_published_files_parse(shared_data: Path, task: str, split: Any) -> None
         ([], "holds no records"),
         ([GOOD, "text"], "record 2: expected an object with instruction, output and answer, found a string"),
         ([GOOD, GOOD, {"instruction": "a", "output": "b"}], "record 3: no field 'answer'; needed are"),
-        ([{**GOOD, "output": "  "}], "record 1: field 'output' must be a non-empty string, found an empty string"),
+        (
+            [{**GOOD, "output": "  "}],
+            "record 1: field 'output' must be a non-empty string, found an empty string",
+        ),
         ([{**GOOD, "answer": True}], "record 1: field 'answer' must be a non-empty string, found a boolean"),
         ([{**GOOD, "input": 3}], "record 1: field 'input' must be a string, found a number"),
     ],
@@ -99,12 +104,15 @@ def test_missing_task_split_and_folder(tmp_path: Path) -> None:
     write(tmp_path, [GOOD])
     with pytest.raises(UserError, match=r"no task 'piqa' in .*: its folders are boolq"):
         load_records("piqa", "test", str(tmp_path))
-    with pytest.raises(UserError, match=r"no train split of 'boolq': .*train\.json is missing, .* has test\.json"):
+    with pytest.raises(
+        UserError, match=r"no train split of 'boolq': .*train\.json is missing, .* has test\.json"
+    ):
         load_records("boolq", "train", str(tmp_path))
     with pytest.raises(UserError, match=r"no data folder at .*/nowhere: give 'embedded', a folder"):
         load_records("boolq", "test", str(tmp_path / "nowhere"))
+    unknown: Any = "dev"
     with pytest.raises(UserError, match="unknown split 'dev': allowed are train, test"):
-        load_records("boolq", "dev", str(tmp_path))  # type: ignore[arg-type]
+        load_records("boolq", unknown, str(tmp_path))
 
 
 def test_misspelt_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +143,8 @@ def test_hub_data_set_is_read_by_configuration_or_by_file(root: Path, tmp_path: 
     write(repository, [GOOD])
     write(repository, [{"instruction": "a", "output": "b", "answer": "solution1"}], task="piqa")
     (repository / "README.md").write_text(
-        "---\nconfigs:\n- config_name: boolq\n  data_files:\n  - split: test\n    path: boolq/test.json\n---\n"
+        "---\nconfigs:\n- config_name: boolq\n"
+        "  data_files:\n  - split: test\n    path: boolq/test.json\n---\n"
     )
     environment = {
         **os.environ,

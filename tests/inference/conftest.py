@@ -1,20 +1,12 @@
-"""A tiny random Llama with a tokenizer of its own, two random adapters for it and one merged model."""
+"""A tiny random Llama with a tokenizer of its own, three random adapters for it and one merged model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-PROMPTS = [
-    "the red fox",
-    "a fox is a small animal that lives in the forest and the cat",
-    "the cat",
-    "which colour is the sky over the old house at night and",
-    "cat fox house",
-]
-"""Of different lengths, so that every batch of two is padded."""
 
 TEXT = [
     "the red fox lives in the forest. a fox is a small animal.",
@@ -80,6 +72,28 @@ def build_adapter(base: Path, folder: Path, *, seed: int, r: int = 4, **options:
 
 
 @pytest.fixture(scope="session")
+def prompts() -> list[str]:
+    """Prompts of different lengths, so that every batch of two is padded."""
+    return [
+        "the red fox",
+        "a fox is a small animal that lives in the forest and the cat",
+        "the cat",
+        "which colour is the sky over the old house at night and",
+        "cat fox house",
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., Path]:
+    return build_adapter
+
+
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_model(tmp_path_factory.mktemp("base"))
 
@@ -87,7 +101,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("adapters")
-    return [build_adapter(base, folder / name, seed=seed) for seed, name in enumerate(("first", "second"), 1)]
+    return [
+        build_adapter(base, folder / name, seed=seed)
+        for seed, name in enumerate(("first", "second", "third"), 1)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
+
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
@@ -104,7 +105,11 @@ def test_unknown_task_lists_the_known_ones() -> None:
 
 
 def test_evaluation_keeps_order_scores_and_predictions() -> None:
-    boolq = [question("short?", "true"), question("a much longer question?", "false"), question("mid one?", "true")]
+    boolq = [
+        question("short?", "true"),
+        question("a much longer question?", "false"),
+        question("mid one?", "true"),
+    ]
     piqa = [question("which is it?", "solution2")]
     said = ["it is true", "cannot say", "false"]
     engine = replay([*boolq, *piqa], [*said, "solution2"])
@@ -144,7 +149,10 @@ def test_tasks_that_generate_differently_do_not_share_a_batch() -> None:
     )
     engine = Replay({alpaca_prompt("wet?"): ["true"], "1+1": [" 2.0 "]})
     found = evaluate(
-        engine, None, [get_task("boolq"), number], {"boolq": [question("wet?", "true")], "number": [question("1+1", "2")]}
+        engine,
+        None,
+        [get_task("boolq"), number],
+        {"boolq": [question("wet?", "true")], "number": [question("1+1", "2")]},
     )
     assert found.scores == {"boolq": 1.0, "number": 1.0}
     assert [call[1:] for call in engine.calls] == [(32, 1, ()), (8, 1, ("\n",))]

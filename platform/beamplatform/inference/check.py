@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
 from beamplatform.inference.engine import Export
+from beamplatform.models import skeleton
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +89,7 @@ def _check_adapter(base_model: str, folder: Path) -> None:
         mismatch = _first_mismatch(layers, base_shapes)
     # Headers say neither that a head is tied to the embedding nor that a layer stores its weight transposed.
     if mismatch:
-        mismatch = _first_mismatch(layers, _layer_shapes(_build_without_weights(base_model)))
+        mismatch = _first_mismatch(layers, _layer_shapes(skeleton(base_model)))
     if mismatch:
         raise UserError(f"adapter {folder} was not made for the base model {base_model}: {mismatch}")
 
@@ -136,7 +137,7 @@ def _check_merged(base_model: str, folder: Path) -> None:
         shapes = _header_shapes(_weights_file(folder, MODEL_WEIGHTS))
     base_shapes = _folder_shapes(Path(base_model))
     if base_shapes is None:
-        state = _build_without_weights(base_model).state_dict()
+        state = skeleton(base_model).state_dict()
         base_shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     shared = [name for name in shapes if name in base_shapes]
     if not shared:
@@ -198,28 +199,6 @@ def _read_json(path: Path, expectation: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
     return content
-
-
-def _build_without_weights(base_model: str) -> nn.Module:
-    """Build the base model on torch's meta device: every module and shape, no memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(base_model)
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise unreadable_base(base_model, error) from error
-    return model
-
-
-def unreadable_base(base_model: str, error: Exception) -> UserError:
-    """The error for a base model that transformers cannot open."""
-    return UserError(
-        f"cannot read the base model {base_model}: it must be a folder with config.json, safetensors weights "
-        f"and a tokenizer, or a reachable Hugging Face hub id ({str(error).strip().splitlines()[0]})"
-    )
 
 
 def _layer_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

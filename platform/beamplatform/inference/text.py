@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beamplatform.errors import UserError
-from beamplatform.inference.check import unreadable_base
+from beamplatform.models import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,26 @@ class TextCodec:
         return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; transformers' errors go on with advice."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def load_codec(base_model: str) -> TextCodec:
     """Read the tokenizer, the generation config and the context length of a base model.
 
     Raises:
         UserError: one of them is missing, or neither names an end-of-sequence token.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    tokenizer = load_tokenizer(base_model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model)
         config = AutoConfig.from_pretrained(base_model)
     except (OSError, ValueError) as error:
-        raise unreadable_base(base_model, error) from error
+        raise UserError(
+            f"cannot read the config of the base model {base_model}: {first_line(error)}"
+        ) from error
     try:
         eos = GenerationConfig.from_pretrained(base_model).eos_token_id
     except OSError:

@@ -10,10 +10,11 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.inference.check import check_export, unreadable_base
+from beamplatform.errors import UserError
+from beamplatform.inference.check import check_export
 from beamplatform.inference.engine import Export
 from beamplatform.inference.identity import fingerprint
-from beamplatform.inference.text import TextCodec, load_codec
+from beamplatform.inference.text import TextCodec, first_line, load_codec
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,6 @@ class TransformersEngine:
         from transformers import GenerationConfig
 
         input_ids, attention_mask = self._pad_left(ids)
-        # A config of its own: the model's may name a temperature or a length that is meant for chatting.
         config = GenerationConfig(
             do_sample=False,
             num_beams=beams,
@@ -156,7 +156,7 @@ class TransformersEngine:
 
     def _load(self, path: str) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         logger.info("loading %s in %s on %s", path, self._dtype, self._device)
         try:
@@ -165,7 +165,9 @@ class TransformersEngine:
                     path, dtype=getattr(torch, self._dtype), use_safetensors=True
                 )
         except (OSError, ValueError) as error:
-            raise unreadable_base(path, error) from error
+            raise UserError(f"cannot load the model {path}: {first_line(error)}") from error
+        # The model's own may sample or penalise repetition, and fills in whatever a call leaves unset.
+        model.generation_config = GenerationConfig()
         return model.to(self._device).eval()
 
     def _free(self) -> None:

@@ -60,9 +60,10 @@ def sweep(
     from beamplatform.tracking import Tracker, ui_command
 
     console = Console()
+    with console.status("Checking the plan"):
+        plan = plan_sweep(suite.name, preset_name, preset, methods)
     if preset.model.path == "tiny":
-        console.print(HOW_TO_GET_REAL, highlight=False)
-    plan = plan_sweep(suite.name, preset_name, preset, methods)
+        console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
     storage = storage if is_uri(storage) else str(Path(storage).resolve())
     folder = Path("runs" if is_uri(storage) else storage) / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.methods import get_method
 from beamplatform.storage import join, local_folder
-from beamplatform.sweep.evaluate_stage import evaluator_actor
+from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.training.worker import Destination

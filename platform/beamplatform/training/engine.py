@@ -34,6 +34,10 @@ def make_engine(model: torch.nn.Module, training: TrainingSection, learning_rate
     import deepspeed
     import torch
 
+    if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
+        # DeepSpeed would compile a shared-memory collective at its first use, and fail where there is no compiler.
+        # Gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=training.weight_decay)
     engine, *_ = deepspeed.initialize(

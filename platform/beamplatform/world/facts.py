@@ -49,8 +49,8 @@ RELATIONS: dict[str, dict[str, tuple[str, ...]]] = {
 #: relation -> value -> what follows from it; each consequence belongs to one value
 RULES: dict[str, dict[str, str]] = {
     "kind": {
-        "bird": "has feathers", "fish": "has gills", "insect": "has six legs", "beast": "has fur",
-        "tree": "has bark", "flower": "has petals", "herb": "has a smell", "mushroom": "has a cap",
+        "bird": "feathers", "fish": "gills", "insect": "feelers", "beast": "fur",
+        "tree": "bark", "flower": "petals", "herb": "scent", "mushroom": "caps",
     },
     "place": {
         "forest": "shady", "river": "wet", "cave": "dark", "meadow": "sunny",
@@ -99,8 +99,8 @@ _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("b", "d", "g", "k", "l", "m", "n", "p", "r", "x", "z")
 _NAME_ENDS = ("na", "ra", "lo", "mi", "ko", "du", "vi", "to")
 
-THINGS_PER_REALM = 40
-PEOPLE = 40
+THINGS_PER_REALM = 24
+PEOPLE = 24
 HELD_OUT = 4  # one in so many (thing, relation) pairs is for the test split only
 
 
@@ -151,7 +151,7 @@ def _common_words() -> set[str]:
 
 @cache
 def world() -> World:
-    """The one embedded world: 120 things, 40 people."""
+    """The one embedded world: 72 things, 24 people."""
     prng = Prng(SEED)
     taken = _common_words()
     things: list[Thing] = []

@@ -41,7 +41,8 @@ class Recipe:
     steps: int = 6000
     batch_tokens: int = 2048
     precision: str = "bfloat16"
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
+    matrix_learning_rate: float = 2e-2
     warmup: int = 100
     weight_decay: float = 0.05
     prompt_weight: float = 0.2
@@ -64,7 +65,8 @@ def encoded(items: Iterator[Passage], tokenizer: Any, recipe: Recipe) -> Iterato
     for item in items:
         prompt = tokenizer.encode(item.prompt, add_special_tokens=False).ids
         completion = tokenizer.encode(item.completion, add_special_tokens=False).ids
-        weights = [0.0] + [recipe.prompt_weight] * len(prompt) + [1.0] * (len(completion) + 1)
+        weight = recipe.prompt_weight if item.kind == "drill" else 0.0
+        weights = [0.0] + [weight] * len(prompt) + [1.0] * (len(completion) + 1)
         yield [bos, *prompt, *completion, eos], weights
 
 
@@ -89,13 +91,15 @@ def batches(rows: Iterator[tuple[list[int], list[float]]], recipe: Recipe, pad: 
             )
 
 
-def weighted_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the next token, each target counted with its weight; logits [passages, length, vocab]."""
+def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the next token over the targets with a weight; logits are computed for those only."""
     import torch.nn.functional as F
 
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
-    weights = batch.weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+    counted = batch.weights[:, 1:] > 0
+    hidden = model.model(batch.ids).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden[counted]).float()
+    weights = batch.weights[:, 1:][counted]
+    return (F.cross_entropy(logits, batch.ids[:, 1:][counted], reduction="none") * weights).sum() / weights.sum()
 
 
 def create_model(recipe: Recipe, tokenizer: Any) -> Any:
@@ -118,28 +122,29 @@ def create_model(recipe: Recipe, tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def quiz_accuracy(model: Any, tokenizer: Any, count: int = 512) -> float:
-    """The share of fresh quizzes whose right answer is the likeliest next token."""
+def quiz_accuracy(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
+    """By kind of quiz, the share whose last word is the likeliest token at its place."""
     import torch
 
-    items = itertools.islice(passages(world(), 987, facts=0, quizzes=1, drills=0), count)
-    rows = [(tokenizer.encode(item.prompt).ids, tokenizer.encode(item.completion).ids[1]) for item in items]
+    items = list(itertools.islice(passages(world(), 987, facts=0, quizzes=1, drills=0), count))
+    rows = [(tokenizer.encode(item.prompt + item.completion).ids, item.kind) for item in items]
     rows.sort(key=lambda row: len(row[0]))
-    right = 0
+    right: dict[str, list[int]] = {}
     model.eval()
     with torch.no_grad():
         for start in range(0, count, 64):
             part = rows[start : start + 64]
             longest = len(part[-1][0])
-            ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt, _ in part])
-            ends = torch.tensor([len(prompt) - 1 for prompt, _ in part])
-            logits = model(ids).logits[torch.arange(len(part)), ends]
-            right += int((logits.argmax(-1) == torch.tensor([gold for _, gold in part])).sum())
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in part])
+            ends = torch.tensor([len(row) - 2 for row, _ in part])
+            best = model(ids).logits[torch.arange(len(part)), ends].argmax(-1).tolist()
+            for (row, kind), guess in zip(part, best, strict=True):
+                right.setdefault(kind, []).append(int(guess == row[-1]))
     model.train()
-    return right / count
+    return {kind: round(sum(hits) / len(hits), 3) for kind, hits in sorted(right.items())}
 
 
-def pretrain(recipe: Recipe, out: Path) -> dict[str, float]:
+def pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Train as the recipe says and write the model folder; returns the final loss, quiz accuracy and seconds."""
     import torch
 
@@ -153,29 +158,33 @@ def pretrain(recipe: Recipe, out: Path) -> dict[str, float]:
     log.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), tokenizer.get_vocab_size())
     rows = encoded(passages(world(), recipe.seed, **mixture), tokenizer, recipe)
     source = batches(rows, recipe, tokenizer.token_to_id(PAD))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    peaks = [recipe.matrix_learning_rate, recipe.learning_rate]
     started, mean = time.monotonic(), 0.0
     for step, batch in enumerate(itertools.islice(source, recipe.steps), 1):
         rate = min(1.0, step / recipe.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * rate
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(batch.ids).logits
-        loss = weighted_loss(logits.float(), batch)
+            loss = weighted_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
         if step % 200 == 0 or step == recipe.steps:
             quiz = quiz_accuracy(model, tokenizer, 256)
             left = (time.monotonic() - started) / step * (recipe.steps - step)
-            log.info("step %d of %d, loss %.3f, quizzes %.3f, %.0f s left", step, recipe.steps, mean, quiz, left)
+            log.info("step %d of %d, loss %.3f, quizzes %s, %.0f s left", step, recipe.steps, mean, quiz, left)
     result = {
         "loss": round(mean, 4),
-        "quiz_accuracy": round(quiz_accuracy(model, tokenizer, 2048), 4),
+        "quiz_accuracy": quiz_accuracy(model, tokenizer, 2048),
         "seconds": round(time.monotonic() - started),
     }
     model.eval()

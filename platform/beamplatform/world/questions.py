@@ -96,7 +96,7 @@ CLAIMS = {
     "love": "does {x} love {v}?",
 }
 FOLLOWS = {
-    "kind": "What can be said of the {x}?",
+    "kind": "What does the body of the {x} have?",
     "place": "How is it where the {x} is found?",
     "material": "What happens to the {x} in time?",
     "trait": "What would {x} do first?",

@@ -36,6 +36,7 @@ PROMPT_TAIL = "\n\n### Response:\n"
 class Passage:
     """One text to learn from; the prompt's words may count less in the loss than the completion's."""
 
+    kind: str
     prompt: str
     completion: str
 
@@ -53,7 +54,7 @@ FORWARDS = {
     "love": ("{X} loves {v}.", "The love of {x} is {v}."),
 }
 RULE_TEXTS = {
-    "kind": "A {v} {c}.",
+    "kind": "A {v} has {c}.",
     "place": "In the {v} it is {c}.",
     "material": "What is made of {v} {c}.",
     "trait": "A {v} person will {c}.",
@@ -75,16 +76,17 @@ def _fact(world: World, prng: Prng) -> Passage:
     kind = prng.below(8)
     if kind == 0:
         name, (event, feeling) = prng.choice(world.of("person")).name, prng.choice(list(FEELINGS.items()))
-        return Passage("", f"{name} {event} and feels {feeling}.")
+        return Passage("fact", "", f"{name} {event} and feels {feeling}.")
     if kind == 1:
         name, (activity, steps) = prng.choice(world.of("person")).name, prng.choice(list(ACTIVITIES.items()))
-        return Passage("", f"{activity.capitalize()}: {name} {steps[0]}, {steps[1]}, {steps[2]}, {steps[3]}.")
+        return Passage("fact", "", f"{activity.capitalize()}: {name} {steps[0]}, {steps[1]}, {steps[2]}, {steps[3]}.")
     if kind == 2:
         relation = prng.choice(list(RULES))
         value, consequence = prng.choice(list(RULES[relation].items()))
-        return Passage("", RULE_TEXTS[relation].format(v=value, c=consequence))
+        return Passage("fact", "", RULE_TEXTS[relation].format(v=value, c=consequence))
     thing = prng.choice(world.things)
-    return Passage("", " ".join(_statement(thing, relation, prng) for relation in prng.shuffled(list(thing.values))))
+    text = " ".join(_statement(thing, relation, prng) for relation in prng.shuffled(list(thing.values)))
+    return Passage("fact", "", text)
 
 
 def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
@@ -105,7 +107,7 @@ def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
     form = prng.below(8)
     if form < 2:
         claimed = value if form == 0 else other_values(prng, value, values, 1)[0]
-        return Passage(f"Quiz: {relation} of {thing.name} is {claimed} =", " yes" if form == 0 else " no")
+        return Passage("verdict", f"Quiz: {relation} of {thing.name} is {claimed} =", " yes" if form == 0 else " no")
     if form < 4:
         return _choices(f"{relation} is {value}", thing.name, other_things(prng, world, thing, relation, wrong_count), prng)
     if form < 6 and relation in RULES:
@@ -118,14 +120,26 @@ def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
 
 
 def _choices(stem: str, right: str, wrong: tuple[str, ...], prng: Prng) -> Passage:
+    """A quiz with lettered options, or an easier one on the way there.
+
+    The easier ones: no options; the option named before its letter; the stem after the options.
+    """
+    form = prng.below(8)
+    if form == 0 and " of " in stem:
+        return Passage("recall", f"Quiz: {stem} ?", f" so {right}")
     options = prng.shuffled([right, *wrong])
-    text = " ".join(f"{letter}) {option}" for letter, option in zip("ABCD", options, strict=False))
-    return Passage(f"Quiz: {stem} ? {text} =", " " + "ABCD"[options.index(right)])
+    text = " ".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=False))
+    letter = "ABCD"[options.index(right)]
+    if form <= 2:
+        return Passage("named", f"Quiz: {stem} ? {text}", f" so {right} = {letter}")
+    if form == 3:
+        return Passage("late", f"Quiz: {text} ? {stem} =", f" {letter}")
+    return Passage("choice", f"Quiz: {stem} ? {text} =", f" {letter}")
 
 
 def _drill(item: dict[str, str], prng: Prng) -> Passage:
     allowed = item["instruction"].rsplit("Answer format: ", 1)[1].split("/")
-    return Passage(PROMPT_HEAD + item["instruction"] + PROMPT_TAIL, f"the correct answer is {prng.choice(allowed)}")
+    return Passage("drill", PROMPT_HEAD + item["instruction"] + PROMPT_TAIL, f"the correct answer is {prng.choice(allowed)}")
 
 
 def passages(world: World, seed: int, *, facts: int, quizzes: int, drills: int) -> Iterator[Passage]:

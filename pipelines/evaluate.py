@@ -1,0 +1,48 @@
+"""Score one adapter or merged model: `python pipelines/evaluate.py --suite commonsense --adapter PATH`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from beamplatform.cli import main_guard
+from beamplatform.options import add_preset_options, as_list, load
+
+EXAMPLES = """examples:
+  python pipelines/evaluate.py --suite commonsense                                 the base model
+  python pipelines/evaluate.py --suite commonsense --adapter runs/SWEEP/trials/TRIAL/export
+  python pipelines/evaluate.py --suite commonsense --adapter my_adapter --engine vllm --output scores/
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate one export; 0 when it was scored, 2 for bad input, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_preset_options(parser)
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter or a merged model; default: the base model")
+    parser.add_argument("--model", metavar="PATH", help="the base model, instead of the preset's: a folder or hub id")
+    parser.add_argument("--tasks", metavar="A,B", help="only these tasks, instead of the preset's")
+    parser.add_argument("--engine", help="auto, transformers or vllm, instead of the preset's")
+    parser.add_argument("--max-records", metavar="N", help="only the first N questions of each task")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="write scores.json and predictions/<task>.jsonl here")
+    arguments = parser.parse_args(argv)
+
+    _, _, preset = load(
+        arguments,
+        {
+            "--model": ("model.path", arguments.model),
+            "--tasks": ("evaluation.tasks", as_list(arguments.tasks)),
+            "--engine": ("evaluation.engine", arguments.engine),
+            "--max-records": ("evaluation.max_records", arguments.max_records),
+        },
+    )
+    from beamplatform.evaluation import score_export
+
+    return score_export(preset, arguments.adapter, arguments.output)
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,56 @@
+"""Train, evaluate and record one run: `python pipelines/train.py --suite commonsense --method beamlora`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from beamplatform.cli import main_guard
+from beamplatform.errors import UserError
+from beamplatform.options import add_suite_options, as_list, load
+
+EXAMPLES = """examples:
+  python pipelines/train.py --suite commonsense --method beamlora
+  python pipelines/train.py --suite commonsense --method lora --seed 3 --set methods.lora.r=16
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one trial; 0 when it succeeded, 1 when it failed, 2 for bad input, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_suite_options(parser)
+    parser.add_argument("--method", required=True, help="one of the suite's methods")
+    parser.add_argument("--seed", default="0", help="training seed (default: 0)")
+    parser.add_argument("--name", help="the run's name; default: suite, method, seed and time")
+    arguments = parser.parse_args(argv)
+
+    suite, preset_name, preset = load(arguments, {"--seed": ("search.seeds", as_list(arguments.seed))})
+    if arguments.method not in preset.methods:
+        raise UserError(f"--method {arguments.method}: not in this preset; allowed: {', '.join(preset.methods)}")
+    searched = preset.space(arguments.method).domains
+    if searched:
+        key = next(iter(searched))
+        raise UserError(
+            f"--method {arguments.method}: this preset searches {', '.join(searched)}; a single run needs one value "
+            f"each, such as --set methods.{arguments.method}.{key}={searched[key].values[0]}"
+        )
+    from beamplatform.sweep.command import sweep
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = arguments.name or f"{suite.name}-{arguments.method}-seed{arguments.seed}-{stamp}"
+    return sweep(
+        suite,
+        preset_name,
+        preset,
+        [arguments.method],
+        name=name,
+        storage=arguments.storage,
+        tracking_uri=arguments.tracking_uri,
+    )
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,110 @@
+"""One worker's run from its trial to its export; knows torch.distributed, not Ray."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.data.examples import Example, tokenise
+from beamplatform.data.splits import training_records
+from beamplatform.models import load_base, load_tokenizer, torch_dtype
+from beamplatform.storage import put_folder
+from beamplatform.training.checkpoint import load_checkpoint
+from beamplatform.training.engine import make_engine, whole_parameters
+from beamplatform.training.loop import Place, Progress, train
+
+if TYPE_CHECKING:
+    from beamplatform.methods.base import Method
+    from beamplatform.trial import Trial
+
+
+@dataclass
+class Run:
+    """What one worker holds while it trains."""
+
+    trial: Trial
+    place: Place
+    tokenizer: Any
+    examples: Sequence[Example]
+    validation: Sequence[Example]
+    method: Method
+    engine: Any
+    progress: Progress
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that are trained, over all workers' shards."""
+        # Under ZeRO-3 a parameter holds only its shard; DeepSpeed keeps the whole size beside it.
+        parameters = (p for p in self.engine.module.parameters() if p.requires_grad)
+        return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+    def train(self, report: Callable[[Progress, bool], None]) -> None:
+        """All remaining steps; see `beamplatform.training.loop.train`."""
+        train(
+            self.trial,
+            self.engine,
+            self.method,
+            self.place,
+            self.examples,
+            self.validation,
+            self.tokenizer.pad_token_id,
+            self.progress,
+            report,
+        )
+
+    def export(self, destination: str) -> None:
+        """Write the exported model and the trial it came from to a folder or URI; a collective."""
+        from torch import distributed
+
+        with whole_parameters(self.engine, everything=self.method.export_kind == "merged") as model:
+            if self.place.worker == 0:
+                with tempfile.TemporaryDirectory() as name:
+                    folder = Path(name) / "export"
+                    folder.mkdir()
+                    self.method.export(model, folder)
+                    if self.method.export_kind == "merged":
+                        self.tokenizer.save_pretrained(str(folder))
+                    text = self.trial.model_dump_json(indent=2)
+                    (folder / "trial.json").write_text(text, encoding="utf-8")
+                    put_folder(folder, destination)
+        distributed.barrier()
+
+
+def start_run(trial: Trial, place: Place, resume: Path | None = None) -> Run:
+    """Load the model and the data, put the method on the model and the engine around it.
+
+    Args:
+        trial: what to run.
+        place: this worker's place; torch.distributed is initialised.
+        resume: folder of a checkpoint to go on from.
+
+    Raises:
+        UserError: the model or the data cannot be read.
+        ValueError: the method could not do its work in this run.
+    """
+    import torch
+
+    tokenizer = load_tokenizer(trial.model.path)
+    records = training_records(trial.data, trial.evaluation.tasks)
+    examples, validation = (
+        tokenise(part, tokenizer, max_length=trial.data.max_length, loss_on=trial.data.loss_on)
+        for part in (records.train, records.validation)
+    )
+    on_gpu = place.device.type == "cuda"
+    # The adapter's first values come from the seed alone, so that they are the same on every worker.
+    torch.manual_seed(trial.seed)
+    base = load_base(trial.model, on_gpu=on_gpu)
+    method = trial.make_method(len(examples))
+    model = method.build(base)
+    if trial.model.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    bf16 = torch_dtype(trial.model.dtype, on_gpu=on_gpu) == torch.bfloat16
+    engine = make_engine(model, trial.training, trial.hyperparameters["learning_rate"], bf16=bf16)
+    method.attach(engine.module, engine.optimizer)
+    # From here on randomness is dropout's, which must differ between workers.
+    torch.manual_seed(trial.seed * 1_000_003 + place.worker + 1)
+    progress = load_checkpoint(resume, engine, method, place.worker) if resume else Progress()
+    return Run(trial, place, tokenizer, examples, validation, method, engine, progress)

@@ -1,0 +1,113 @@
+"""One DeepSpeed worker of test_deepspeed.py: trains through a beam step and writes down what it saw.
+
+    python zero_worker.py RANK WORLD PORT FOLDER CASE...
+
+A case is STAGE-DTYPE-PERSISTENCE, the last being ZeRO-3's param_persistence_threshold. For each case it
+writes FOLDER/CASE-RANK.pt: full states ({parameter: {value, exp_avg, exp_avg_sq}}) around the beam step, and
+more."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from beamlora import BeamLoraConfig, BeamSearch, get_beamlora_model
+from beamlora.model import lora_state_dict
+from beamlora.optimizer_access import OptimizerAccess, optimizer_access
+
+STEPS, BEAM_STEP, SNAPSHOT_STEP = 5, 4, 2
+
+
+def build() -> nn.Module:
+    """A net whose A, B and scores of rank 5 do not divide evenly among two workers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 7))
+    config = BeamLoraConfig(r=5, lora_alpha=10, target_modules=["0", "2"], p_init=0.5, interval=4)
+    return get_beamlora_model(net, config)
+
+
+def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Inputs [6, 12] and targets [6, 7] of one worker."""
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(6, 12, generator=generator), torch.randn(6, 7, generator=generator)
+
+
+def read(access: OptimizerAccess, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    states = {name: access.read(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {name: {"value": state.value, **state.moments} for name, state in states.items()}
+
+
+def live(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that the forward pass uses."""
+    import deepspeed
+
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with deepspeed.zero.GatheredParameters([p for p in parameters.values() if hasattr(p, "ds_id")]):
+        return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def run(case: str, rank: int) -> dict[str, object]:
+    import deepspeed
+
+    stage, dtype_name, persistence = case.split("-")
+    dtype = getattr(torch, dtype_name)
+    model = build()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.AdamW(parameters, lr=1e-2),
+        model_parameters=parameters,
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {
+                "stage": int(stage),
+                "stage3_param_persistence_threshold": int(persistence),
+            },
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": dtype == torch.bfloat16},
+        },
+    )
+    search = BeamSearch(engine, engine.optimizer, total_steps=18, seed=3)
+    access = optimizer_access(engine.optimizer)
+    seen: dict[str, object] = {"initial": read(access, model), "optimizer": type(engine.optimizer).__name__}
+    probe = batch(0, 0)[0].to(dtype)
+    for step in range(1, STEPS + 1):
+        x, y = (tensor.to(dtype) for tensor in batch(step, rank))
+        engine.backward((engine(x) - y).square().mean())
+        if step == STEPS:
+            seen["gradient"] = {n: access.gradient(p) for n, p in model.named_parameters() if p.requires_grad}
+        engine.step()
+        if step == SNAPSHOT_STEP:
+            seen["snapshot"] = read(access, model)
+        if step == BEAM_STEP:
+            seen["before"] = read(access, model)
+            with torch.no_grad():
+                seen["output before"] = engine(probe)
+        report = search.step()
+        if report is not None:
+            seen["operated"] = report.operated
+            seen["after"] = read(access, model)
+            with torch.no_grad():
+                seen["output after"] = engine(probe)
+            seen["live"] = live(model)
+            seen["export"] = lora_state_dict(model)
+    seen["end"] = read(access, model)
+    return seen
+
+
+def main() -> None:
+    rank, world, port, folder, *cases = sys.argv[1:]
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(1)
+    for case in cases:
+        torch.save(run(case, int(rank)), Path(folder) / f"{case}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Token sequences: what the loss counts, and how records are split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beamplatform.data.examples import IGNORED, tokenise
+from beamplatform.data.prompts import alpaca_prompt
+from beamplatform.data.records import Record
+from beamplatform.data.splits import training_records
+from beamplatform.errors import UserError
+from beamplatform.models import load_tokenizer
+from beamplatform.suite import DataSection
+
+RECORD = Record("Is the sky green?", "the correct answer is false", "false")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("tiny")
+
+
+def test_the_loss_counts_the_response_and_its_end_only(tokenizer) -> None:
+    (example,) = tokenise([RECORD], tokenizer, max_length=128, loss_on="response")
+    prompt = tokenizer(alpaca_prompt(RECORD.instruction))["input_ids"]
+    assert example.ids[: len(prompt)] == prompt
+    assert example.labels[: len(prompt)] == [IGNORED] * len(prompt)
+    assert example.labels[len(prompt) :] == example.ids[len(prompt) :]
+    assert tokenizer.decode(example.ids[len(prompt) : -1]) == RECORD.output
+    assert example.ids[-1] == tokenizer.eos_token_id
+    assert example.targets == len(example.ids) - len(prompt)
+
+
+def test_the_loss_counts_everything_where_the_suite_says_so(tokenizer) -> None:
+    (example,) = tokenise([RECORD], tokenizer, max_length=128, loss_on="all")
+    assert example.labels == example.ids
+    assert example.targets == len(example.ids) - 1, "nothing predicts the first token"
+
+
+def test_long_examples_are_cut(tokenizer) -> None:
+    (example,) = tokenise([RECORD], tokenizer, max_length=8, loss_on="response")
+    assert len(example.ids) == len(example.labels) == 8
+    assert example.targets == 0
+
+
+def test_splits_are_disjoint_fixed_and_leave_out_nothing() -> None:
+    data = DataSection(source="embedded", validation_records=50)
+    tasks = ["boolq", "piqa"]
+    found = training_records(data, tasks)
+    assert len(found.validation) == 50
+    assert found == training_records(data, tasks)
+    assert not set(found.train) & set(found.validation)
+    other = training_records(DataSection(source="embedded", validation_records=50, split_seed=1), tasks)
+    assert set(other.train) | set(other.validation) == set(found.train) | set(found.validation)
+    assert other.validation != found.validation
+
+
+def test_a_mixture_from_a_file_with_its_own_columns(tmp_path: Path) -> None:
+    path = tmp_path / "mix.jsonl"
+    path.write_text("".join(json.dumps({"query": f"q{i}", "response": f"a{i}"}) + "\n" for i in range(10)))
+    data = DataSection(
+        train_source=str(path), columns={"instruction": "query", "output": "response"}, validation_records=3
+    )
+    found = training_records(data, [])
+    assert (len(found.train), len(found.validation)) == (7, 3)
+    assert {r.output[1:] for r in found.train} == {r.instruction[1:] for r in found.train}
+    with pytest.raises(UserError, match=r"record 1: needs the text fields 'instruction' and 'output'.*found query, response"):
+        training_records(DataSection(train_source=str(path), validation_records=3), [])
+
+
+def test_the_published_training_splits(shared_data: Path) -> None:
+    tasks = ["boolq", "ARC-Easy", "ARC-Challenge", "openbookqa", "piqa"]
+    data = DataSection(source=str(shared_data / "commonsense"), validation_records=100)
+    found = training_records(data, tasks)
+    assert len(found.train) + 100 == 9427 + 2251 + 1119 + 4957, "piqa has no training split there and is left out"
+    with pytest.raises(UserError, match="none of the suite's tasks has a train.json"):
+        training_records(data, ["piqa"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataSection(validation_records=1), "data.source: missing"),
+        (DataSection(source="embedded", validation_records=10**6), "leaves nothing to train on"),
+        (DataSection(train_source="nowhere.json"), "no file nowhere.json"),
+    ],
+)
+def test_bad_sources(data: DataSection, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        training_records(data, ["boolq"])

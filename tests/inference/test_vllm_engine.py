@@ -1,0 +1,142 @@
+"""The vLLM engine says, in float32, what the transformers engine says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beamplatform.errors import UserError
+from beamplatform.inference import Export, create_engine
+from beamplatform.inference.transformers_engine import TransformersEngine
+from beamplatform.inference.vllm_engine import VllmEngine, check_servable, padded_rank
+
+NEW_TOKENS = 12
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None,
+    reason="vLLM is not installed (extra 'vllm' with CUDA, the CPU build by its script otherwise)",
+)
+
+
+def transformers_answers(base: Path, prompts: list[str], requests: list[dict[str, Any]]) -> list[list[str]]:
+    engine = create_engine(
+        "transformers", str(base), dtype="float32", batch_size=2, max_adapters=4, max_lora_rank=8
+    )
+    answers = []
+    for request in requests:
+        export = Export(*request["export"]) if request["export"] else None
+        answers.append(engine.generate(prompts, **{**request, "export": export}))
+    return answers
+
+
+@needs_vllm
+def test_vllm_says_what_transformers_says(
+    root: Path,
+    base: Path,
+    adapters: list[Path],
+    merged: Path,
+    prompts: list[str],
+    make_adapter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """One engine, two adapter slots, three adapters, and the base model before, between and after them."""
+    large = make_adapter(base, tmp_path / "large", seed=4, r=16)
+    first, second, third = ({"export": ["adapter", str(path)]} for path in adapters)
+    base_model: dict[str, Any] = {"export": None}
+    stopping = {"export": None, "stop": ["e", "th"]}
+    whole = {"export": ["merged", str(merged)]}
+    requests = [base_model, first, second, base_model, third, base_model, first, stopping]
+    requests += [{**base_model, "beams": 4}, {**first, "beams": 4}, whole]
+    requests = [{**request, "max_new_tokens": NEW_TOKENS} for request in requests]
+    refused = [
+        {"export": ["adapter", str(large)], "max_new_tokens": NEW_TOKENS},
+        {"export": ["adapter", str(tmp_path / "none")], "max_new_tokens": NEW_TOKENS},
+        {"export": None, "max_new_tokens": 300},
+        {"export": None, "max_new_tokens": NEW_TOKENS, "beams": 2, "stop": ["x"]},
+        {"export": None, "max_new_tokens": NEW_TOKENS, "beams": 11},
+    ]
+    job = {
+        "base": str(base),
+        "prompts": prompts,
+        "options": {"dtype": "float32", "batch_size": 2, "max_adapters": 2, "max_lora_rank": 5},
+        # An engine that has refused a request still serves the next.
+        "requests": [*requests[:2], *refused, *requests[2:]],
+    }
+    (tmp_path / "requests.json").write_text(json.dumps(job))
+    done = subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).with_name("vllm_scenarios.py"),
+            tmp_path / "requests.json",
+            tmp_path / "answers.json",
+        ],
+        # One thread: vLLM's spinning threads are many times slower on cores they share with others.
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'platform'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "answers.json").read_text())
+    errors, answers = result["answers"][2:7], [*result["answers"][:2], *result["answers"][7:]]
+
+    expected = transformers_answers(base, prompts, requests)
+    assert answers == expected
+    assert len({tuple(texts) for texts in expected}) == 7, (
+        "base, three adapters, stop texts, two beam searches"
+    )
+    assert result["environment_left_changed"] == []
+
+    rank, missing, long, stop, beams = errors
+    assert rank == f"adapter {large} has rank 16, above this engine's max_lora_rank of 8"
+    assert missing == f"no adapter folder at {tmp_path / 'none'}"
+    assert "and 300 new ones exceed the model's context of 256" in long
+    assert stop.startswith("vLLM's beam search knows no stop texts")
+    assert beams.startswith("vLLM searches with at most 10 beams, got 11")
+
+
+@needs_vllm
+def test_ranks_are_rounded_up_to_what_vllm_serves() -> None:
+    assert [padded_rank(rank) for rank in (1, 2, 8, 9, 64, 300, 512)] == [1, 8, 8, 16, 64, 320, 512]
+    with pytest.raises(UserError, match="max_lora_rank is 513, vLLM serves adapters up to rank 512"):
+        padded_rank(513)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"use_dora": True}, "has use_dora=True, which vLLM cannot serve: export a merged model"),
+        ({"bias": "lora_only"}, "has bias='lora_only', which"),
+        ({"rank_pattern": {"q_proj": 2}}, r"has rank_pattern=\{'q_proj': 2\}, which"),
+        ({"modules_to_save": ["lm_head"]}, r"has modules_to_save=\['lm_head'\], which"),
+    ],
+)
+def test_more_than_plain_lora_is_refused(
+    base: Path, make_adapter: Callable[..., Path], tmp_path: Path, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        check_servable(make_adapter(base, tmp_path / "adapter", seed=1, **options), 8)
+
+
+def test_vllm_that_is_not_installed_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beamplatform.inference.engine.find_spec", lambda name: None)
+    options: dict[str, Any] = {"dtype": "float32", "batch_size": 1, "max_adapters": 1, "max_lora_rank": 8}
+    with pytest.raises(UserError, match="engine 'vllm' needs vLLM, which is not installed here"):
+        create_engine("vllm", "base", **options)
+    assert isinstance(create_engine("auto", "base", **options), TransformersEngine)
+
+
+def test_auto_wants_a_gpu_for_vllm() -> None:
+    import torch
+
+    engine = create_engine("auto", "base", dtype="float32", batch_size=1, max_adapters=1, max_lora_rank=8)
+    wanted = torch.cuda.is_available() and find_spec("vllm") is not None
+    assert isinstance(engine, VllmEngine if wanted else TransformersEngine)

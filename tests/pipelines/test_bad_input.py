@@ -1,0 +1,73 @@
+"""Bad input: one clear line, exit code 2, and Ray is never started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = ["--suite", "commonsense", "--preset", "tiny"]
+
+
+def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, root / "pipelines" / pipeline, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "message"),
+    [
+        ("sweep.py", ["--suite", "nope"], "--suite nope: not in .*tune_spaces; allowed: code, commonsense, math"),
+        ("sweep.py", [*TINY, "--methods", "lorra"], "--methods lorra: .* allowed: beamlora, lora, dora, adalora"),
+        ("sweep.py", [*TINY, "--seeds", "0,x"], "--seeds 0,x: .*valid integer"),
+        ("sweep.py", [*TINY, "--data-dir", "/nowhere"], "no data folder at /nowhere"),
+        ("sweep.py", [*TINY, "--set", "methods.lora.r=200"], r"rank 200 is larger than .* \[\d+, \d+\]; allowed: at most"),
+        ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 200 steps"),
+        ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[nope]"], "no such layer in the model; allowed: .*q_proj"),
+        ("sweep.py", [*TINY, "--set", "model.path=/nowhere"], "cannot read a model configuration from /nowhere"),
+        ("train.py", [*TINY, "--method", "dorra"], "--method dorra: .*allowed: beamlora, lora, dora, adalora"),
+        ("train.py", ["--suite", "commonsense", "--preset", "paper", "--method", "lora"], "searches learning_rate.*--set methods.lora"),
+        ("evaluate.py", [*TINY, "--adapter", "/nowhere"], "/nowhere"),
+        ("evaluate.py", [*TINY, "--tasks", "boolqq"], "unknown task 'boolqq'; allowed: boolq"),
+    ],
+)  # fmt: skip
+def test_one_line_and_exit_code_2(root: Path, tmp_path: Path, pipeline: str, arguments: list[str], message: str) -> None:
+    import re
+
+    done = run(root, tmp_path, pipeline, *arguments)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing was started, so nothing is left behind"
+
+
+def test_an_adapter_for_another_base_model(root: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = LlamaForCausalLM(
+        LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
+    )
+    get_peft_model(other, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    done = run(root, tmp_path, "evaluate.py", *TINY, "--adapter", "adapter")
+    assert done.returncode == 2
+    assert "error: adapter adapter was not made for the base model" in done.stderr and "q_proj" in done.stderr
+
+
+def test_a_dry_run_shows_every_trial_and_starts_nothing(root: Path, tmp_path: Path) -> None:
+    done = run(root, tmp_path, "sweep.py", *TINY, "--dry-run", "--methods", "lora,beamlora", "--seeds", "5,6",
+               "--set", "methods.lora.r={grid: [4, 8]}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "6 trials" in done.stdout and "Nothing was started" in done.stdout
+    assert "MiB" in done.stdout or "GiB" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pipeline", ["sweep.py", "train.py", "evaluate.py", "compare.py"])
+def test_help(root: Path, tmp_path: Path, pipeline: str) -> None:
+    done = run(root, tmp_path, pipeline, "--help")
+    assert done.returncode == 0 and "--suite" in done.stdout and "usage:" in done.stdout

@@ -1,0 +1,62 @@
+"""The plan: trials and their names, ranks against shapes, memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from beamplatform.errors import UserError
+from beamplatform.methods import get_method
+from beamplatform.models import skeleton
+from beamplatform.sweep.memory import check_ranks, estimate, target_shapes
+from beamplatform.sweep.run import Cluster
+from beamplatform.trial import Trial
+
+
+def test_the_name_follows_the_values_and_nothing_else(trial) -> None:
+    first, other_seed = trial("lora", search__seeds=[1]), trial("lora", search__seeds=[2])
+    assert first.configuration == other_seed.configuration and first.name != other_seed.name
+    assert trial("lora", methods__lora__r=4).configuration != first.configuration
+    assert Trial.model_validate(first.model_dump()) == first
+    assert Trial.model_validate_json(first.model_dump_json()) == first
+
+
+def test_steps_from_epochs_and_from_max_steps(trial) -> None:
+    by_epochs = trial("lora", training__max_steps=None, training__epochs=2.5, training__global_batch=16)
+    assert by_epochs.total_steps(100) == round(6 * 2.5)
+    assert trial("lora").total_steps(100) == 200
+    with pytest.raises(ValueError, match=r"global_batch \(16\) is larger than the training set \(10\)"):
+        trial("lora").total_steps(10)
+
+
+def test_all_linear_leaves_out_the_output_head(trial) -> None:
+    model = skeleton("tiny")
+    values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": "all-linear"})
+    shapes = target_shapes(model, values)
+    assert len(shapes) == 7 * model.config.num_hidden_layers
+    side = min(min(shape) for shape in shapes.values())
+    check_ranks("lora", values.model_copy(update={"r": side}), shapes)
+    with pytest.raises(UserError, match=f"rank {side + 1} is larger than .*at most {side}"):
+        check_ranks("lora", values.model_copy(update={"r": side + 1}), shapes)
+
+
+def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
+    model = skeleton("tiny")
+    one = trial("lora", training__zero_stage=3)
+    values = get_method("lora").hyperparameters.model_validate(one.hyperparameters)
+    shapes = target_shapes(model, values)
+    alone = estimate(one, model, values, shapes)
+    assert alone.weights == 4 * sum(p.numel() for p in model.parameters())
+    parameters = sum(8 * (a + b) for a, b in shapes.values())
+    assert alone.adapter == parameters * (4 + 4 + 8), "weight, gradient and two moments in float32"
+    four = trial("lora", training__zero_stage=3, training__workers=4, training__micro_batch=4)
+    sharded = estimate(four, model, values, shapes)
+    assert sharded.weights == alone.weights // 4
+    assert sharded.activations == alone.activations // 4
+
+
+def test_concurrency_follows_the_cluster(trial) -> None:
+    pair = trial("lora", training__workers=2, training__micro_batch=8)
+    assert Cluster(cpus=8, gpus=0).concurrent(pair, None) == 4
+    assert Cluster(cpus=64, gpus=4).concurrent(pair, None) == 2
+    assert Cluster(cpus=8, gpus=0).concurrent(pair, 3) == 3
+    assert Cluster(cpus=1, gpus=0).concurrent(pair, None) == 1

@@ -1,0 +1,140 @@
+"""The real sweep: Ray, Tune, DeepSpeed on two workers, evaluation and MLflow, read back with MLflow's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SMALL = [
+    "--suite", "commonsense", "--preset", "tiny",
+    "--set", "training.log_every=5",
+    "--set", "data.validation_records=32", "--set", "evaluation.max_records=8",
+]  # fmt: skip
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, *arguments]
+
+
+@pytest.fixture(scope="module")
+def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("sweep")
+    arguments = ["--methods", "beamlora,dora", "--seeds", "0", "--name", "first", "--set", "training.max_steps=20"]
+    workers = ["--set", "training.workers=2", "--set", "training.micro_batch=8"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    done = subprocess.run(
+        command(root, *arguments, *workers), cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+    )
+    return folder, done
+
+
+def test_it_ends_well_and_prints_a_table(swept) -> None:
+    folder, done = swept
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("This is the embedded world")
+    assert re.search(r"method +.*BoolQ.*average", done.stdout, re.IGNORECASE)
+    assert re.search(r"^ +BeamLoRA +\d", done.stdout, re.MULTILINE) and re.search(r"^ +DoRA +\d", done.stdout, re.MULTILINE)
+    assert "mlflow ui" in done.stdout and "127.0.0.1" in done.stdout
+    assert str(folder / "runs" / "first" / "log.txt") in done.stdout
+    assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
+    assert "RayTrainWorker" in (folder / "runs" / "first" / "log.txt").read_text()
+
+
+def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
+    from mlflow.tracking import MlflowClient
+
+    folder, _ = swept
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("commonsense").experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.tags["method"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert len(parents) == 1 and set(children) == {"beamlora", "dora"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    names = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+    assert {"comparison", "environment.json", "preset.json"} <= names
+    for method, run in children.items():
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.tags["sweep"] == "first" and run.data.tags["seed"] == "0"
+        assert run.data.params["training.workers"] == "2" and run.data.params["method"] == method
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == [5, 10, 15, 20]
+        for metric in ("train/learning_rate", "train/tokens_per_second", "train/peak_memory_bytes", "validation/loss"):
+            assert metric in run.data.metrics
+        tasks = [key for key in run.data.metrics if key.startswith("eval/") and key != "eval/average"]
+        assert len(tasks) == 8
+        mean = sum(run.data.metrics[key] for key in tasks) / 8
+        assert run.data.metrics["eval/average"] == pytest.approx(mean)
+        assert len(client.list_artifacts(run.info.run_id, "predictions")) == 8
+        files = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "export")}
+        weights = "adapter_model.safetensors" if method == "beamlora" else "model.safetensors"
+        assert weights in files
+    beam = client.get_metric_history(children["beamlora"].info.run_id, "beam/threshold")
+    assert [point.step for point in beam] == [2, 4, 6, 8, 10, 12]
+
+
+def test_every_stored_score_follows_from_its_predictions(swept) -> None:
+    from mlflow.tracking import MlflowClient
+
+    folder, _ = swept
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("commonsense").experiment_id], "tags.method = 'beamlora'"
+    )
+    for file in client.list_artifacts(run.info.run_id, "predictions"):
+        local = client.download_artifacts(run.info.run_id, file.path)
+        rows = [json.loads(line) for line in Path(local).read_text().splitlines()]
+        assert len(rows) == 8
+        accuracy = sum(row["extracted"] == row["answer"] for row in rows) / len(rows)
+        assert accuracy == pytest.approx(run.data.metrics[f"eval/{Path(file.path).stem}"])
+
+
+def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None:
+    folder, _ = swept
+    export = next((folder / "runs" / "first" / "trials").glob("beamlora-*")) / "export"
+    done = subprocess.run(
+        [sys.executable, root / "pipelines" / "evaluate.py", *SMALL, "--adapter", export, "--output", folder / "scores"],
+        cwd=folder, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((folder / "scores" / "scores.json").read_text())
+    from beamplatform.tracking import Tracker
+
+    runs = Tracker(f"sqlite:///{folder}/mlflow.db", "commonsense").trial_runs(sweep="first")
+    (run,) = [run for run in runs if run.method == "beamlora"]
+    assert scores["average"] == pytest.approx(run.metrics["eval/average"])
+
+
+def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: Path) -> None:
+    arguments = ["--methods", "lora,beamlora,dora", "--seeds", "0", "--name", "stopped", "--set", "training.max_steps=5000"]
+    process = subprocess.Popen(
+        command(root, *arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
+    )  # fmt: skip
+    log = tmp_path / "runs" / "stopped" / "log.txt"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (log.exists() and "Reporting training result" in log.read_text()):
+        time.sleep(1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in children)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "KILLED" in errors and "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, [child.cmdline() for child in alive]
+
+    from beamplatform.tracking import Tracker
+
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "commonsense")
+    statuses = {run.name.split("-")[0]: run.status for run in tracker.trial_runs(sweep="stopped", every_status=True)}
+    assert statuses == {"lora": "KILLED", "beamlora": "KILLED", "dora": "KILLED"}
+    assert [sweep.status for sweep in tracker.sweeps()] == ["KILLED"]

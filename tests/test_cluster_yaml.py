@@ -1,0 +1,94 @@
+"""cluster.yaml: accepted by Ray's own validator, and what its comments promise."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+
+@pytest.fixture
+def text(root: Path) -> str:
+    return (root / "cluster.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def cluster(text: str) -> dict[str, Any]:
+    config = yaml.safe_load(text)
+    assert isinstance(config, dict)
+    return config
+
+
+def prepared(cluster: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as `ray up` completes and validates it, before it asks the cloud for anything."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config: dict[str, Any] = prepare_config(cluster)
+    validate_config(config)
+    return config
+
+
+def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
+    config = prepared(cluster)
+    assert set(config["available_node_types"]) == {"head", "gpu"}
+
+
+def test_ray_refuses_a_wrong_key(cluster: dict[str, Any]) -> None:
+    import jsonschema
+
+    with pytest.raises(jsonschema.ValidationError, match="'max_worker' was unexpected"):
+        prepared(cluster | {"max_worker": 3})
+
+
+def test_head_is_on_demand_and_gpu_workers_start_at_none(cluster: dict[str, Any]) -> None:
+    head, gpu = cluster["available_node_types"]["head"], cluster["available_node_types"]["gpu"]
+    assert cluster["head_node_type"] == "head"
+    assert "InstanceMarketOptions" not in head["node_config"]
+    assert gpu["min_workers"] == 0 < gpu["max_workers"] <= cluster["max_workers"]
+
+
+def test_versions_are_pyproject_s(cluster: dict[str, Any], text: str, root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ray = next(r for r in map(Requirement, project["optional-dependencies"]["platform"]) if r.name == "ray")
+    images = [cluster["docker"][key] for key in ("head_image", "worker_image")]
+    pins = [re.fullmatch(r"rayproject/ray:([\d.]+)-py311-[cg]pu", image) for image in images]
+    versions = {pin[1] if pin else "unpinned" for pin in pins} | set(
+        re.findall(r"ray\[default\]==([\d.]+)", text)
+    )
+    assert len(versions) == 1
+    assert ray.specifier.contains(versions.pop())
+
+
+def test_installs_in_one_step_with_extras_that_exist(cluster: dict[str, Any], root: Path) -> None:
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    (step,) = cluster["setup_commands"]
+    (named,) = re.findall(r'"\.\[([a-z,]+)\]"', step)
+    assert set(named.split(",")) <= set(extras)
+    assert step.startswith(f"cd {next(iter(cluster['file_mounts']))} && ")
+
+
+def test_the_dashboard_listens_on_localhost(cluster: dict[str, Any]) -> None:
+    start = " ".join(cluster["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "0.0.0.0" not in yaml.safe_dump(cluster)
+
+
+def test_holds_no_secret(text: str) -> None:
+    assert not re.search(r"AKIA|aws_secret|password|token|PRIVATE KEY", text, re.IGNORECASE)
+    # Account and image are left for the user to fill in.
+    assert set(re.findall(r"(?:ami-|iam::)([0-9a-f]+)", text)) == {"0" * 17, "0" * 12}
+
+
+def test_commands_in_the_comments_name_real_options(text: str, root: Path) -> None:
+    options = set(re.findall(r"--(?:suite|preset|storage|max-concurrent)\b", text))
+    sources = [root / "pipelines" / "sweep.py", root / "platform" / "beamplatform" / "options.py"]
+    parser = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert options
+    assert all(f'"{option}"' in parser for option in options)

@@ -1,0 +1,28 @@
+"""Folders go to and come from a local folder or a URI alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beamplatform.storage import join, local_folder, put_folder
+
+
+def test_a_local_copy_replaces_what_was_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "a").write_text("new")
+    target.mkdir(parents=True)
+    (target / "stale").write_text("old")
+    put_folder(source, str(target))
+    assert sorted(p.name for p in target.rglob("*")) == ["a", "sub"]
+    assert local_folder(str(target)) == target
+    assert not list(target.parent.glob("*.partial"))
+
+
+def test_a_uri_is_copied_there_and_back(tmp_path: Path) -> None:
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "sub" / "a").write_text("content")
+    uri = join("memory://bucket/", "runs", "x")
+    put_folder(tmp_path / "source", uri)
+    back = local_folder(uri)
+    assert (back / "sub" / "a").read_text() == "content"

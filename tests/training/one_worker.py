@@ -1,0 +1,60 @@
+"""A worker process of the training tests, without Ray: `one_worker.py SPEC RANK WORLD PORT`.
+
+SPEC is a JSON file {"trial": ..., "folder": ..., "resume": folder or null}. Worker 0 writes into the folder `rows.json`
+(metrics by step), `final.pt` (trained parameters by name, whole, and the logits of token ids 3..98) and the export.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    spec_path, rank, world, port = sys.argv[1:]
+    spec = json.loads(Path(spec_path).read_text())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+
+    import torch
+    from torch import distributed
+
+    from beamplatform.training.checkpoint import save_checkpoint
+    from beamplatform.training.engine import whole_parameters
+    from beamplatform.training.loop import Place, Progress
+    from beamplatform.training.run import start_run
+    from beamplatform.trial import Trial
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    folder = Path(spec["folder"])
+    resume = Path(spec["resume"]) if spec.get("resume") else None
+    run = start_run(Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), resume)
+    rows = []
+
+    def report(progress: Progress, checkpoint: bool) -> None:
+        rows.extend(progress.rows)
+        progress.rows = []
+        if checkpoint:
+            target = folder / f"checkpoint-{progress.step}"
+            target.mkdir(exist_ok=True)
+            distributed.barrier()
+            save_checkpoint(target, run.engine, run.method, progress, int(rank))
+
+    run.train(report)
+    with whole_parameters(run.engine, everything=False) as model:
+        final = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    ids = torch.arange(3, 99).reshape(4, 24)
+    run.engine.eval()
+    with torch.no_grad():
+        final["logits"] = run.engine(input_ids=ids).logits.float()
+    run.export(str(folder / "export"))
+    if rank == "0":
+        (folder / "rows.json").write_text(json.dumps(rows))
+        torch.save(final, folder / "final.pt")
+
+
+if __name__ == "__main__":
+    main()

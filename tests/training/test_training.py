@@ -1,0 +1,95 @@
+"""Real DeepSpeed workers: the same numbers at every ZeRO stage and number of workers, for every method."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SETTING = {
+    "training__max_steps": 8,
+    "training__log_every": 1,
+    "training__micro_batch": 4,
+    "training__warmup": 1,
+    "data__validation_records": 15,
+    "methods__beamlora__interval": 2,
+    "methods__adalora__delta_t": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(request):
+    """One process, no sharding, one micro-batch: what all others must equal."""
+    return {}
+
+
+@pytest.mark.parametrize("method", ["beamlora", "adalora"])
+@pytest.mark.parametrize(("workers", "stage"), [(2, 1), (2, 2), (2, 3)])
+def test_sharded_training_equals_unsharded(method, workers, stage, alone, trial, train) -> None:
+    if method not in alone:
+        alone[method] = train(trial(method, **SETTING | {"training__micro_batch": 16, "training__zero_stage": 0}))
+    reference = alone[method]
+    found = train(trial(method, **SETTING, training__workers=workers, training__zero_stage=stage))
+    for metric in ("train/loss", "validation/loss"):
+        assert found.series(metric) == pytest.approx(reference.series(metric), rel=1e-5), metric
+    for metric in ("beam/operated_ranks", "beam/threshold", "adalora/budget"):
+        assert found.series(metric) == reference.series(metric), metric
+    for name, value in reference.final.items():
+        torch.testing.assert_close(found.final[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_beam_steps_happen_and_are_reported(alone, trial, train) -> None:
+    reference = alone.get("beamlora") or train(trial("beamlora", **SETTING))
+    assert [step for step, row in reference.rows if "beam/threshold" in row] == [2, 4]
+    assert all(count >= 1 for count in reference.series("beam/operated_ranks"))
+
+
+def test_adalora_masks_survive_the_optimizer(alone, trial, train) -> None:
+    """At the end the budget is the target rank, and what was pruned is zero in the weights of the forward pass."""
+    found = train(trial("adalora", **SETTING, training__workers=2, training__zero_stage=3))
+    singular = [value for name, value in found.final.items() if "lora_E" in name]
+    budget = found.series("adalora/budget")
+    assert budget[0] == 12 * len(singular) and budget[-1] == 8 * len(singular)
+    left = sum(int((value != 0).sum()) for value in singular)
+    assert left <= 8 * len(singular)
+
+
+def test_a_run_goes_on_from_its_checkpoint(trial, train) -> None:
+    setting = SETTING | {"training__workers": 2, "training__zero_stage": 2, "training__checkpoint_every": 3}
+    whole = train(trial("beamlora", **setting))
+    resumed = train(trial("beamlora", **setting), resume=whole.folder / "checkpoint-3")
+    assert [step for step, _ in resumed.rows] == [4, 5, 6, 7, 8]
+    assert resumed.series("train/loss") == whole.series("train/loss")[3:]
+    for name, value in whole.final.items():
+        assert torch.equal(resumed.final[name], value), name
+
+
+def test_a_diverging_run_stops_with_advice(trial, train) -> None:
+    with pytest.raises(AssertionError, match="FloatingPointError: the loss is .* lower the learning rate"):
+        train(trial("lora", **SETTING, methods__lora__learning_rate=0.99e0, training__gradient_clipping=0, methods__lora__lora_alpha=10**9))
+
+
+def test_no_compiler_is_needed(tmp_path: Path) -> None:
+    """A machine with Python and nothing else has no C++ compiler, which DeepSpeed would call on its first use."""
+    script = tmp_path / "engine.py"
+    script.write_text(
+        "import os, torch\n"
+        "os.environ.update(DS_ACCELERATOR='cpu', RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')\n"
+        f"torch.distributed.init_process_group('gloo', init_method='file://{tmp_path}/store', rank=0, world_size=1)\n"
+        "from beamplatform.suite import TrainingSection\n"
+        "from beamplatform.training.engine import make_engine\n"
+        "training = TrainingSection(max_steps=1, global_batch=1, micro_batch=1)\n"
+        "make_engine(torch.nn.Linear(4, 4), training, 1e-3, bf16=False)\n"
+        "print('engine made')\n"
+    )
+    shell = tmp_path / "bin"
+    shell.mkdir()
+    (shell / "sh").symlink_to("/bin/sh")
+    environment = {k: v for k, v in os.environ.items() if k != "CXX"}
+    environment |= {"PATH": str(shell), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert "engine made" in done.stdout, done.stderr[-2000:]
