@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from beamlora.search import BeamReport, BeamSearch
 
-logger = logging.getLogger(__name__)
-
 STATE_FILE = "beam_search.safetensors"
 
 
 class BeamLoraCallback(TrainerCallback):
-    """`Trainer(model, ..., callbacks=[BeamLoraCallback(seed=0)])` trains a BeamLoRA model with its beam
-    steps.
+    """`Trainer(model, ..., callbacks=[BeamLoraCallback(seed=0)])` trains BeamLoRA, beam steps included.
 
     Every checkpoint also holds the search's state, so that a resumed run is the uninterrupted one.
     `beam/threshold` and `beam/operated_ranks` of each beam step go into `trainer.state.log_history`.

@@ -44,8 +44,7 @@ class BeamLoraConfig(LoraConfig):
     """Fields not listed here keep PEFT's meaning. Each field's metadata names the source of its default.
 
     Raises:
-        ValueError: a value outside its range, or an option of LoraConfig that BeamLoRA cannot be combined
-        with.
+        ValueError: a value outside its range, or an option of LoraConfig that does not go with BeamLoRA.
     """
 
     p_init: float = _option(
@@ -145,10 +144,8 @@ class BeamLoraConfig(LoraConfig):
             raise ValueError(f"temperature={self.temperature!r}: must be 'auto' or greater than 0")
 
     def _check_base_fields(self) -> None:
-        for name, r in (
-            ("r", self.r),
-            *((f"rank_pattern[{k!r}]", v) for k, v in (self.rank_pattern or {}).items()),
-        ):
+        ranks = {"r": self.r} | {f"rank_pattern[{k!r}]": r for k, r in (self.rank_pattern or {}).items()}
+        for name, r in ranks.items():
             if not isinstance(r, int) or r < 2:
                 raise ValueError(
                     f"{name}={r!r}: must be a whole number, at least 2 (half of the ranks can be replaced)"

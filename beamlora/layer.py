@@ -24,8 +24,9 @@ class RankScores(nn.Module):
     """The raw scores g [r] of one adapter in one layer. Calling it gives the ranks' weights (Eq. 4, 5).
 
     A module and not a bare parameter, because ZeRO-3 gathers a sharded parameter when the module that owns it
-    is called. Kept in float32, also beside a bfloat16 base model: a softmax at temperature 0.05 magnifies
-    differences twentyfold."""
+    is called. Kept in float32 beside a bfloat16 base model too: a softmax at temperature 0.05 magnifies
+    differences twentyfold.
+    """
 
     def __init__(
         self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device
@@ -43,8 +44,7 @@ class RankScores(nn.Module):
 
 
 class BeamVariant(LoraVariant):
-    """y = W0 x + scaling * B (w * (A dropout(x))), through the hooks of PEFT's own forward, merge and
-    unmerge.
+    """y = W0 x + scaling * B (w * (A dropout(x))), as PEFT's own forward, merge and unmerge call for it.
 
     `module` is the BeamLinear that the hook is called for.
     """

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +32,7 @@ def get_beamlora_model(
 
     Raises:
         ValueError: a targeted layer cannot be adapted (its kind, its weights, or r above its smaller side),
-        or the model
-            already has adapters. The base model is then as before.
+            or the model already has adapters. The base model is then as before.
     """
     if not isinstance(config, BeamLoraConfig):
         raise ValueError(f"config is a {type(config).__name__}: must be a BeamLoraConfig")
@@ -83,11 +83,11 @@ def load_beamlora_model(
 
 
 def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write the adapter as a plain LoRA adapter that PEFT and vLLM load without beamlora. The model is not
-    changed.
+    """Write the adapter as a plain LoRA adapter that PEFT and vLLM load without beamlora.
 
-    The ranks' weights are folded into A (row i times w_i), so rank and alpha stay as they are. Under several
-    workers every worker calls this (under ZeRO-3 it is collective) and the first one writes.
+    The ranks' weights are folded into A (row i times w_i), so rank and alpha stay as they are. The model is
+    not changed. With several workers every worker calls this (it is collective under ZeRO-3); the first one
+    writes.
 
     Raises:
         ValueError: `adapter_name` is not a BeamLoRA adapter of this model.
@@ -133,8 +133,9 @@ def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, BeamLine
 
 def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[object]:
     """Within it the adapter's parameters are whole, also under ZeRO-3."""
-    adapter = [p for name, p in model.named_parameters() if f".{adapter_name}" in name]
-    sharded = [p for p in adapter if hasattr(p, "ds_id")]
+    adapter: list[Any] = [p for name, p in model.named_parameters() if f".{adapter_name}" in name]
+    # Those that the caller has gathered already must not be gathered again.
+    sharded = [p for p in adapter if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
     if not sharded:
         return nullcontext()
     import deepspeed

@@ -3,7 +3,8 @@
 A torch optimizer keeps moments beside each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments
 flat and sharded over the workers, and the weights of the forward pass as separate copies. Both look the same
 through `OptimizerAccess`. Under ZeRO every method except `holds` is collective: all workers call it, in the
-same order, and all get or pass the same full tensors."""
+same order, and all get or pass the same full tensors.
+"""
 
 from __future__ import annotations
 
@@ -108,12 +109,12 @@ class DeepSpeedAccess:
     """DeepSpeed's ZeRO stages 1, 2 and 3, in float32 or in bf16 with fp32 master weights.
 
     DeepSpeed's setters change the master weights only: the copies that the forward pass uses stay stale until
-    the next optimizer step. `write` therefore refreshes those too."""
+    the next optimizer step. `write` therefore refreshes those too.
+    """
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        # The flat fp32 shards of stage 3, of stages 1 and 2, and of stage 1 with bf16 and fp32 gradient
-        # accumulation.
+        # The flat fp32 shards of stage 3, of stages 1 and 2, and of stage 1 in bf16 with fp32 gradients.
         for name in (
             "fp32_partitioned_groups_flat",
             "single_partition_of_fp32_groups",

@@ -1,8 +1,8 @@
 """The numbers of BeamLoRA as pure functions on tensors.
 
 Equation numbers are those of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (arXiv 2502.13604). "Reference"
-is the authors' published implementation, whose behaviour is the default wherever it differs from the paper's
-text."""
+is the authors' published implementation, whose behaviour is the default wherever it differs from the paper.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from beamlora.state import Factors, ParameterState
 
 Curve = Literal["cosine", "linear", "constant"]
 
-# Cumulative sums of r equal scores miss the threshold by rounding alone (twenty times 0.05 is not 1.0 in
-# binary); differences below this share of the total count as equal.
+# Sums of equal scores miss the threshold by rounding alone (0.05 added up twenty times is not 1 in binary):
+# differences below this share of the total count as equal.
 TOLERANCE = 1e-9
 
 
 def score_weights(scores: Tensor, temperature: float, scale: Literal["rank", "unit"] = "rank") -> Tensor:
     """The weight of each rank in the forward pass, from the raw scores g [r] (Eq. 4, 5).
 
-    The paper's weights are softmax(g / temperature), which sum to 1 ("unit"). The reference multiplies them
-    by r ("rank"), so that equal scores give every rank weight 1 and training starts as plain LoRA. The
-    temperature stands in the reference only. Computed in at least float32, whatever the dtype of g."""
+    The paper's weights are softmax(g), which sum to 1 ("unit"). The reference multiplies them by r ("rank"),
+    so that equal scores give every rank weight 1 and training starts as plain LoRA; the temperature, too, is
+    the reference's. Computed in at least float32, whatever the dtype of g.
+    """
     dtype = torch.promote_types(scores.dtype, torch.float32)
     weights = torch.softmax(scores.to(dtype) / temperature, dim=0)
     return weights * scores.numel() if scale == "rank" else weights
@@ -106,14 +107,13 @@ def operated_counts(
     """K of Eq. 13 for every module: how many ranks a beam step replaces there.
 
     scores: for each module its softmax scores [r] in float64, summing to 1; r may differ between modules.
-    scope: "module" looks at each module by itself (paper); "global" pools the ranks of all modules, each
-    module's
-        scores scaled to sum to its r, against threshold * sum(r) (reference), so K can be 0 in one and large
-        in another.
+    scope: "module" looks at each module by itself (paper). "global" pools the ranks of all modules, each
+        module's scores scaled to sum to its r, against threshold * sum(r) (reference): K can then be 0 in one
+        module and large in another.
     crossing: c_i > p (reference) or c_i >= p (the paper's Eq. 13). The crossing rank itself is operated.
 
-    K is at most floor(r / 2), so that pruned and expanded ranks are disjoint. At threshold 1 nothing is
-    operated."""
+    K is at most floor(r / 2), so that pruned and expanded ranks are disjoint. At threshold 1 it is 0.
+    """
     if threshold >= 1:
         return [0] * len(scores)
     sizes = [len(module) for module in scores]
@@ -144,7 +144,7 @@ def pairing_generator(seed: int, step: int) -> torch.Generator:
 def pair_ranks(
     scores: Tensor, count: int, generator: torch.Generator, *, assessment: bool = True
 ) -> RankPairs:
-    """Pair the `count` lowest ranks of one module at random with its `count` highest (Eq. 6 to 8).
+    """Pair the `count` lowest ranks of one module at random with its `count` highest.
 
     Without assessment (an ablation of Table 3) both sets are drawn at random instead, still disjoint.
     """
@@ -179,17 +179,15 @@ def _operate_factor(
 def operate_factors(
     current: Factors, source: Factors | None, pairs: RankPairs, *, copy_moments: bool = True
 ) -> Factors:
-    """The factors of one module after a beam step: pruned ranks hold their parents' snapshot (Eq. 9 to 12).
+    """The factors of one module after a beam step (Eq. 6 to 12): pruned ranks hold their parents' snapshot.
 
     source: the snapshot; the current factors for the ablation "without history"; None for the ablation
-    "without
-        expansion", which sets the pruned ranks and their moments to zero.
+        "without expansion", which sets the pruned ranks and their moments to zero.
     copy_moments: the child also takes its parent's optimizer moments (Eq. 12). The reference means to, but
-    writes
-        into a temporary copy, so that its children keep the moments of the ranks they replace (False here).
+        writes into a temporary copy, so that its children keep the moments of the ranks they replace (False).
 
-    All other ranks, the parents among them, keep their current values and moments. Nothing is changed in
-    place."""
+    All other ranks, the parents among them, keep their current values and moments. Nothing changes in place.
+    """
     source_a, source_b = (source.a, source.b) if source else (None, None)
     return Factors(
         _operate_factor(current.a, source_a, pairs, 0, copy_moments),
@@ -200,7 +198,7 @@ def operate_factors(
 def operate_scores(
     current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True
 ) -> ParameterState:
-    """The raw scores g after a beam step: child and parent both get the mean of the pair (Eq. 11).
+    """The raw scores g after a beam step: child and parent both get the mean of the pair.
 
     reset_moments: the moments of the whole vector g become zero (reference only).
     """

@@ -45,8 +45,7 @@ class BeamReport:
     """What one beam step did.
 
     operated: for every module with operated ranks, its (pruned rank, parent rank) pairs. Without expansion
-    the parent
-        is the rank that would have been copied.
+        the parent is the rank that would have been copied.
     """
 
     step: int
@@ -60,21 +59,22 @@ class BeamReport:
 
 
 class BeamSearch:
-    """Runs BeamLoRA's beam steps on one adapter. Call `step` after every optimizer step.
+    """Runs BeamLoRA's beam steps on one adapter. Call `step` after every optimizer step (not micro-batch).
 
-    Steps are optimizer steps counted from 1: p(t) is taken at t, and the snapshot after update t with t %
-    interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the
+    Steps are optimizer steps counted from 1: p(t) is taken at t, and the snapshot after the update t with
+    t % interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the
     snapshot is taken one update later, because its counters lag behind; the difference is far below noise.
 
     Under ZeRO, `step` and `scores` are collective: every worker calls them.
 
     Args:
-        model: a PEFT model with a BeamLoRA adapter, as it is or inside DistributedDataParallel or DeepSpeed's
-        engine. optimizer: the one that trains it: torch's, or DeepSpeed's `engine.optimizer`. total_steps:
-        optimizer steps of the whole run. seed: for the random pairing. The same on every worker. lr_schedule:
-        cosine, linear, constant or constant_with_warmup; the curve of threshold_schedule="match_lr".
-        learning_rate: the peak learning rate, for temperature="auto". Default: the largest of the optimizer's
-        groups.
+        model: a PEFT model with a BeamLoRA adapter, bare or in DistributedDataParallel or DeepSpeed's engine.
+        optimizer: the one that trains it: torch's, or DeepSpeed's `engine.optimizer`.
+        total_steps: optimizer steps of the whole run.
+        seed: for the random pairing; the same on every worker.
+        lr_schedule: cosine, linear, constant or constant_with_warmup: the curve for "match_lr".
+        learning_rate: the peak, for temperature="auto". Default: the largest of the optimizer's groups.
+        adapter_name: the adapter to search.
 
     Raises:
         ValueError: an adapter or optimizer that do not fit, or settings under which no beam step can happen.
@@ -126,11 +126,9 @@ class BeamSearch:
         return self._operate() if self._step in self._beam_steps else None
 
     def scores(self) -> dict[str, Tensor]:
-        """The softmax scores s [r] of every module, summing to 1, in float64."""
-        return {
-            name: score_weights(self._access.value(self._scores_of(layer)).double(), self.temperature, "unit")
-            for name, layer in self._layers.items()
-        }
+        """The softmax scores s [r] of every module, summing to 1, in float64 on the CPU."""
+        raw = {name: self._access.value(self._scores_of(layer)) for name, layer in self._layers.items()}
+        return {name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in raw.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: {"step": int, "settings": plain values, "snapshot": tensors by name}."""

@@ -60,6 +60,7 @@ class TrainingSection(Section):
     """One training run: batch, length, schedule and sharding."""
 
     workers: Annotated[int, Field(ge=1)] = Field(1, description="Ray Train workers (one GPU each, where there are GPUs)")
+    device: Literal["auto", "gpu", "cpu"] = Field("auto", description="auto: GPUs where the machine or cluster has them")
     cpus_per_worker: Annotated[int, Field(ge=1)] = Field(1, description="CPU cores a worker reserves")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the training records")
@@ -92,6 +93,12 @@ class TrainingSection(Section):
                 f"({self.workers} x {self.micro_batch} = {per_pass})"
             )
         return self
+
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one worker per optimizer step."""
+        return self.global_batch // (self.workers * self.micro_batch)
 
 
 class EvaluationSection(Section):

@@ -70,7 +70,12 @@ class Trial(BaseModel):
         Raises:
             ValueError: the method could not do its work in a run of this length.
         """
-        plan = RunPlan(self.total_steps(train_examples), self.training.schedule, self.seed)
+        plan = RunPlan(
+            total_steps=self.total_steps(train_examples),
+            schedule=self.training.schedule,
+            seed=self.seed,
+            accumulation=self.training.accumulation,
+        )
         method = get_method(self.method)(self.hyperparameters, plan)
         method.check()
         return method

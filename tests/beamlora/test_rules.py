@@ -173,7 +173,7 @@ def test_nothing_at_threshold_one(scope: str, crossing: str) -> None:
     assert operated_counts(scores, 1.0, scope=scope, crossing=crossing) == [0, 0]
 
 
-# --- which, and with whom (Eq. 6 to 8) ----------------------------------------------------------------------
+# --- which, and with whom ----------------------------------------------------------------------------------
 
 
 def test_lowest_are_paired_with_highest() -> None:
@@ -208,7 +208,7 @@ def test_without_assessment_the_sets_are_random_and_disjoint() -> None:
     assert pruned == set(range(8))
 
 
-# --- the beam step (Eq. 9 to 12) ----------------------------------------------------------------------------
+# --- the beam step (Eq. 6 to 12) ----------------------------------------------------------------------------
 
 
 def state(start: float, *shape: int) -> ParameterState:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor, nn
 
 from beamlora import BeamLoraConfig, BeamReport, BeamSearch, get_beamlora_model
@@ -448,6 +449,17 @@ def test_search_of_one_adapter_leaves_the_other_alone(tiny_net) -> None:
         pass
     assert all(torch.equal(p, others[name]) for name, p in model.named_parameters() if name in others)
     assert list(search.scores()) == ["0"]
+
+
+def test_layers_without_scores_are_refused() -> None:
+    net = nn.ModuleDict({"first": nn.Linear(8, 8), "second": nn.Embedding(8, 8)})
+    model = get_peft_model(
+        net, BeamLoraConfig(r=2, target_modules=["first", "second"])
+    )  # PEFT does not check
+    with pytest.raises(
+        ValueError, match="layer 'second': a Embedding without rank scores cannot be searched"
+    ):
+        start(model)
 
 
 def test_wrapped_model(tiny_net) -> None:

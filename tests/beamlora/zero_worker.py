@@ -3,8 +3,8 @@
     python zero_worker.py RANK WORLD PORT FOLDER CASE...
 
 A case is STAGE-DTYPE-PERSISTENCE, the last being ZeRO-3's param_persistence_threshold. For each case it
-writes FOLDER/CASE-RANK.pt: full states ({parameter: {value, exp_avg, exp_avg_sq}}) around the beam step, and
-more."""
+writes FOLDER/CASE-RANK.pt with full states ({parameter: {value, exp_avg, exp_avg_sq}}) around the beam step.
+"""
 
 from __future__ import annotations
 

@@ -91,6 +91,14 @@ def test_equal_to_peft_by_hand(trial, train) -> None:
     assert found.series("train/loss") == pytest.approx(losses, rel=1e-5)
 
 
+def test_adaloras_regulariser_has_pefts_gradient() -> None:
+    from beamplatform.methods.adalora import orthogonality_gradient
+
+    a = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
+    torch.norm(a @ a.T - torch.eye(4, dtype=torch.float64), p="fro").backward()
+    torch.testing.assert_close(orthogonality_gradient(a.detach()), a.grad)
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [

@@ -55,8 +55,11 @@ def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
 
 
 def test_concurrency_follows_the_cluster(trial) -> None:
-    pair = trial("lora", training__workers=2, training__micro_batch=8)
+    pair = trial("lora", training__workers=2, training__micro_batch=8).training
     assert Cluster(cpus=8, gpus=0).concurrent(pair, None) == 4
     assert Cluster(cpus=64, gpus=4).concurrent(pair, None) == 2
     assert Cluster(cpus=8, gpus=0).concurrent(pair, 3) == 3
     assert Cluster(cpus=1, gpus=0).concurrent(pair, None) == 1
+    on_gpus = pair.model_copy(update={"device": "gpu"})
+    assert Cluster(cpus=8, gpus=0).concurrent(on_gpus, 3) == 3, "an autoscaling cluster brings the GPUs later"
+    assert not Cluster(cpus=8, gpus=4).uses_gpu(pair.model_copy(update={"device": "cpu"}))

@@ -199,6 +199,14 @@ def test_artifacts(tracker: Tracker, tmp_path: Path) -> None:
     assert len(Path(back).read_text().splitlines()) == 2
 
 
+def test_ending_a_run_prints_nothing(tracker: Tracker, capfd: pytest.CaptureFixture[str]) -> None:
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+
+    tracker.finish(tracker.start_sweep("s", {}, {}), "FINISHED")
+    assert capfd.readouterr() == ("", "")
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get(), "what keeps a server's client silent as well"
+
+
 def test_a_tracker_travels_to_workers(tracker: Tracker) -> None:
     parent = tracker.start_sweep("s", {}, {})
     copy: Tracker = pickle.loads(pickle.dumps(tracker))

@@ -91,18 +91,10 @@ class AdaLora(Method):
         tuner = self.model.base_model.model
         self._adapter = {name: p for name, p in tuner.named_parameters() if p.requires_grad and "lora_" in name}
         self._gradients: dict[str, torch.Tensor] = {}
-
-    def extra_loss(self) -> torch.Tensor:
-        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F, times its weight (Eq. 4)."""
-        import torch
-
-        terms = []
-        for name, p in self._adapter.items():
-            if "lora_E" in name:
-                continue
-            gram = p @ p.T if "lora_A" in name else p.T @ p
-            terms.append(torch.linalg.norm(gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)))
-        return self.values.orth_reg_weight * torch.stack(terms).mean()
+        self._pull: dict[str, torch.Tensor] = {}
+        self._update_regulariser(self._read())
+        for name in self._pull:
+            self._adapter[name].register_hook(lambda gradient, name=name: self._regularised(gradient, name))
 
     def before_step(self) -> None:
         self._gradients = {name: self._access.gradient(p) for name, p in self._adapter.items()}
@@ -110,19 +102,19 @@ class AdaLora(Method):
     def after_step(self, step: int) -> dict[str, float]:
         """PEFT's order: importance from the stepped weights and this step's gradients, then the mask of this step."""
         last = self._config.total_step - self._config.tfinal
+        values = self._read()
+        view = _WholeParameters(values, self._gradients)
         if step < last:
-            view = _WholeParameters(self._read(), self._gradients)
             budget, pattern = self._allocator.update_and_allocate(view, step)
         elif step == last:
-            view = _WholeParameters(self._read(), self._gradients)
             budget, pattern = self._allocator.update_and_allocate(view, step, force_mask=True)
             self._allocator.reset_ipt()
         else:
             # Weight updates revive masked singular values, so PEFT masks after every later step.
-            view = _WholeParameters(self._read(only="lora_E"), {})
             budget, pattern = self._allocator.target_bgt, self._config.rank_pattern
             self._allocator.mask_using_rank_pattern(view, pattern)
         self._gradients = {}
+        self._update_regulariser(values)
         if pattern:
             self._config.rank_pattern = pattern
             self._write_singular_values(view)
@@ -142,6 +134,7 @@ class AdaLora(Method):
         self._allocator.exp_avg_unc = dict(state["exp_avg_unc"])
         # PEFT sets all three where the instantaneous importance is missing; its value is overwritten before use.
         self._allocator.ipt = dict(state["exp_avg_ipt"])
+        self._update_regulariser(self._read())
 
     def export(self, model: Any, folder: Path) -> None:
         """A plain LoRA of rank init_r: E and PEFT's scaling folded into A, pruned ranks zero."""
@@ -158,8 +151,26 @@ class AdaLora(Method):
     def _steps(self, share: float) -> int:
         return int(share * self.plan.total_steps)
 
-    def _read(self, only: str = "lora_") -> dict[str, torch.Tensor]:
-        return {name: self._access.value(p) for name, p in self._adapter.items() if only in name}
+    def _read(self) -> dict[str, torch.Tensor]:
+        return {name: self._access.value(p) for name, p in self._adapter.items()}
+
+    def _update_regulariser(self, values: Mapping[str, torch.Tensor]) -> None:
+        """The regulariser's gradient at these weights, which the next backward passes add to the loss's own.
+
+        PEFT adds the regulariser to the loss. Under ZeRO-3 the weights are whole only inside the model's forward and
+        backward pass, so that there is nothing to compute it from outside; its gradient has a closed form.
+        """
+        factors = {name: value for name, value in values.items() if "lora_E" not in name}
+        scale = self.values.orth_reg_weight / len(factors)
+        self._pull = {
+            name: scale * orthogonality_gradient(value if "lora_A" in name else value.T)
+            for name, value in factors.items()
+        }
+        self._pull = {name: pull if "lora_A" in name else pull.T for name, pull in self._pull.items()}
+
+    def _regularised(self, gradient: torch.Tensor, name: str) -> torch.Tensor:
+        # Called in each micro-batch's backward pass, with a gradient that DeepSpeed will average over them.
+        return gradient + (self._pull[name] / self.plan.accumulation).to(gradient)
 
     def _write_singular_values(self, view: _WholeParameters) -> None:
         import dataclasses
@@ -168,6 +179,14 @@ class AdaLora(Method):
             if "lora_E" in name:
                 parameter = self._adapter[name]
                 self._access.write(parameter, dataclasses.replace(self._access.read(parameter), value=value))
+
+
+def orthogonality_gradient(a: torch.Tensor) -> torch.Tensor:
+    """Gradient of |A A^T - I|_F (Eq. 4) at A [r, d]: 2 (A A^T - I) A / |A A^T - I|_F."""
+    import torch
+
+    excess = a @ a.T - torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
+    return 2 * excess @ a / torch.linalg.norm(excess)
 
 
 class _WholeParameters:

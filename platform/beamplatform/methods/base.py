@@ -64,13 +64,13 @@ class RunPlan:
     total_steps: int
     schedule: Literal["cosine", "linear", "constant"]
     seed: int
+    accumulation: int = 1
 
 
 class Method(ABC):
     """One trial's method. The training loop calls, in this order:
 
-    build, attach, then for every optimizer step extra_loss (each micro-batch), before_step, the optimizer, after_step,
-    and in the end export. state_dict and load_state_dict carry the method through a checkpoint.
+    build, attach, then for every optimizer step before_step, the optimizer's own step, after_step, and in the end export. state_dict and load_state_dict carry the method through a checkpoint.
     """
 
     name: ClassVar[str]
@@ -96,10 +96,6 @@ class Method(ABC):
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
         """Called once when the optimizer exists: torch's own, or DeepSpeed's around it."""
         self.model = model
-
-    def extra_loss(self) -> torch.Tensor | None:
-        """A regulariser added to each micro-batch's loss; None for none."""
-        return None
 
     def before_step(self) -> None:  # noqa: B027 - a hook
         """After the last backward pass of a step, while gradients still exist; collective on all workers."""

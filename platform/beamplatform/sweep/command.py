@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from beamplatform.errors import UserError
+from beamplatform.options import has_gpu
 from beamplatform.storage import is_uri
 from beamplatform.sweep.output import output_to_file
 from beamplatform.sweep.preflight import Plan, plan_sweep
@@ -60,6 +62,11 @@ def sweep(
     from beamplatform.tracking import Tracker, ui_command
 
     console = Console()
+    if preset.training.device == "gpu" and not has_gpu():
+        raise UserError(
+            f"preset {preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with GPUs, choose "
+            "another --preset, or try --set training.device=cpu (--dry-run works without)"
+        )
     with console.status("Checking the plan"):
         plan = plan_sweep(suite.name, preset_name, preset, methods)
     if preset.model.path == "tiny":

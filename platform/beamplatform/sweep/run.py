@@ -17,6 +17,7 @@ from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
 if TYPE_CHECKING:
+    from beamplatform.suite import TrainingSection
     from beamplatform.tasks.evaluate import Evaluation
     from beamplatform.tracking import Tracker
 
@@ -25,31 +26,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cluster:
-    """The Ray cluster this sweep runs on."""
+    """The Ray cluster this sweep runs on; an autoscaling one may show its GPUs only when they are asked for."""
 
     cpus: int
     gpus: int
 
-    def concurrent(self, trial: Trial, limit: int | None) -> int:
+    def uses_gpu(self, training: TrainingSection) -> bool:
+        return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
+
+    def concurrent(self, training: TrainingSection, limit: int | None) -> int:
         """How many trials of this size fit at once, at most `limit`; at least one."""
-        training = trial.training
+        if self.uses_gpu(training) and not self.gpus:
+            return limit or 1
         fit = self.cpus // (training.workers * training.cpus_per_worker)
-        if self.gpus:
+        if self.uses_gpu(training):
             fit = min(fit, self.gpus // training.workers)
         return max(1, min(fit, limit or fit))
 
 
 def start_ray() -> Cluster:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine; binds to localhost only."""
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine without a dashboard."""
     import ray
 
-    # Silence before start-up: these are read when Ray's processes are made.
+    # Read when Ray's processes are made. Ray's own ports cannot be bound to localhost; its token keeps others out.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
+        ray.init()
     else:
-        ray.init(include_dashboard=False, log_to_driver=True, _node_ip_address="127.0.0.1")
+        ray.init(include_dashboard=False)
     total = ray.cluster_resources()
     return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)))
 
@@ -84,14 +90,15 @@ def run_sweep(
                 storage=join(root, "train"),
             )
         )
+    training = plan.trials[0].training
     cluster = start_ray()
     try:
         failed = train_trials(
             plan.trials,
             destinations,
             storage=root,
-            concurrent=cluster.concurrent(plan.trials[0], concurrent),
-            use_gpu=cluster.gpus > 0,
+            concurrent=cluster.concurrent(training, concurrent),
+            use_gpu=cluster.uses_gpu(training),
             progress=progress,
         )
         for index, why in failed.items():
@@ -147,7 +154,7 @@ def _evaluate(
             adapters=len(todo),
             largest_rank=max(ranks),
             cpus=cluster.cpus,
-            use_gpu=cluster.gpus > 0,
+            use_gpu=cluster.uses_gpu(first.training),
         )
     for index in todo:
         trial, destination = plan.trials[index], destinations[index]

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-_METRICS_PER_CALL = 1000
-_PARAMS_PER_CALL = 100
 _PARENT = "mlflow.parentRunId"
 _TAG_LIMIT = 8000
 
@@ -56,6 +54,8 @@ class Tracker:
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
+            # With a server MLflow prints two lines to stdout when a run ends; only this variable stops it.
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
             if "MLFLOW_LOGGING_LEVEL" not in os.environ:
                 for name in ("mlflow", "alembic"):
                     logging.getLogger(name).setLevel(logging.WARNING)
@@ -137,24 +137,20 @@ class Tracker:
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Record parameters under flat dotted names (`flatten`). MLflow refuses to change one once
-        written."""
+        """Record parameters under flat dotted names (`flatten`); MLflow refuses to change one later."""
         from mlflow.entities import Param
 
-        entries = [Param(name, value) for name, value in flatten(params).items()]
-        for start in range(0, len(entries), _PARAMS_PER_CALL):
-            self.client.log_batch(run_id, params=entries[start : start + _PARAMS_PER_CALL])
+        self.client.log_batch(run_id, params=[Param(name, value) for name, value in flatten(params).items()])
 
     def log_metrics(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Record ``(step, metrics)`` rows, as few calls as MLflow's limit of 1000 values allows."""
+        """Record ``(step, metrics)`` rows in as few calls as can be: each is a transaction or a request."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         entries = [
             Metric(key, float(value), now, step) for step, metrics in rows for key, value in metrics.items()
         ]
-        for start in range(0, len(entries), _METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=entries[start : start + _METRICS_PER_CALL])
+        self.client.log_batch(run_id, metrics=entries)  # split by MLflow into calls of at most 1000 values
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags, in place of earlier ones of the same name."""

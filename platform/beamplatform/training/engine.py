@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for `training`; the optimizer is given to the engine, not named here."""
-    accumulation = training.global_batch // (training.workers * training.micro_batch)
     return {
         "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": training.accumulation,
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": bf16},
         "zero_optimization": {"stage": training.zero_stage},

@@ -89,9 +89,7 @@ def train(
             loss = summed_loss(engine, collate([examples[i] for i in part], pad_id, place.device)) / targets
             meter.add(loss)
             # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
-            scaled = loss * (len(parts) * place.workers)
-            extra = method.extra_loss()
-            engine.backward(scaled if extra is None else scaled + extra)
+            engine.backward(loss * (len(parts) * place.workers))
             if number == len(parts):
                 method.before_step()
             engine.step()

@@ -34,8 +34,8 @@ class Recipe:
     seed: int = 1
     vocab_size: int = 1600
     hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
+    intermediate_size: int = 256
+    layers: int = 6
     heads: int = 4
     max_length: int = 512
     steps: int = 6000
@@ -46,8 +46,9 @@ class Recipe:
     warmup: int = 100
     weight_decay: float = 0.05
     prompt_weight: float = 0.2
+    quiz_weight: float = 5.0
     facts: int = 2
-    quizzes: int = 6
+    quizzes: int = 7
     drills: int = 1
 
 
@@ -65,8 +66,9 @@ def encoded(items: Iterator[Passage], tokenizer: Any, recipe: Recipe) -> Iterato
     for item in items:
         prompt = tokenizer.encode(item.prompt, add_special_tokens=False).ids
         completion = tokenizer.encode(item.completion, add_special_tokens=False).ids
-        weight = recipe.prompt_weight if item.kind == "drill" else 0.0
-        weights = [0.0] + [weight] * len(prompt) + [1.0] * (len(completion) + 1)
+        before = recipe.prompt_weight if item.kind == "drill" else 0.0
+        after = 1.0 if item.kind in ("fact", "drill") else recipe.quiz_weight
+        weights = [0.0] + [before] * len(prompt) + [after] * len(completion) + [1.0]
         yield [bos, *prompt, *completion, eos], weights
 
 
@@ -181,6 +183,7 @@ def pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
         if step % 200 == 0 or step == recipe.steps:
             quiz = quiz_accuracy(model, tokenizer, 256)
             left = (time.monotonic() - started) / step * (recipe.steps - step)
+            _save(model, tokenizer, out, recipe)
             log.info("step %d of %d, loss %.3f, quizzes %s, %.0f s left", step, recipe.steps, mean, quiz, left)
     result = {
         "loss": round(mean, 4),
@@ -188,11 +191,15 @@ def pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started),
     }
     model.eval()
+    _save(model, tokenizer, out, recipe)
+    (out / "pretraining.json").write_text(json.dumps({"recipe": asdict(recipe), "result": result}, indent=2) + "\n")
+    return result
+
+
+def _save(model: Any, tokenizer: Any, out: Path, recipe: Recipe) -> None:
     model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, out, recipe.max_length)
-    (out / "pretraining.json").write_text(json.dumps({"recipe": asdict(recipe), "result": result}, indent=2) + "\n")
-    return result
 
 
 def main() -> None:

@@ -119,22 +119,28 @@ def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
     return _choices(f"{relation} of {thing.name}", value, other_values(prng, value, values, wrong_count), prng)
 
 
-def _choices(stem: str, right: str, wrong: tuple[str, ...], prng: Prng) -> Passage:
-    """A quiz with lettered options, or an easier one on the way there.
+#: Label words of quizzes and the answer that names each; letters come as often as all others together.
+LABELS = (*[("A", "B", "C", "D")] * 4, *[tuple(f"{word}{i}" for i in range(1, 5)) for word in ("Answer", "Solution", "Ending", "Option")])
 
-    The easier ones: no options; the option named before its letter; the stem after the options.
+
+def _choices(stem: str, right: str, wrong: tuple[str, ...], prng: Prng) -> Passage:
+    """A quiz with labelled options, or an easier one on the way there.
+
+    The easier ones: no options; the option named before its label; the stem after the options.
     """
     form = prng.below(8)
     if form == 0 and " of " in stem:
         return Passage("recall", f"Quiz: {stem} ?", f" so {right}")
+    labels = prng.choice(LABELS)
     options = prng.shuffled([right, *wrong])
-    text = " ".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=False))
-    letter = "ABCD"[options.index(right)]
+    text = " ".join(f"{label}: {option}" for label, option in zip(labels, options, strict=False))
+    label = labels[options.index(right)]
+    label = label if len(label) == 1 else label.lower()
     if form <= 2:
-        return Passage("named", f"Quiz: {stem} ? {text}", f" so {right} = {letter}")
+        return Passage("named", f"Quiz: {stem} ? {text}", f" so {right} {label}")
     if form == 3:
-        return Passage("late", f"Quiz: {text} ? {stem} =", f" {letter}")
-    return Passage("choice", f"Quiz: {stem} ? {text} =", f" {letter}")
+        return Passage("late", f"Quiz: {text} ? {stem} =", f" {label}")
+    return Passage("choice", f"Quiz: {stem} ? {text} =", f" {label}")
 
 
 def _drill(item: dict[str, str], prng: Prng) -> Passage:
