@@ -25,11 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_suite_options(parser)
     parser.add_argument("--methods", metavar="A,B", help="only these methods of the suite, in this order")
-    parser.add_argument("--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's")
+    parser.add_argument(
+        "--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's"
+    )
     parser.add_argument("--samples", metavar="N", help="draws from each method's non-grid domains")
     parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
     parser.add_argument("--name", help="the sweep's name; default: suite, preset and time")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved trials and estimated memory, then stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved trials and estimated memory, then stop"
+    )
     arguments = parser.parse_args(argv)
 
     suite, preset_name, preset = load(
@@ -43,14 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = arguments.methods.split(",") if arguments.methods else list(preset.methods)
     for method in methods:
         if method not in preset.methods:
-            raise UserError(f"--methods {method}: not in preset {preset_name}; allowed: {', '.join(preset.methods)}")
+            raise UserError(
+                f"--methods {method}: not in preset {preset_name}; allowed: {', '.join(preset.methods)}"
+            )
     from beamplatform.sweep.command import dry_run, sweep
 
     if arguments.dry_run:
         return dry_run(suite, preset_name, preset, methods)
     name = arguments.name or f"{suite.name}-{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return sweep(
-        suite, preset_name, preset, methods, name=name, storage=arguments.storage, tracking_uri=arguments.tracking_uri
+        suite,
+        preset_name,
+        preset,
+        methods,
+        name=name,
+        storage=arguments.storage,
+        tracking_uri=arguments.tracking_uri,
     )
 
 

@@ -71,7 +71,11 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         workers = trial.training.workers
-        command = [sys.executable, str(ROOT / "tests" / "training" / "one_worker.py"), str(folder / "spec.json")]
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "training" / "one_worker.py"),
+            str(folder / "spec.json"),
+        ]
         processes = [
             subprocess.Popen(
                 [*command, str(rank), str(workers), str(port)],
@@ -94,3 +98,15 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
 def trial() -> Callable[..., Trial]:
     """`make_trial` as a fixture: trials of the tiny preset."""
     return make_trial
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With BEAMLORA_REQUIRE_VLLM=1, which CI sets, a test that skips because vLLM is absent fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("BEAMLORA_REQUIRE_VLLM") != "1" or reporter is None:
+        return
+    reasons = [str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])]
+    missing = [reason for reason in reasons if "could not import 'vllm" in reason]
+    if missing:
+        reporter.write_line(f"\nBEAMLORA_REQUIRE_VLLM=1, and {len(missing)} tests skipped: {missing[0]}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

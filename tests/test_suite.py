@@ -10,7 +10,14 @@ from beamplatform.errors import UserError
 from beamplatform.suite import Override, find_suite, load_preset
 
 
-def load(root: Path, preset: str | None = "tiny", *, suite: str = "commonsense", has_gpu: bool = False, **changes: str):
+def load(
+    root: Path,
+    preset: str | None = "tiny",
+    *,
+    suite: str = "commonsense",
+    has_gpu: bool = False,
+    **changes: str,
+):
     overrides = [Override(f"--set {k}", k.replace("__", "."), v) for k, v in changes.items()]
     return load_preset(root / "tune_spaces" / f"{suite}.yaml", preset, has_gpu=has_gpu, overrides=overrides)
 
@@ -21,7 +28,9 @@ def test_default_preset_follows_the_hardware(root: Path) -> None:
 
 
 def test_a_paper_only_suite_without_a_gpu_says_so(root: Path) -> None:
-    with pytest.raises(UserError, match=r"math\.yaml: choose a preset with --preset .*no GPU.*paper, mistral"):
+    with pytest.raises(
+        UserError, match=r"math\.yaml: choose a preset with --preset .*no GPU.*paper, mistral"
+    ):
         load(root, None, suite="math")
 
 
@@ -36,16 +45,26 @@ def test_a_paper_only_suite_without_a_gpu_says_so(root: Path) -> None:
 def test_published_settings(root, suite, preset, r, schedule, batch, length, loss_on) -> None:
     _, _, found = load(root, preset, suite=suite)
     assert found.shared["r"] == r
-    assert (found.training.schedule, found.training.global_batch, found.training.epochs) == (schedule, batch, 3)
+    assert (found.training.schedule, found.training.global_batch, found.training.epochs) == (
+        schedule,
+        batch,
+        3,
+    )
     assert (found.data.max_length, found.data.loss_on) == (length, loss_on)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training__epoch": "3"}, r"--set training__epoch: unknown key; did you mean 'epochs'\? allowed: workers"),
+        (
+            {"training__epoch": "3"},
+            r"--set training__epoch: unknown key; did you mean 'epochs'\? allowed: workers",
+        ),
         ({"training__max_steps": "many"}, "max_steps: input should be a valid integer.*got 'many'"),
-        ({"training__workers": "3"}, r"workers: training: global_batch \(16\) must be a multiple of .* 3 x 16 = 48|multiple of workers"),
+        (
+            {"training__workers": "3"},
+            r"workers: training: global_batch \(16\) must be a multiple of .* 3 x 16 = 48|multiple of workers",
+        ),
         ({"training__warmup": "1.5"}, "integer >= 0 .* fraction of all steps below 1, got 1.5"),
         ({"training__epochs": "2"}, "exactly one of epochs and max_steps"),
         ({"model__dtype": "fp8"}, "'auto', 'float32' or 'bfloat16', got 'fp8'"),
@@ -77,7 +96,9 @@ def test_the_file_and_line_of_a_wrong_key(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("      zero_stage: 2", "      zero_stag: 2", 1))
     line = 1 + path.read_text().splitlines().index("      zero_stag: 2")
-    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.training\.zero_stag: unknown key"):
+    with pytest.raises(
+        UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.training\.zero_stag: unknown key"
+    ):
         load_preset(path, "tiny", has_gpu=False)
 
 
@@ -86,7 +107,9 @@ def test_the_line_of_a_wrong_hyperparameter(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("p_init: 0.96", "p_init: 1.96", 1))
     line = 1 + next(i for i, row in enumerate(path.read_text().splitlines()) if "1.96" in row)
-    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.methods\.beamlora\.p_init: .*got 1\.96"):
+    with pytest.raises(
+        UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.methods\.beamlora\.p_init: .*got 1\.96"
+    ):
         load_preset(path, "tiny", has_gpu=False)
 
 

@@ -1,10 +1,10 @@
 """Search spaces: a hyperparameter is a value, or one of Ray Tune's domains written as a one-key mapping.
 
-    r: 32                                  a fixed value
-    r: {grid: [16, 32]}                    every value, crossed with the other grids
-    r: {choice: [16, 32, 64]}              drawn, each equally likely
-    p_init: {uniform: [0.9, 0.99]}         drawn between two bounds
-    learning_rate: {loguniform: [1e-4, 1e-3]}
+r: 32                                  a fixed value
+r: {grid: [16, 32]}                    every value, crossed with the other grids
+r: {choice: [16, 32, 64]}              drawn, each equally likely
+p_init: {uniform: [0.9, 0.99]}         drawn between two bounds
+learning_rate: {loguniform: [1e-4, 1e-3]}
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ class Domain:
         """One value, drawn by the Ray Tune domain of the same name (grids are not drawn)."""
         from ray import tune  # slow to import, and not needed to check a suite
 
-        domain = tune.choice(list(self.values)) if self.kind == "choice" else getattr(tune, self.kind)(*self.values)
+        domain = (
+            tune.choice(list(self.values))
+            if self.kind == "choice"
+            else getattr(tune, self.kind)(*self.values)
+        )
         return domain.sample(random_state=random_state)
 
 
@@ -67,7 +71,9 @@ class Space:
                 values = dict(self.fixed) | dict(zip(grids, point, strict=True))
                 values |= {key: domain.draw(generator) for key, domain in drawn.items()}
                 # Defaults are part of what a trial is: they are written out, not left to a later version's taste.
-                resolved = get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
+                resolved = (
+                    get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
+                )
                 if resolved not in found:
                     found.append(resolved)
         return found

@@ -14,7 +14,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -24,7 +26,7 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: not valid YAML.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: builds plain values only
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
 
 
 def line_of(text: str, location: Sequence[str]) -> int | None:

@@ -67,7 +67,9 @@ def test_a_mixture_from_a_file_with_its_own_columns(tmp_path: Path) -> None:
     found = training_records(data, [])
     assert (len(found.train), len(found.validation)) == (7, 3)
     assert {r.output[1:] for r in found.train} == {r.instruction[1:] for r in found.train}
-    with pytest.raises(UserError, match=r"record 1: needs the text fields 'instruction' and 'output'.*found query, response"):
+    with pytest.raises(
+        UserError, match=r"record 1: needs the text fields 'instruction' and 'output'.*found query, response"
+    ):
         training_records(DataSection(train_source=str(path), validation_records=3), [])
 
 
@@ -75,8 +77,10 @@ def test_the_published_training_splits(shared_data: Path) -> None:
     tasks = ["boolq", "ARC-Easy", "ARC-Challenge", "openbookqa", "piqa"]
     data = DataSection(source=str(shared_data / "commonsense"), validation_records=100)
     found = training_records(data, tasks)
-    assert len(found.train) + 100 == 9427 + 2251 + 1119 + 4957, "piqa has no training split there and is left out"
-    with pytest.raises(UserError, match="none of the suite's tasks has a train.json"):
+    assert len(found.train) + 100 == 9427 + 2251 + 1119 + 4957, (
+        "piqa has no training split there and is left out"
+    )
+    with pytest.raises(UserError, match=r"none of the suite's tasks has a train\.json"):
         training_records(data, ["piqa"])
 
 

@@ -26,7 +26,11 @@ IDS = torch.arange(3, 99).reshape(4, 24)
 @pytest.mark.parametrize(("workers", "stage"), [(1, 2), (2, 3)])
 def test_battery(method: str, workers: int, stage: int, trial, train) -> None:
     found = train(
-        trial(method, **SETTING | {"training__workers": workers, "training__zero_stage": stage, "training__micro_batch": 8})
+        trial(
+            method,
+            **SETTING
+            | {"training__workers": workers, "training__zero_stage": stage, "training__micro_batch": 8},
+        )
     )
     losses = found.series("train/loss")
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -50,7 +54,9 @@ def _exported_logits(kind: str, folder: str) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
     if kind == "adapter":
-        model = PeftModel.from_pretrained(load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False), folder)
+        model = PeftModel.from_pretrained(
+            load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False), folder
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -66,7 +72,10 @@ def test_equal_to_peft_by_hand(trial, train) -> None:
     from beamplatform.data.splits import training_records
     from beamplatform.models import load_tokenizer
 
-    wanted = trial("lora", **SETTING | {"training__max_steps": 5, "training__schedule": "constant", "training__warmup": 0})
+    wanted = trial(
+        "lora",
+        **SETTING | {"training__max_steps": 5, "training__schedule": "constant", "training__warmup": 0},
+    )
     found = train(wanted)
     tokenizer = load_tokenizer("tiny")
     records = training_records(wanted.data, wanted.evaluation.tasks).train

@@ -13,7 +13,11 @@ TINY = ["--suite", "commonsense", "--preset", "tiny"]
 
 def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, root / "pipelines" / pipeline, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, root / "pipelines" / pipeline, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -24,17 +28,19 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY, "--methods", "lorra"], "--methods lorra: .* allowed: beamlora, lora, dora, adalora"),
         ("sweep.py", [*TINY, "--seeds", "0,x"], "--seeds 0,x: .*valid integer"),
         ("sweep.py", [*TINY, "--data-dir", "/nowhere"], "no data folder at /nowhere"),
-        ("sweep.py", [*TINY, "--set", "methods.lora.r=200"], r"rank 200 is larger than .* \[\d+, \d+\]; allowed: at most"),
-        ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 200 steps"),
-        ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[nope]"], "no such layer in the model; allowed: .*q_proj"),
+        ("sweep.py", [*TINY, "--set", "methods.lora.r=200"], r"rank 200 is larger than .* \[\d+, \d+\]; allowed"),
+        ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 200"),
+        ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[nope]"], "no such layer .* allowed: .*q_proj"),
         ("sweep.py", [*TINY, "--set", "model.path=/nowhere"], "cannot read a model configuration from /nowhere"),
         ("train.py", [*TINY, "--method", "dorra"], "--method dorra: .*allowed: beamlora, lora, dora, adalora"),
-        ("train.py", ["--suite", "commonsense", "--preset", "paper", "--method", "lora"], "searches learning_rate.*--set methods.lora"),
+        ("train.py", [*TINY[:2], "--preset", "paper", "--method", "lora"], "searches learning_rate.*--set methods"),
         ("evaluate.py", [*TINY, "--adapter", "/nowhere"], "/nowhere"),
         ("evaluate.py", [*TINY, "--tasks", "boolqq"], "unknown task 'boolqq'; allowed: boolq"),
     ],
 )  # fmt: skip
-def test_one_line_and_exit_code_2(root: Path, tmp_path: Path, pipeline: str, arguments: list[str], message: str) -> None:
+def test_one_line_and_exit_code_2(
+    root: Path, tmp_path: Path, pipeline: str, arguments: list[str], message: str
+) -> None:
     import re
 
     done = run(root, tmp_path, pipeline, *arguments)
@@ -50,7 +56,9 @@ def test_an_adapter_for_another_base_model(root: Path, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     other = LlamaForCausalLM(
-        LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
+        LlamaConfig(
+            hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+        )
     )
     get_peft_model(other, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     done = run(root, tmp_path, "evaluate.py", *TINY, "--adapter", "adapter")

@@ -30,7 +30,9 @@ def test_steps_from_epochs_and_from_max_steps(trial) -> None:
 
 def test_all_linear_leaves_out_the_output_head(trial) -> None:
     model = skeleton("tiny")
-    values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": "all-linear"})
+    values = get_method("lora").hyperparameters.model_validate(
+        {"learning_rate": 1e-3, "target_modules": "all-linear"}
+    )
     shapes = target_shapes(model, values)
     assert len(shapes) == 7 * model.config.num_hidden_layers
     side = min(min(shape) for shape in shapes.values())

@@ -26,13 +26,29 @@ def command(root: Path, *arguments: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def swept(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("sweep")
-    arguments = ["--methods", "beamlora,dora", "--seeds", "0", "--name", "first", "--set", "training.max_steps=20"]
+    arguments = [
+        "--methods",
+        "beamlora,dora",
+        "--seeds",
+        "0",
+        "--name",
+        "first",
+        "--set",
+        "training.max_steps=20",
+    ]
     workers = ["--set", "training.workers=2", "--set", "training.micro_batch=8"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     done = subprocess.run(
-        command(root, *arguments, *workers), cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        command(root, *arguments, *workers),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     return folder, done
 
@@ -42,7 +58,9 @@ def test_it_ends_well_and_prints_a_table(swept) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("This is the embedded world")
     assert re.search(r"method +.*BoolQ.*average", done.stdout, re.IGNORECASE)
-    assert re.search(r"^ +BeamLoRA +\d", done.stdout, re.MULTILINE) and re.search(r"^ +DoRA +\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^ +BeamLoRA +\d", done.stdout, re.MULTILINE) and re.search(
+        r"^ +DoRA +\d", done.stdout, re.MULTILINE
+    )
     assert "mlflow ui" in done.stdout and "127.0.0.1" in done.stdout
     assert str(folder / "runs" / "first" / "log.txt") in done.stdout
     assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
@@ -67,7 +85,12 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
         assert run.data.params["training.workers"] == "2" and run.data.params["method"] == method
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
         assert steps == [5, 10, 15, 20]
-        for metric in ("train/learning_rate", "train/tokens_per_second", "train/peak_memory_bytes", "validation/loss"):
+        for metric in (
+            "train/learning_rate",
+            "train/tokens_per_second",
+            "train/peak_memory_bytes",
+            "validation/loss",
+        ):
             assert metric in run.data.metrics
         tasks = [key for key in run.data.metrics if key.startswith("eval/") and key != "eval/average"]
         assert len(tasks) == 8
@@ -101,7 +124,7 @@ def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None
     folder, _ = swept
     export = next((folder / "runs" / "first" / "trials").glob("beamlora-*")) / "export"
     done = subprocess.run(
-        [sys.executable, root / "pipelines" / "evaluate.py", *SMALL, "--adapter", export, "--output", folder / "scores"],
+        [sys.executable, root / "pipelines" / "evaluate.py", *SMALL, "--adapter", export, "--output", "scores"],
         cwd=folder, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -114,14 +137,25 @@ def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None
 
 
 def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: Path) -> None:
-    arguments = ["--methods", "lora,beamlora,dora", "--seeds", "0", "--name", "stopped", "--set", "training.max_steps=5000"]
+    arguments = [
+        "--methods",
+        "lora,beamlora,dora",
+        "--seeds",
+        "0",
+        "--name",
+        "stopped",
+        "--set",
+        "training.max_steps=5000",
+    ]
     process = subprocess.Popen(
         command(root, *arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
     )  # fmt: skip
     log = tmp_path / "runs" / "stopped" / "log.txt"
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (log.exists() and "Reporting training result" in log.read_text()):
+    while time.monotonic() < deadline and not (
+        log.exists() and "Reporting training result" in log.read_text()
+    ):
         time.sleep(1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in children)
@@ -135,6 +169,8 @@ def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: 
     from beamplatform.tracking import Tracker
 
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "commonsense")
-    statuses = {run.name.split("-")[0]: run.status for run in tracker.trial_runs(sweep="stopped", every_status=True)}
+    statuses = {
+        run.name.split("-")[0]: run.status for run in tracker.trial_runs(sweep="stopped", every_status=True)
+    }
     assert statuses == {"lora": "KILLED", "beamlora": "KILLED", "dora": "KILLED"}
     assert [sweep.status for sweep in tracker.sweeps()] == ["KILLED"]

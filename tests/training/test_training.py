@@ -31,7 +31,9 @@ def alone(request):
 @pytest.mark.parametrize(("workers", "stage"), [(2, 1), (2, 2), (2, 3)])
 def test_sharded_training_equals_unsharded(method, workers, stage, alone, trial, train) -> None:
     if method not in alone:
-        alone[method] = train(trial(method, **SETTING | {"training__micro_batch": 16, "training__zero_stage": 0}))
+        alone[method] = train(
+            trial(method, **SETTING | {"training__micro_batch": 16, "training__zero_stage": 0})
+        )
     reference = alone[method]
     found = train(trial(method, **SETTING, training__workers=workers, training__zero_stage=stage))
     for metric in ("train/loss", "validation/loss"):
@@ -69,8 +71,16 @@ def test_a_run_goes_on_from_its_checkpoint(trial, train) -> None:
 
 
 def test_a_diverging_run_stops_with_advice(trial, train) -> None:
-    with pytest.raises(AssertionError, match="FloatingPointError: the loss is .* lower the learning rate"):
-        train(trial("lora", **SETTING, methods__lora__learning_rate=0.99e0, training__gradient_clipping=0, methods__lora__lora_alpha=10**9))
+    with pytest.raises(AssertionError, match=r"FloatingPointError: the loss is .* lower the learning rate"):
+        train(
+            trial(
+                "lora",
+                **SETTING,
+                methods__lora__learning_rate=0.99e0,
+                training__gradient_clipping=0,
+                methods__lora__lora_alpha=10**9,
+            )
+        )
 
 
 def test_no_compiler_is_needed(tmp_path: Path) -> None:
@@ -91,5 +101,7 @@ def test_no_compiler_is_needed(tmp_path: Path) -> None:
     (shell / "sh").symlink_to("/bin/sh")
     environment = {k: v for k, v in os.environ.items() if k != "CXX"}
     environment |= {"PATH": str(shell), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert "engine made" in done.stdout, done.stderr[-2000:]

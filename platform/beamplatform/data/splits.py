@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
@@ -53,23 +53,29 @@ def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> 
     if not tasks:
         return {}
     if data.source is None:
-        raise UserError("data.source: missing, so there are no test records; give --data-dir FOLDER (<task>/test.json)")
+        raise UserError(
+            "data.source: missing, so there are no test records; give --data-dir FOLDER (<task>/test.json)"
+        )
     return {task: load_records(task, "test", data.source)[:limit] for task in tasks}
 
 
 def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
     if data.source is None:
-        raise UserError("data.source: missing, so there is nothing to train on; give --data-dir FOLDER or set data.train_source")
+        raise UserError(
+            "data.source: missing, so there is nothing to train on; give --data-dir FOLDER or set data.train_source"
+        )
     folder = Path(data.source).expanduser()
     if folder.is_dir():
         present = [task for task in tasks if (folder / task / "train.json").is_file()]
         if not present:
-            raise UserError(f"{folder}: none of the suite's tasks has a train.json there ({', '.join(tasks)})")
+            raise UserError(
+                f"{folder}: none of the suite's tasks has a train.json there ({', '.join(tasks)})"
+            )
         tasks = present
     return [record for task in tasks for record in load_records(task, "train", data.source)]
 
 
-def _mixture(source: str, columns: Mapping[str, str]) -> list[Record]:
+def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str]) -> list[Record]:
     """A training set that is not divided by task: a JSON list, JSON lines or a hub data set."""
     path = Path(source).expanduser()
     if path.suffix in {".json", ".jsonl"}:
@@ -82,7 +88,9 @@ def _mixture(source: str, columns: Mapping[str, str]) -> list[Record]:
             else:
                 rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         except json.JSONDecodeError as error:
-            raise UserError(f"data.train_source: {path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+            raise UserError(
+                f"data.train_source: {path}: not valid JSON (line {error.lineno}: {error.msg})"
+            ) from None
     else:
         import datasets
 
@@ -98,7 +106,9 @@ def _mixture(source: str, columns: Mapping[str, str]) -> list[Record]:
     instruction, output = columns.get("instruction", "instruction"), columns.get("output", "output")
     records = []
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping) or not all(isinstance(row.get(key), str) for key in (instruction, output)):
+        if not isinstance(row, Mapping) or not all(
+            isinstance(row.get(key), str) for key in (instruction, output)
+        ):
             found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise UserError(
                 f"{source}, record {number}: needs the text fields {instruction!r} and {output!r} "

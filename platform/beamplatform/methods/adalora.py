@@ -29,9 +29,15 @@ class AdaLoraHyperparameters(AdapterHyperparameters):
     tinit: Fraction = Field(0.1, description="share of the steps before pruning starts")
     tfinal: Fraction = Field(0.3, description="share of the steps after pruning has ended")
     delta_t: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two budget updates")
-    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the sensitivity (Eq. 5)")
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the uncertainty (Eq. 6)")
-    orth_reg_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the regulariser (Eq. 4)")
+    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.85, description="smoothing of the sensitivity (Eq. 5)"
+    )
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.85, description="smoothing of the uncertainty (Eq. 6)"
+    )
+    orth_reg_weight: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="weight of the regulariser (Eq. 4)"
+    )
 
     @model_validator(mode="after")
     def _ranks_and_shares(self) -> AdaLoraHyperparameters:
@@ -89,7 +95,9 @@ class AdaLora(Method):
         self._allocator = self.model.base_model.rankallocator
         self._config = self.model.peft_config["default"]
         tuner = self.model.base_model.model
-        self._adapter = {name: p for name, p in tuner.named_parameters() if p.requires_grad and "lora_" in name}
+        self._adapter = {
+            name: p for name, p in tuner.named_parameters() if p.requires_grad and "lora_" in name
+        }
         self._gradients: dict[str, torch.Tensor] = {}
         self._pull: dict[str, torch.Tensor] = {}
         self._update_regulariser(self._read())
@@ -97,7 +105,8 @@ class AdaLora(Method):
             self._adapter[name].register_hook(lambda gradient, name=name: self._regularised(gradient, name))
 
     def before_step(self) -> None:
-        self._gradients = {name: self._access.gradient(p) for name, p in self._adapter.items()}
+        gradients = {name: self._access.gradient(p) for name, p in self._adapter.items()}
+        self._gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
     def after_step(self, step: int) -> dict[str, float]:
         """PEFT's order: importance from the stepped weights and this step's gradients, then the mask of this step."""
@@ -145,7 +154,10 @@ class AdaLora(Method):
             if "default" not in getattr(layer, "lora_E", {}):
                 continue
             scale = layer.scaling["default"] / (layer.ranknum["default"] + 1e-5)
-            factors[name] = (layer.lora_A["default"] * layer.lora_E["default"] * scale, layer.lora_B["default"])
+            factors[name] = (
+                layer.lora_A["default"] * layer.lora_E["default"] * scale,
+                layer.lora_B["default"],
+            )
         save_plain_lora(factors, rank=self.values.largest_rank, base=model.base_model.model, folder=folder)
 
     def _steps(self, share: float) -> int:

@@ -20,19 +20,16 @@ if TYPE_CHECKING:
 ExportKind = Literal["adapter", "merged"]
 
 
-class Hyperparameters(BaseModel):
-    """Values every method has; each method's own class adds to them."""
+class AdapterHyperparameters(BaseModel):
+    """Values every low-rank adapter has; a method's own class adds to them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="peak, after warm-up")]
-
-
-class AdapterHyperparameters(Hyperparameters):
-    """Values every low-rank adapter has."""
-
     r: Annotated[int, Field(ge=1, description="rank of each adapter")] = 8
-    lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = 2 r; scaling is alpha / r")
+    lora_alpha: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="null = 2 r; scaling is alpha / r"
+    )
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
@@ -70,11 +67,12 @@ class RunPlan:
 class Method(ABC):
     """One trial's method. The training loop calls, in this order:
 
-    build, attach, then for every optimizer step before_step, the optimizer's own step, after_step, and in the end export. state_dict and load_state_dict carry the method through a checkpoint.
+    build and attach once; for every optimizer step before_step, the optimizer's own step and after_step; export at the
+    end. state_dict and load_state_dict carry the method through a checkpoint.
     """
 
     name: ClassVar[str]
-    hyperparameters: ClassVar[type[Hyperparameters]] = AdapterHyperparameters
+    hyperparameters: ClassVar[type[AdapterHyperparameters]] = AdapterHyperparameters
     export_kind: ClassVar[ExportKind] = "adapter"
 
     def __init__(self, values: Mapping[str, Any], plan: RunPlan) -> None:
@@ -112,5 +110,5 @@ class Method(ABC):
         """Restore what `state_dict` gave."""
 
     def export(self, model: Any, folder: Path) -> None:
-        """Write the trained model as `export_kind` says, in safetensors; called on one worker, with whole parameters."""
+        """Write the trained model as `export_kind` says, in safetensors; called on one worker with whole parameters."""
         model.save_pretrained(str(folder), safe_serialization=True)

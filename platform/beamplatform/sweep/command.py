@@ -31,20 +31,27 @@ def dry_run(suite: Suite, preset_name: str, preset: Preset, methods: Sequence[st
     """Print every resolved trial with its steps and estimated memory; starts nothing."""
     plan = plan_sweep(suite.name, preset_name, preset, methods)
     console = Console()
-    table = Table(title=f"{suite.name}, preset {preset_name}: {len(plan.trials)} trials", title_justify="left")
+    table = Table(
+        title=f"{suite.name}, preset {preset_name}: {len(plan.trials)} trials", title_justify="left"
+    )
     for heading in ("trial", "steps", "searched and own values", "GPU memory per worker"):
         table.add_column(heading, overflow="fold")
     for trial, steps, memory in zip(plan.trials, plan.steps, plan.memory, strict=True):
         values = " ".join(
             f"{key}={_short(trial.hyperparameters[key])}"
-            for key in ("learning_rate", *sorted({*preset.shared, *preset.methods[trial.method]} - {"learning_rate"}))
+            for key in (
+                "learning_rate",
+                *sorted({*preset.shared, *preset.methods[trial.method]} - {"learning_rate"}),
+            )
             if key in trial.hyperparameters
         )
         parts = f"{_gib(memory.total)} = {_gib(memory.weights)} weights + {_gib(memory.adapter)} adapter and optimizer"
         table.add_row(trial.name, str(steps), values, f"{parts} + {_gib(memory.activations)} activations")
     console.print(table)
     questions = sum(len(records) for records in plan.test.values())
-    console.print(f"{plan.train_examples} training examples, {questions} test questions for each trial. Nothing was started.")
+    console.print(
+        f"{plan.train_examples} training examples, {questions} test questions for each trial. Nothing was started."
+    )
     return 0
 
 
@@ -64,8 +71,8 @@ def sweep(
     console = Console()
     if preset.training.device == "gpu" and not has_gpu():
         raise UserError(
-            f"preset {preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with GPUs, choose "
-            "another --preset, or try --set training.device=cpu (--dry-run works without)"
+            f"preset {preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with GPUs, "
+            "choose another --preset, or try --set training.device=cpu (--dry-run works without)"
         )
     with console.status("Checking the plan"):
         plan = plan_sweep(suite.name, preset_name, preset, methods)
@@ -88,11 +95,19 @@ def sweep(
     if plan.test and len(failed) < len(plan.trials):
         _compare(tracker, parent, name, suite.name, methods, folder / "comparison", console)
     tracker.finish(parent, "FAILED" if failed else "FINISHED")
-    console.print(f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True
+    )
     if failed:
-        console.print(f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):", style="red", soft_wrap=True)
+        console.print(
+            f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):",
+            style="red",
+            soft_wrap=True,
+        )
         for index, reason in failed.items():
-            console.print(f"  {plan.trials[index].name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"  {plan.trials[index].name}: {reason}", markup=False, highlight=False, soft_wrap=True
+            )
     return 1 if failed else 0
 
 
@@ -149,7 +164,13 @@ def _start_parent(
 
 
 def _compare(
-    tracker: Tracker, parent: str, name: str, suite: str, methods: Sequence[str], folder: Path, console: Console
+    tracker: Tracker,
+    parent: str,
+    name: str,
+    suite: str,
+    methods: Sequence[str],
+    folder: Path,
+    console: Console,
 ) -> None:
     """The table on the terminal; table and picture in `folder` and with the sweep's own run."""
     from beamplatform.report import compare, print_comparison

@@ -45,7 +45,9 @@ def target_shapes(skeleton: PreTrainedModel, values: AdapterHyperparameters) -> 
     }
     if values.target_modules == "all-linear":
         return linear
-    chosen = {n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)}
+    chosen = {
+        n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)
+    }
     if not chosen:
         names = sorted({name.rpartition(".")[2] for name in linear})
         raise UserError(
@@ -69,7 +71,9 @@ def check_ranks(method: str, values: AdapterHyperparameters, shapes: dict[str, S
         )
 
 
-def estimate(trial: Trial, skeleton: PreTrainedModel, values: AdapterHyperparameters, shapes: dict[str, Shape]) -> MemoryEstimate:
+def estimate(
+    trial: Trial, skeleton: PreTrainedModel, values: AdapterHyperparameters, shapes: dict[str, Shape]
+) -> MemoryEstimate:
     """Weights, adapter with its optimizer state, and activations of one micro-batch.
 
     Weights: 2 or 4 bytes a parameter, shared by the workers under ZeRO-3. Adapter: weight and gradient in the model's
@@ -84,10 +88,14 @@ def estimate(trial: Trial, skeleton: PreTrainedModel, values: AdapterHyperparame
     weights = sum(p.numel() for p in skeleton.parameters()) * width // (workers if stage == 3 else 1)
     parameters = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
     master = 0 if width == 4 else 4
-    adapter = parameters * (width + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1))
+    adapter = parameters * (
+        width + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1)
+    )
     tokens = training.micro_batch * trial.data.max_length
     layer = 34 * config.hidden_size * width // 2
     layers = config.num_hidden_layers
-    per_token = 2 * config.hidden_size * layers + layer if trial.model.gradient_checkpointing else layer * layers
+    per_token = (
+        2 * config.hidden_size * layers + layer if trial.model.gradient_checkpointing else layer * layers
+    )
     activations = tokens * (per_token + 3 * 4 * config.vocab_size)
     return MemoryEstimate(weights, adapter, activations)

@@ -41,7 +41,9 @@ class SweepProgress:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+        self._live = Live(
+            get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
+        )
         self._first_step: float | None = None
         self._training_ended: float | None = None
         self._answered = 0
@@ -102,7 +104,10 @@ class SweepProgress:
             self.console.print(f"[{elapsed:5.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        count = {state: sum(t.state == state for t in self.trials) for state in ("waiting", "trained", "done", "failed")}
+        count = {
+            state: sum(t.state == state for t in self.trials)
+            for state in ("waiting", "trained", "done", "failed")
+        }
         active = [t for t in self.trials if t.state in ("running", "evaluating")]
         left = self.time_left()
         parts = [
@@ -125,7 +130,11 @@ class SweepProgress:
 def _rows(trials: Sequence[TrialProgress]) -> Table:
     table = Table.grid(padding=(0, 2))
     for trial in trials:
-        what = f"step {trial.step}/{trial.total_steps}" if trial.state == "running" else "answering the test questions"
+        what = (
+            f"step {trial.step}/{trial.total_steps}"
+            if trial.state == "running"
+            else "answering the test questions"
+        )
         loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
         table.add_row(Text(trial.name, style=_STYLES[trial.state]), what if trial.step else "starting", loss)
     return table

@@ -61,7 +61,14 @@ def start_ray() -> Cluster:
 
 
 def run_sweep(
-    plan: Plan, *, sweep: str, storage: str, tracker: Tracker, parent: str, concurrent: int | None, progress: SweepProgress
+    plan: Plan,
+    *,
+    sweep: str,
+    storage: str,
+    tracker: Tracker,
+    parent: str,
+    concurrent: int | None,
+    progress: SweepProgress,
 ) -> dict[int, str]:
     """Train, evaluate and record every trial of `plan`; Ray is started and shut down here.
 
@@ -145,7 +152,8 @@ def _evaluate(
     if plan.test:
         first = plan.trials[todo[0]]
         ranks = [
-            get_method(t.method).hyperparameters.model_validate(t.hyperparameters).largest_rank for t in plan.trials
+            get_method(t.method).hyperparameters.model_validate(t.hyperparameters).largest_rank
+            for t in plan.trials
         ]
         actor = evaluator_actor(
             first.model,
@@ -182,7 +190,9 @@ def _evaluate(
 
 def record_evaluation(tracker: Tracker, run_id: str, result: Evaluation) -> None:
     """Scores as metrics `eval/<task>` and `eval/average`, and every prediction as a table."""
-    metrics = {f"eval/{task}": score for task, score in result.scores.items()} | {"eval/average": result.average}
+    metrics = {f"eval/{task}": score for task, score in result.scores.items()} | {
+        "eval/average": result.average
+    }
     tracker.log_metrics(run_id, [(0, metrics)])
     for task, predictions in result.predictions.items():
         rows = [vars(prediction) for prediction in predictions]

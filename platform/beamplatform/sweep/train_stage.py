@@ -57,7 +57,9 @@ def train_trials(
         tune.with_resources(run, {"memory": DRIVER_MEMORY}),
         param_space={_INDEX: tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(max_concurrent_trials=concurrent),
-        run_config=tune.RunConfig(name="tune", storage_path=storage, callbacks=[_Display(progress)], verbose=0),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=storage, callbacks=[_Display(progress)], verbose=0
+        ),
     )
     failed = {}
     for result in tuner.fit():
@@ -81,7 +83,7 @@ class _Display(Callback):
         self._progress = progress
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks into the experiment's state; a terminal cannot be written, nor is it wanted there."""
+        """Tune writes its callbacks into the experiment's state; a terminal cannot be written, nor is wanted there."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -93,7 +95,9 @@ class _Display(Callback):
         if "step" in result:
             self._progress.advance(trial.config[_INDEX], result["step"], result.get("train/loss"))
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         self._progress.trained(trial.config[_INDEX])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -28,7 +28,9 @@ def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]
     }
 
 
-def make_engine(model: torch.nn.Module, training: TrainingSection, learning_rate: float, *, bf16: bool) -> Any:
+def make_engine(
+    model: torch.nn.Module, training: TrainingSection, learning_rate: float, *, bf16: bool
+) -> Any:
     """A DeepSpeed engine with torch's AdamW over the trainable parameters; uses Ray Train's process group."""
     import deepspeed
     import torch

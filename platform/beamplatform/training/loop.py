@@ -48,7 +48,10 @@ def summed_loss(engine: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
     logits = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        logits[:, :-1].flatten(0, 1).float(),
+        batch["labels"][:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
     )
 
 
@@ -80,11 +83,15 @@ def train(
     engine.train()
     while progress.step < total:
         batch = next(batches)
-        rate = peak * learning_rate_factor(progress.step, total_steps=total, warmup=warmup, schedule=training.schedule)
+        rate = peak * learning_rate_factor(
+            progress.step, total_steps=total, warmup=warmup, schedule=training.schedule
+        )
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         targets = max(1, sum(examples[i].targets for i in batch))
-        parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
+        parts = micro_batches(
+            batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch
+        )
         for number, part in enumerate(parts, start=1):
             loss = summed_loss(engine, collate([examples[i] for i in part], pad_id, place.device)) / targets
             meter.add(loss)
@@ -100,10 +107,13 @@ def train(
         if last or progress.step % training.log_every == 0:
             metrics |= {"train/learning_rate": rate, **meter.read(progress.step)}
         if last or (training.validate_every and progress.step % training.validate_every == 0):
-            metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
+            metrics["validation/loss"] = validation_loss(
+                engine, validation, place, training.micro_batch, pad_id
+            )
         if metrics:
             progress.rows.append((progress.step, metrics))
-        checkpoint = bool(training.checkpoint_every) and progress.step % training.checkpoint_every == 0 and not last
+        every = training.checkpoint_every
+        checkpoint = every is not None and progress.step % every == 0 and not last
         if last or checkpoint or progress.step % training.log_every == 0:
             report(progress, checkpoint)
 

@@ -36,7 +36,9 @@ class Destination:
     storage: str
 
 
-def fit(trial: Trial, destination: Destination, *, use_gpu: bool, callbacks: Sequence[UserCallback] = ()) -> Result:
+def fit(
+    trial: Trial, destination: Destination, *, use_gpu: bool, callbacks: Sequence[UserCallback] = ()
+) -> Result:
     """Train one trial on Ray Train workers and export the result; blocks until it is done.
 
     Raises:
@@ -93,7 +95,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
     tracker = Tracker(destination.tracking_uri, trial.suite) if place.worker == 0 else None
     if tracker is not None:
-        tracker.log_metrics(destination.run_id, [(0, {"train/trainable_parameters": run.trainable_parameters})])
+        tracker.log_metrics(
+            destination.run_id, [(0, {"train/trainable_parameters": run.trainable_parameters})]
+        )
 
     def report(progress: Progress, checkpoint: bool) -> None:
         """All workers meet here; worker 0's metrics are the ones that count."""
