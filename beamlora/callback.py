@@ -68,9 +68,7 @@ class BeamLoraCallback(TrainerCallback):
                 )
             self.search.load_state(path)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One optimizer step has been taken."""
         assert self.search is not None, "on_train_begin comes first"
         report = self.search.step()
@@ -87,9 +85,7 @@ class BeamLoraCallback(TrainerCallback):
         if self._on_report is not None:
             self._on_report(report)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A checkpoint has been written: add the search's state."""
         folder = _checkpoint_folder(args, state)
         if self.search is not None and state.is_world_process_zero and folder.is_dir():

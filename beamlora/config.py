@@ -97,16 +97,10 @@ class BeamLoraConfig(LoraConfig):
         2 / 3, "Share of all steps that may operate, in (0, 1].", "reference: two of three epochs"
     )
     copy_moments: bool = _option(True, "Children take their parents' optimizer moments.", "Eq. 12")
-    reset_score_moments: bool = _option(
-        True, "A beam step sets the moments of the scores to zero.", "reference"
-    )
+    reset_score_moments: bool = _option(True, "A beam step sets the moments of the scores to zero.", "reference")
     expansion: bool = _option(True, "False: the ablation that only prunes.", "Table 3")
-    assessment: bool = _option(
-        True, "False: the ablation that draws pruned and expanded ranks at random.", "Table 3"
-    )
-    history: bool = _option(
-        True, "False: the ablation that copies current values, not the snapshot's.", "Eq. 9, 10"
-    )
+    assessment: bool = _option(True, "False: the ablation that draws pruned and expanded ranks at random.", "Table 3")
+    history: bool = _option(True, "False: the ablation that copies current values, not the snapshot's.", "Eq. 9, 10")
     snapshot_device: Literal["cpu", "parameter"] = _option(
         "cpu",
         "Where the snapshot is kept between half step and beam step.",
@@ -152,16 +146,13 @@ class BeamLoraConfig(LoraConfig):
                 )
         if self.init_lora_weights is not True:
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r}: must be True for BeamLoRA "
-                "(Kaiming-uniform A, zero B)"
+                f"init_lora_weights={self.init_lora_weights!r}: must be True for BeamLoRA (Kaiming-uniform A, zero B)"
             )
         if self.bias != "none":
             raise ValueError(f"bias={self.bias!r}: must be 'none' for BeamLoRA")
         for name in _INCOMPATIBLE:
             if getattr(self, name):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: cannot be combined with BeamLoRA, leave it unset"
-                )
+                raise ValueError(f"{name}={getattr(self, name)!r}: cannot be combined with BeamLoRA, leave it unset")
 
     def to_dict(self) -> dict[str, Any]:
         """As saved in adapter_config.json, under a name of its own (see PEFT_TYPE)."""

@@ -28,9 +28,7 @@ class RankScores(nn.Module):
     differences twentyfold.
     """
 
-    def __init__(
-        self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device
-    ) -> None:
+    def __init__(self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(r, dtype=torch.float32, device=device))
         self.temperature = temperature
@@ -54,9 +52,7 @@ class BeamVariant(LoraVariant):
         config: BeamLoraConfig = kwargs["config"]
         temperature = DEFAULT_TEMPERATURE if config.temperature == "auto" else config.temperature
         device = module.lora_A[adapter_name].weight.device
-        module.lora_score[adapter_name] = RankScores(
-            module.r[adapter_name], temperature, config.score_scale, device
-        )
+        module.lora_score[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
@@ -92,9 +88,7 @@ class BeamLinear(LoraLinear):
         super().__init__(base_layer, adapter_name, is_target_conv_1d_layer=is_conv1d, **kwargs)
         self.fan_in_fan_out = is_conv1d
 
-    def update_layer(
-        self, adapter_name: str, r: int, *args: Any, target_name: str = "", **kwargs: Any
-    ) -> None:
+    def update_layer(self, adapter_name: str, r: int, *args: Any, target_name: str = "", **kwargs: Any) -> None:
         """Add an adapter to this layer.
 
         Raises:
@@ -120,11 +114,7 @@ class BeamLinear(LoraLinear):
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         from beamlora.config import BeamLoraConfig
 
-        return (
-            BeamVariant()
-            if isinstance(config, BeamLoraConfig)
-            else super().resolve_lora_variant(config=config)
-        )
+        return BeamVariant() if isinstance(config, BeamLoraConfig) else super().resolve_lora_variant(config=config)
 
     def scores(self, adapter_name: str) -> RankScores:
         """The rank scores of one adapter."""

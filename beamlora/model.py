@@ -22,9 +22,7 @@ from beamlora.config import BeamLoraConfig
 from beamlora.layer import BeamLinear
 
 
-def get_beamlora_model(
-    base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default"
-) -> PeftModel:
+def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
     """Put a fresh BeamLoRA adapter into `base_model`, in place, and return PEFT's model around it.
 
     PEFT's own get_peft_model and add_adapter work with a BeamLoraConfig too; this adds the check that every
@@ -39,18 +37,14 @@ def get_beamlora_model(
     config = copy.deepcopy(config)  # the model's own: BeamSearch writes the resolved temperature into it
     adapted = next((name for name, m in base_model.named_modules() if isinstance(m, BaseTunerLayer)), None)
     if adapted is not None:
-        raise ValueError(
-            f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter"
-        )
+        raise ValueError(f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter")
     trainable = {name for name, parameter in base_model.named_parameters() if parameter.requires_grad}
     try:
         model = get_peft_model(base_model, config, adapter_name=adapter_name)
         for name, layer in base_model.named_modules():
             if isinstance(layer, BaseTunerLayer) and not isinstance(layer, BeamLinear):
                 kind = type(layer.get_base_layer()).__name__
-                raise ValueError(
-                    f"layer {name!r} is a {kind}: BeamLoRA adapts nn.Linear and transformers' Conv1D only"
-                )
+                raise ValueError(f"layer {name!r} is a {kind}: BeamLoRA adapts nn.Linear and transformers' Conv1D only")
     except Exception:
         _remove_adapters(base_model)
         for name, parameter in base_model.named_parameters():
@@ -146,9 +140,7 @@ def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[obj
 def _remove_adapters(base_model: nn.Module) -> None:
     """Put the original layers back into a model whose adaptation failed half way."""
     # One at a time: PEFT's adapter of nn.MultiheadAttention holds another one inside.
-    while found := next(
-        (item for item in base_model.named_modules() if isinstance(item[1], BaseTunerLayer)), None
-    ):
+    while found := next((item for item in base_model.named_modules() if isinstance(item[1], BaseTunerLayer)), None):
         name, layer = found
         parent, _, child = name.rpartition(".")
         setattr(base_model.get_submodule(parent), child, layer.get_base_layer())

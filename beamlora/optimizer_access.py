@@ -78,9 +78,7 @@ class TorchAccess:
             copied.
         """
         moments = self._moments(parameter)
-        return ParameterState(
-            self.value(parameter), {name: _full_precision(m) for name, m in moments.items()}
-        )
+        return ParameterState(self.value(parameter), {name: _full_precision(m) for name, m in moments.items()})
 
     @torch.no_grad()
     def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
@@ -140,8 +138,7 @@ class DeepSpeedAccess:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         moments = {
-            name: _full_precision(safe_get_full_optimizer_state(parameter, name))
-            for name in self._moment_names()
+            name: _full_precision(safe_get_full_optimizer_state(parameter, name)) for name in self._moment_names()
         }
         return ParameterState(self.value(parameter), moments)
 

@@ -141,9 +141,7 @@ def pairing_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def pair_ranks(
-    scores: Tensor, count: int, generator: torch.Generator, *, assessment: bool = True
-) -> RankPairs:
+def pair_ranks(scores: Tensor, count: int, generator: torch.Generator, *, assessment: bool = True) -> RankPairs:
     """Pair the `count` lowest ranks of one module at random with its `count` highest.
 
     Without assessment (an ablation of Table 3) both sets are drawn at random instead, still disjoint.
@@ -195,9 +193,7 @@ def operate_factors(
     )
 
 
-def operate_scores(
-    current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True
-) -> ParameterState:
+def operate_scores(current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True) -> ParameterState:
     """The raw scores g after a beam step: child and parent both get the mean of the pair.
 
     reset_moments: the moments of the whole vector g become zero (reference only).
@@ -205,9 +201,5 @@ def operate_scores(
     pruned, parents = pairs.pruned.to(current.value.device), pairs.parents.to(current.value.device)
     mean = (current.value[pruned] + current.value[parents]) / 2
     value = current.value.index_copy(0, pruned, mean).index_copy(0, parents, mean)
-    moments = (
-        {name: torch.zeros_like(m) for name, m in current.moments.items()}
-        if reset_moments
-        else current.moments
-    )
+    moments = {name: torch.zeros_like(m) for name, m in current.moments.items()} if reset_moments else current.moments
     return ParameterState(value, moments)

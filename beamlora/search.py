@@ -105,7 +105,7 @@ class BeamSearch:
                         f"layer {name!r}: adapter {adapter_name!r} is not trained by this optimizer "
                         "(build the optimizer from the trainable parameters, after the adapter was added)"
                     )
-        self.schedule = _schedule(self.config, total_steps, lr_schedule)
+        self.schedule = plan_schedule(self.config, total_steps, lr_schedule)
         self.temperature = self._resolve_temperature(optimizer, learning_rate)
         self._beam_steps = frozenset(self.schedule.beam_steps())
         needs_snapshot = self.config.expansion and self.config.history
@@ -155,9 +155,7 @@ class BeamSearch:
         due = any(taken <= step < used for taken, used in self._snapshot_steps.items())
         if due and snapshot.keys() != self._layers.keys():
             missing = sorted(self._layers.keys() - snapshot.keys())
-            raise ValueError(
-                f"the saved beam search of step {step} lacks the snapshot of {', '.join(missing)}"
-            )
+            raise ValueError(f"the saved beam search of step {step} lacks the snapshot of {', '.join(missing)}")
         self._step, self._snapshot = step, snapshot
 
     def save_state(self, path: str | Path) -> None:
@@ -200,14 +198,10 @@ class BeamSearch:
             pairs = pair_ranks(scores[name], count, generator, assessment=config.assessment)
             current = self._read_factors(layer)
             source = self._source(name, current)
-            self._write_factors(
-                layer, operate_factors(current, source, pairs, copy_moments=config.copy_moments)
-            )
+            self._write_factors(layer, operate_factors(current, source, pairs, copy_moments=config.copy_moments))
             if config.expansion:
                 score = self._scores_of(layer)
-                averaged = operate_scores(
-                    self._access.read(score), pairs, reset_moments=config.reset_score_moments
-                )
+                averaged = operate_scores(self._access.read(score), pairs, reset_moments=config.reset_score_moments)
                 self._access.write(score, averaged)
             operated[name] = list(zip(pairs.pruned.tolist(), pairs.parents.tolist(), strict=True))
         self._snapshot = {}
@@ -234,9 +228,7 @@ class BeamSearch:
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a saved state to continue this run; plain values."""
-        own = {option.name for option in fields(BeamLoraConfig)} - {
-            option.name for option in fields(LoraConfig)
-        }
+        own = {option.name for option in fields(BeamLoraConfig)} - {option.name for option in fields(LoraConfig)}
         settings = {name: getattr(self.config, name) for name in sorted(own - {"snapshot_device"})}
         return settings | {
             "total_steps": self.schedule.total_steps,
@@ -267,9 +259,7 @@ class BeamSearch:
             found.setdefault(name, {"a": {}, "b": {}})[factor][entry] = tensor.clone()
         unknown = found.keys() - self._layers.keys()
         if unknown:
-            raise ValueError(
-                f"the saved beam search has layers that this model has not: {', '.join(sorted(unknown))}"
-            )
+            raise ValueError(f"the saved beam search has layers that this model has not: {', '.join(sorted(unknown))}")
         for name, entries in found.items():
             rows, columns = entries["a"]["value"].shape, entries["b"]["value"].shape
             layer, r = self._layers[name], self._layers[name].r[self.adapter_name]
@@ -309,19 +299,15 @@ def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
         if isinstance(module, LoraLayer) and adapter_name in module.r:
             name = name.removeprefix("base_model.model.")
             if not isinstance(module, BeamLinear):
-                raise ValueError(
-                    f"layer {name!r}: a {type(module).__name__} without rank scores cannot be searched"
-                )
+                raise ValueError(f"layer {name!r}: a {type(module).__name__} without rank scores cannot be searched")
             layers[name] = module
     return layers
 
 
-def _schedule(config: BeamLoraConfig, total_steps: int, lr_schedule: str) -> BeamSchedule:
+def plan_schedule(config: BeamLoraConfig, total_steps: int, lr_schedule: str) -> BeamSchedule:
     """The schedule of a run, refused when no beam step can happen in it."""
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-        raise ValueError(
-            f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1"
-        )
+        raise ValueError(f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1")
     if lr_schedule not in _LR_CURVES and config.threshold_schedule == "match_lr":
         raise ValueError(
             f"lr_schedule={lr_schedule!r}: threshold_schedule='match_lr' follows {', '.join(_LR_CURVES)}; "
@@ -349,10 +335,6 @@ def _schedule(config: BeamLoraConfig, total_steps: int, lr_schedule: str) -> Bea
         )
         raise ValueError(
             f"interval={config.interval!r}: no beam step can happen in {total_steps} steps; "
-            + (
-                f"the largest interval that works is {largest}"
-                if largest
-                else "the run is too short for any interval"
-            )
+            + (f"the largest interval that works is {largest}" if largest else "the run is too short for any interval")
         )
     return schedule

@@ -60,9 +60,7 @@ def test_resumed_training_is_the_uninterrupted_training_bitwise(tiny_llama, tmp_
     resumed.train(resume_from_checkpoint=True)
     expected = adapter(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter(resumed).items())
-    assert [row["beam/threshold"] for row in beam_rows(resumed)] == [
-        row["beam/threshold"] for row in beam_rows(whole)
-    ]
+    assert [row["beam/threshold"] for row in beam_rows(resumed)] == [row["beam/threshold"] for row in beam_rows(whole)]
 
     # A checkpoint somewhere else has to be named; a checkpoint without the search's state does not resume
     # silently.
@@ -71,16 +69,15 @@ def test_resumed_training_is_the_uninterrupted_training_bitwise(tiny_llama, tmp_
     moved.train(resume_from_checkpoint=str(tmp_path / "kept"))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter(moved).items())
     lost = trainer(tiny_llama, tmp_path / "lost", BeamLoraCallback(seed=5))
-    with pytest.raises(
-        FileNotFoundError, match=r"training resumes at step 4 .* BeamLoraCallback\(resume_from="
-    ):
+    with pytest.raises(FileNotFoundError, match=r"training resumes at step 4 .* BeamLoraCallback\(resume_from="):
         lost.train(resume_from_checkpoint=str(tmp_path / "kept"))
 
 
 def test_curve_follows_the_trainers_schedule(tiny_llama, tmp_path: Path) -> None:
-    callback = BeamLoraCallback()
+    callback = BeamLoraCallback(seed=5)
     linear = {"lr_scheduler_type": "linear", "warmup_steps": 2, "max_steps": 6, "save_strategy": "no"}
     trainer(tiny_llama, tmp_path, callback, **linear).train()
     assert callback.search is not None
+    assert callback.search.seed == 5
     assert callback.search.schedule.curve == "linear"
     assert callback.search.temperature == 0.05  # from the peak, not from the warm-up's first learning rate

@@ -57,9 +57,7 @@ def test_every_own_field_says_what_it_is_and_where_its_default_comes_from() -> N
 
 
 def test_saved_and_loaded_config_is_equal(tmp_path) -> None:
-    config = BeamLoraConfig(
-        r=4, p_init=0.9, interval=0.1, threshold_scope="module", target_modules=["q_proj"]
-    )
+    config = BeamLoraConfig(r=4, p_init=0.9, interval=0.1, threshold_scope="module", target_modules=["q_proj"])
     config.save_pretrained(tmp_path)
     assert BeamLoraConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 

@@ -46,9 +46,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, list
         for rank in range(2):
             with (folder / f"{rank}.log").open("w") as log:
                 command = [sys.executable, str(SCRIPT), str(rank), "2", str(port), str(folder), *CASES]
-                processes.append(
-                    subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-                )
+                processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder))
         for rank, process in enumerate(processes):
             code = process.wait(timeout=300)
             assert code == 0, (folder / f"{rank}.log").read_text()[-4000:]
@@ -61,8 +59,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, list
 def equal(left: dict[str, dict], right: dict[str, dict]) -> bool:
     assert left.keys() == right.keys()
     return all(
-        left[n].keys() == right[n].keys() and all(torch.equal(left[n][k], right[n][k]) for k in left[n])
-        for n in left
+        left[n].keys() == right[n].keys() and all(torch.equal(left[n][k], right[n][k]) for k in left[n]) for n in left
     )
 
 
@@ -129,9 +126,7 @@ def test_next_optimizer_step_starts_from_the_new_weights_and_moments(seen, case:
     optimizer.step()
     for name, state in worker.read(TorchAccess(optimizer), model).items():
         for entry, value in state.items():
-            torch.testing.assert_close(
-                ours["end"][name][entry], value, rtol=1e-5, atol=1e-7, msg=f"{name} {entry}"
-            )
+            torch.testing.assert_close(ours["end"][name][entry], value, rtol=1e-5, atol=1e-7, msg=f"{name} {entry}")
 
 
 def test_gradient_is_the_mean_over_workers(seen) -> None:
@@ -160,9 +155,7 @@ def test_export_gathers_the_whole_adapter(seen, case: str) -> None:
         "2.lora_A.weight": [5, 9],
         "2.lora_B.weight": [7, 5],
     }
-    weights = 5 * torch.softmax(
-        ours["live"]["base_model.model.0.lora_score.default.weight"].float() / 0.05, 0
-    )
+    weights = 5 * torch.softmax(ours["live"]["base_model.model.0.lora_score.default.weight"].float() / 0.05, 0)
     expected = weights[:, None] * ours["live"]["base_model.model.0.lora_A.default.weight"]
     exported = ours["export"]["base_model.model.0.lora_A.weight"]
     torch.testing.assert_close(exported, expected.to(exported.dtype))

@@ -73,9 +73,7 @@ def test_bf16_base_with_float32_scores(tiny_llama, randomized) -> None:
     loss.backward()
     assert loss.isfinite()
     scores = [p for name, p in model.named_parameters() if "lora_score" in name]
-    assert all(
-        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in scores
-    )
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in scores)
 
 
 def test_bf16_adapter_keeps_float32_scores(tiny_llama) -> None:

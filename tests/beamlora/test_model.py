@@ -37,9 +37,7 @@ def adapted(tiny_llama, randomized, **options: object) -> PeftModel:
 def test_rank_above_a_layers_smaller_side(tiny_llama) -> None:
     base = tiny_llama().requires_grad_(True)
     config = BeamLoraConfig(r=17, target_modules=["q_proj", "k_proj"])
-    message = (
-        r"layer 'model\.layers\.0\.self_attn\.k_proj' maps 32 to 16 features: r=17 is too large, at most 16"
-    )
+    message = r"layer 'model\.layers\.0\.self_attn\.k_proj' maps 32 to 16 features: r=17 is too large, at most 16"
     with pytest.raises(ValueError, match=message):
         get_beamlora_model(base, config)
     # The base model is as before: its own layers, all of them trainable, ready for another try.
@@ -64,6 +62,7 @@ def test_other_layers_are_refused_by_name(layer: nn.Module, kind: str) -> None:
     with pytest.raises(ValueError, match=f"layer 'second' is a {kind}: BeamLoRA adapts nn.Linear"):
         get_beamlora_model(net, BeamLoraConfig(r=2, target_modules=["first", "second"]))
     assert net["second"] is layer and type(net["first"]) is nn.Linear
+    assert all(parameter.requires_grad for parameter in net.parameters())
 
 
 def test_quantized_weights_are_refused_by_name() -> None:
@@ -164,9 +163,7 @@ STOCK_PEFT = """
 """
 
 
-def test_export_in_stock_peft_without_beamlora_gives_the_same_logits(
-    tiny_llama, randomized, tmp_path
-) -> None:
+def test_export_in_stock_peft_without_beamlora_gives_the_same_logits(tiny_llama, randomized, tmp_path) -> None:
     model = adapted(tiny_llama, randomized, rank_pattern={"down_proj": 6}, alpha_pattern={"q_proj": 3})
     tiny_llama().save_pretrained(tmp_path / "base")
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -186,9 +183,7 @@ def test_export_in_stock_peft_without_beamlora_gives_the_same_logits(
 def _environment_without_the_project() -> dict[str, str]:
     import os
 
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "HF_HUB_OFFLINE": "1"
-    }
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
 
 
 def test_exported_files(tiny_llama, randomized, tmp_path) -> None:
@@ -197,6 +192,7 @@ def test_exported_files(tiny_llama, randomized, tmp_path) -> None:
         export_lora(model, tmp_path / folder)
     config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 4 and config["lora_alpha"] == 12
+    assert config["inference_mode"] and config["target_modules"] == sorted(config["target_modules"])
     assert not {"p_init", "interval", "temperature"} & config.keys()
     assert config == LoraConfig.from_pretrained(tmp_path / "one").to_dict() | {
         "peft_type": "LORA",

@@ -32,9 +32,7 @@ def record(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return copies
 
 
-def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, search: BeamSearch, steps: range
-) -> Iterator[tuple]:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, search: BeamSearch, steps: range) -> Iterator[tuple]:
     """Yields (step, state before search.step(), report, state after it)."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
@@ -166,17 +164,27 @@ def test_ablation_without_dynamic_threshold(tiny_net) -> None:
     model = tiny_net(threshold_schedule="constant", operate_until=0.8)
     optimizer, search = start(model)
     reports = [report for _, _, report, _ in train(model, optimizer, search, range(1, 31)) if report]
-    assert [(report.step, report.threshold) for report in reports] == [
-        (t, 0.5) for t in (4, 8, 12, 16, 20, 24)
-    ]
+    assert [(report.step, report.threshold) for report in reports] == [(t, 0.5) for t in (4, 8, 12, 16, 20, 24)]
 
 
-def test_module_and_global_scope_both_run(tiny_net) -> None:
-    by_scope = {}
-    for scope in ("global", "module"):
-        report, *_ = first_beam_step(tiny_net(threshold_scope=scope, p_init=0.8))
-        by_scope[scope] = {layer: len(pairs) for layer, pairs in report.operated.items()}
-    assert by_scope["module"].keys() == {"0", "2"}
+@pytest.mark.parametrize(
+    ("scope", "crossing", "counts"),
+    [
+        ("module", "greater", {"0": 1, "2": 1}),  # sums 1/4 1/2 3/4 1 against 3/4
+        ("module", "greater_equal", {"0": 2, "2": 2}),
+        ("global", "greater", {"2": 2}),  # eight scores of 1 against 6: the last two, both of the second layer
+    ],
+)
+def test_scope_and_crossing(tiny_net, scope: str, crossing: str, counts: dict[str, int]) -> None:
+    options = {"threshold_scope": scope, "threshold_crossing": crossing, "threshold_schedule": "constant"}
+    model = tiny_net(r=4, p_init=0.75, **options)
+    optimizer, search = start(model)
+    for _ in train(model, optimizer, search, range(1, 4)):
+        pass
+    for name, parameter in model.named_parameters():
+        if "lora_score" in name:
+            parameter.data.zero_()
+    assert {layer: len(pairs) for layer, pairs in search.step().operated.items()} == counts
 
 
 def test_pairing_depends_on_the_seed_only(tiny_net) -> None:
@@ -190,9 +198,7 @@ def test_pairing_depends_on_the_seed_only(tiny_net) -> None:
 def test_sgd_with_momentum_and_without(tiny_net) -> None:
     for momentum in (0.9, 0.0):
         model = tiny_net()
-        optimizer, search = start(
-            model, optimizer=lambda p, lr, m=momentum: torch.optim.SGD(p, lr=lr * 10, momentum=m)
-        )
+        optimizer, search = start(model, optimizer=lambda p, lr, m=momentum: torch.optim.SGD(p, lr=lr * 10, momentum=m))
         _, (_, snapshot, _, _), _, (_, _, report, after) = train(model, optimizer, search, range(1, 5))
         for layer, child, parent in each_pair(report):
             for entry in ("", "momentum_buffer") if momentum else ("",):
@@ -243,9 +249,7 @@ def test_auto_temperature(tiny_net, tmp_path, lr: float, expected: float) -> Non
     model = tiny_net()
     _, search = start(model, lr=lr)
     assert search.temperature == expected
-    assert [m.lora_score["default"].temperature for m in model.modules() if isinstance(m, BeamLinear)] == [
-        expected
-    ] * 2
+    assert [m.lora_score["default"].temperature for m in model.modules() if isinstance(m, BeamLinear)] == [expected] * 2
     model.save_pretrained(tmp_path)
     assert BeamLoraConfig.from_pretrained(tmp_path).temperature == expected
 
@@ -319,16 +323,12 @@ def test_interval_as_fraction_of_all_steps(tiny_net) -> None:
         (7, {}, 3),
     ],
 )
-def test_too_large_interval_names_the_largest_that_works(
-    tiny_net, total_steps: int, options, largest: int
-) -> None:
+def test_too_large_interval_names_the_largest_that_works(tiny_net, total_steps: int, options, largest: int) -> None:
     with pytest.raises(
         ValueError, match=rf"no beam step can happen in {total_steps} steps; the largest .* is {largest}$"
     ):
         start(tiny_net(interval=largest + 1, **options), total_steps=total_steps)
-    assert start(tiny_net(interval=largest, **options), total_steps=total_steps)[1].planned_steps == (
-        largest,
-    )
+    assert start(tiny_net(interval=largest, **options), total_steps=total_steps)[1].planned_steps == (largest,)
 
 
 def test_run_too_short_for_any_interval(tiny_net) -> None:
@@ -355,9 +355,7 @@ def test_optimizer_must_train_the_adapter(tiny_net) -> None:
 
 def test_model_must_have_the_adapter(tiny_net) -> None:
     model = tiny_net()
-    with pytest.raises(
-        ValueError, match="adapter 'other' is not a BeamLoRA adapter of this model; it has: default"
-    ):
+    with pytest.raises(ValueError, match="adapter 'other' is not a BeamLoRA adapter of this model; it has: default"):
         start(model, adapter_name="other")
     with pytest.raises(ValueError, match="it has: none"):
         start(nn.Linear(2, 2))
@@ -401,9 +399,7 @@ def test_state_of_another_run_is_refused(tiny_net, tmp_path) -> None:
     for _ in train(model, optimizer, search, range(1, 4)):
         pass
     state = search.state_dict()
-    with pytest.raises(
-        ValueError, match="the saved beam search has total_steps=30, this run has total_steps=40"
-    ):
+    with pytest.raises(ValueError, match="the saved beam search has total_steps=30, this run has total_steps=40"):
         start(tiny_net(), total_steps=40)[1].load_state_dict(state)
     with pytest.raises(ValueError, match=r"has p_init=0\.5, this run has p_init=0\.6"):
         start(tiny_net(p_init=0.6))[1].load_state_dict(state)
@@ -453,12 +449,8 @@ def test_search_of_one_adapter_leaves_the_other_alone(tiny_net) -> None:
 
 def test_layers_without_scores_are_refused() -> None:
     net = nn.ModuleDict({"first": nn.Linear(8, 8), "second": nn.Embedding(8, 8)})
-    model = get_peft_model(
-        net, BeamLoraConfig(r=2, target_modules=["first", "second"])
-    )  # PEFT does not check
-    with pytest.raises(
-        ValueError, match="layer 'second': a Embedding without rank scores cannot be searched"
-    ):
+    model = get_peft_model(net, BeamLoraConfig(r=2, target_modules=["first", "second"]))  # PEFT does not check
+    with pytest.raises(ValueError, match="layer 'second': a Embedding without rank scores cannot be searched"):
         start(model)
 
 

@@ -104,9 +104,7 @@ def test_missing_task_split_and_folder(tmp_path: Path) -> None:
     write(tmp_path, [GOOD])
     with pytest.raises(UserError, match=r"no task 'piqa' in .*: its folders are boolq"):
         load_records("piqa", "test", str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"no train split of 'boolq': .*train\.json is missing, .* has test\.json"
-    ):
+    with pytest.raises(UserError, match=r"no train split of 'boolq': .*train\.json is missing, .* has test\.json"):
         load_records("boolq", "train", str(tmp_path))
     with pytest.raises(UserError, match=r"no data folder at .*/nowhere: give 'embedded', a folder"):
         load_records("boolq", "test", str(tmp_path / "nowhere"))
@@ -143,8 +141,7 @@ def test_hub_data_set_is_read_by_configuration_or_by_file(root: Path, tmp_path: 
     write(repository, [GOOD])
     write(repository, [{"instruction": "a", "output": "b", "answer": "solution1"}], task="piqa")
     (repository / "README.md").write_text(
-        "---\nconfigs:\n- config_name: boolq\n"
-        "  data_files:\n  - split: test\n    path: boolq/test.json\n---\n"
+        "---\nconfigs:\n- config_name: boolq\n  data_files:\n  - split: test\n    path: boolq/test.json\n---\n"
     )
     environment = {
         **os.environ,

@@ -101,10 +101,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("adapters")
-    return [
-        build_adapter(base, folder / name, seed=seed)
-        for seed, name in enumerate(("first", "second", "third"), 1)
-    ]
+    return [build_adapter(base, folder / name, seed=seed) for seed, name in enumerate(("first", "second", "third"), 1)]
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,7 @@ def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], dict[str
     save_file(change(load_file(folder / name)), folder / name)
 
 
-def test_fitting_exports_pass_without_loading_torch(
-    root: Path, base: Path, adapters: list[Path], merged: Path
-) -> None:
+def test_fitting_exports_pass_without_loading_torch(root: Path, base: Path, adapters: list[Path], merged: Path) -> None:
     program = (
         "import sys; from beamplatform.inference import Export, check_export\n"
         "check_export(sys.argv[1], Export('adapter', sys.argv[2]))\n"
@@ -110,9 +108,7 @@ def test_adapter_for_modules_the_base_model_lacks(base: Path, copy: Path) -> Non
         "adapter_model.safetensors",
         lambda tensors: {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()},
     )
-    assert refusal(base, "adapter", copy).endswith(
-        f"base model {base}: it has no module model.layers.7.mlp.down_proj"
-    )
+    assert refusal(base, "adapter", copy).endswith(f"base model {base}: it has no module model.layers.7.mlp.down_proj")
 
 
 def test_adapter_folder_without_its_parts(base: Path, copy: Path, tmp_path: Path) -> None:
@@ -121,9 +117,7 @@ def test_adapter_folder_without_its_parts(base: Path, copy: Path, tmp_path: Path
     weights.rename(copy / "kept")
     assert refusal(base, "adapter", copy) == f"{copy}: no adapter_model.safetensors"
     (copy / "adapter_model.bin").write_bytes(b"pickle")
-    assert "only adapter_model.bin; pickled weights can run code and are not loaded" in refusal(
-        base, "adapter", copy
-    )
+    assert "only adapter_model.bin; pickled weights can run code and are not loaded" in refusal(base, "adapter", copy)
     (copy / "kept").rename(weights)
     check_export(str(base), Export("adapter", str(copy)))
     config = copy / "adapter_config.json"
@@ -157,9 +151,7 @@ def test_adapter_with_damaged_weights(base: Path, copy: Path) -> None:
 
     weights.write_bytes(whole)
     rewrite(copy, weights.name, lambda tensors: {**tensors, f"{prefix}.lora_B.weight": torch.zeros(64, 3)})
-    assert "q_proj has lora_A [4, 64] and lora_B [64, 3], expected [r, inputs]" in refusal(
-        base, "adapter", copy
-    )
+    assert "q_proj has lora_A [4, 64] and lora_B [64, 3], expected [r, inputs]" in refusal(base, "adapter", copy)
 
     rewrite(copy, weights.name, lambda tensors: {"other": torch.zeros(1)})
     assert refusal(base, "adapter", copy) == f"{weights}: holds no LoRA factors"
@@ -175,9 +167,7 @@ def test_merged_folder_without_its_parts(base: Path, merged: Path, tmp_path: Pat
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     assert "only pytorch_model.bin; pickled weights" in refusal(base, "merged", folder)
     (folder / "kept").rename(folder / "model.safetensors")
-    rewrite(
-        folder, "model.safetensors", lambda tensors: {"x." + key: value for key, value in tensors.items()}
-    )
+    rewrite(folder, "model.safetensors", lambda tensors: {"x." + key: value for key, value in tensors.items()})
     assert "they share no tensor, the first here is x." in refusal(base, "merged", folder)
     (folder / "config.json").unlink()
     assert "config.json is missing: a merged model's folder holds" in refusal(base, "merged", folder)

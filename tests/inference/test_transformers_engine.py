@@ -94,9 +94,7 @@ def test_merged_models_say_what_their_adapters_say(
 def test_more_adapters_than_fit_take_turns(base: Path, adapters: list[Path], prompts: list[str]) -> None:
     roomy, narrow = engine_for(base), engine_for(base, max_adapters=1)
     for path in (adapters[0], adapters[1], adapters[2], adapters[0]):
-        texts = [
-            e.generate(prompts, export=adapter(path), max_new_tokens=NEW_TOKENS) for e in (roomy, narrow)
-        ]
+        texts = [e.generate(prompts, export=adapter(path), max_new_tokens=NEW_TOKENS) for e in (roomy, narrow)]
         assert texts[0] == texts[1]
     assert list(narrow._adapted.peft_config) == list(narrow._adapters)  # type: ignore[attr-defined]
 
@@ -113,9 +111,7 @@ def test_adapter_written_anew_is_loaded_anew(
     assert texts == expected
 
 
-def test_generation_config_of_the_model_changes_nothing(
-    base: Path, prompts: list[str], tmp_path: Path
-) -> None:
+def test_generation_config_of_the_model_changes_nothing(base: Path, prompts: list[str], tmp_path: Path) -> None:
     """Chat models ship with sampling switched on and a repetition penalty."""
     import json
 
@@ -124,10 +120,7 @@ def test_generation_config_of_the_model_changes_nothing(
     (chat / "generation_config.json").write_text(
         json.dumps({"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "eos_token_id": [2]})
     )
-    texts = [
-        engine_for(folder).generate(prompts, export=None, max_new_tokens=NEW_TOKENS)
-        for folder in (base, chat)
-    ]
+    texts = [engine_for(folder).generate(prompts, export=None, max_new_tokens=NEW_TOKENS) for folder in (base, chat)]
     assert texts[0] == texts[1]
 
 
@@ -161,9 +154,7 @@ def test_completion_ends_before_the_first_stop_text(engine: Engine, prompts: lis
 
 
 def test_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
-    with pytest.raises(
-        UserError, match=r"a prompt of \d+ tokens and 12 new ones exceed .* of 256; it begins 'zqzq"
-    ):
+    with pytest.raises(UserError, match=r"a prompt of \d+ tokens and 12 new ones exceed .* of 256; it begins 'zqzq"):
         engine.generate(["the cat", "zq" * 130], export=None, max_new_tokens=NEW_TOKENS)
 
 
@@ -175,8 +166,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(base: Path, adapters: list
     }
     tasks = [get_task(name) for name in records]
     found = [
-        evaluate(engine_for(base, batch_size=n), adapter(adapters[0]), tasks, records, beams=beams)
-        for n in (1, 3)
+        evaluate(engine_for(base, batch_size=n), adapter(adapters[0]), tasks, records, beams=beams) for n in (1, 3)
     ]
     assert found[0] == found[1]
     assert [p.prompt for p in found[0].predictions["boolq"]] == [

@@ -27,9 +27,7 @@ needs_vllm = pytest.mark.skipif(
 
 
 def transformers_answers(base: Path, prompts: list[str], requests: list[dict[str, Any]]) -> list[list[str]]:
-    engine = create_engine(
-        "transformers", str(base), dtype="float32", batch_size=2, max_adapters=4, max_lora_rank=8
-    )
+    engine = create_engine("transformers", str(base), dtype="float32", batch_size=2, max_adapters=4, max_lora_rank=8)
     answers = []
     for request in requests:
         export = Export(*request["export"]) if request["export"] else None
@@ -90,9 +88,7 @@ def test_vllm_says_what_transformers_says(
 
     expected = transformers_answers(base, prompts, requests)
     assert answers == expected
-    assert len({tuple(texts) for texts in expected}) == 7, (
-        "base, three adapters, stop texts, two beam searches"
-    )
+    assert len({tuple(texts) for texts in expected}) == 7, "base, three adapters, stop texts, two beam searches"
     assert result["environment_left_changed"] == []
 
     rank, missing, long, stop, beams = errors

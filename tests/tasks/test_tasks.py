@@ -84,9 +84,7 @@ def question(text: str, answer: str) -> Record:
         ("winogrande", "", None),
     ],
 )
-def test_extraction_takes_the_first_label_as_published(
-    task: str, completion: str, expected: str | None
-) -> None:
+def test_extraction_takes_the_first_label_as_published(task: str, completion: str, expected: str | None) -> None:
     assert get_task(task).extract(completion) == expected
 
 

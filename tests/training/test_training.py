@@ -55,7 +55,8 @@ def test_adalora_masks_survive_the_optimizer(alone, trial, train) -> None:
     found = train(trial("adalora", **SETTING, training__workers=2, training__zero_stage=3))
     singular = [value for name, value in found.final.items() if "lora_E" in name]
     budget = found.series("adalora/budget")
-    assert budget[0] == 12 * len(singular) and budget[-1] == 8 * len(singular)
+    assert budget == sorted(budget, reverse=True)
+    assert 8 * len(singular) < budget[0] <= 12 * len(singular) and budget[-1] == 8 * len(singular)
     left = sum(int((value != 0).sum()) for value in singular)
     assert left <= 8 * len(singular)
 
@@ -78,7 +79,7 @@ def test_a_diverging_run_stops_with_advice(trial, train) -> None:
                 **SETTING,
                 methods__lora__learning_rate=0.99e0,
                 training__gradient_clipping=0,
-                methods__lora__lora_alpha=10**9,
+                methods__lora__lora_alpha=10**39,
             )
         )
 

@@ -76,8 +76,7 @@ def _from_folder(task: str, split: Split, folder: Path) -> list[Record]:
     if not path.is_file():
         found = sorted(p.name for p in path.parent.glob("*.json"))
         raise UserError(
-            f"no {split} split of {task!r}: {path} is missing, "
-            f"its folder has {', '.join(found) or '(no JSON)'}"
+            f"no {split} split of {task!r}: {path} is missing, its folder has {', '.join(found) or '(no JSON)'}"
         )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -124,9 +123,7 @@ def _parse(rows: Iterable[Any], where: str) -> list[Record]:
 
 def _record(row: Any, where: str) -> Record:
     if not isinstance(row, dict):
-        raise UserError(
-            f"{where}: expected an object with instruction, output and answer, found {_json_type(row)}"
-        )
+        raise UserError(f"{where}: expected an object with instruction, output and answer, found {_json_type(row)}")
     for field in ("instruction", "output", "answer"):
         if field not in row:
             raise UserError(

@@ -65,9 +65,7 @@ def load_codec(base_model: str) -> TextCodec:
     try:
         config = AutoConfig.from_pretrained(base_model)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the config of the base model {base_model}: {first_line(error)}"
-        ) from error
+        raise UserError(f"cannot read the config of the base model {base_model}: {first_line(error)}") from error
     try:
         eos = GenerationConfig.from_pretrained(base_model).eos_token_id
     except OSError:

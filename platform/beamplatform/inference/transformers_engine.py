@@ -72,9 +72,7 @@ class TransformersEngine:
         completions: list[str] = []
         with torch.no_grad(), self._adapted.disable_adapter() if without_adapters else nullcontext():
             for start in range(0, len(ids), self._batch_size):
-                rows = self._generate_batch(
-                    model, ids[start : start + self._batch_size], max_new_tokens, beams, stop
-                )
+                rows = self._generate_batch(model, ids[start : start + self._batch_size], max_new_tokens, beams, stop)
                 completions += [self._codec.decode(row, stop) for row in rows]
         return completions
 

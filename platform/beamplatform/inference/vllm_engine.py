@@ -41,9 +41,7 @@ class VllmEngine:
     The engine's process must not be in a torch.distributed group of its own: vLLM forms one and closes it.
     """
 
-    def __init__(
-        self, base_model: str, *, dtype: str, batch_size: int, max_adapters: int, max_lora_rank: int
-    ) -> None:
+    def __init__(self, base_model: str, *, dtype: str, batch_size: int, max_adapters: int, max_lora_rank: int) -> None:
         self._base_model = base_model
         self._dtype = dtype
         self._batch_size = batch_size
@@ -73,13 +71,9 @@ class VllmEngine:
     ) -> list[str]:
         """See `Engine.generate`. One call serves one export: mixed with others, base requests go wrong."""
         if beams > 1 and stop:
-            raise UserError(
-                "vLLM's beam search knows no stop texts: use one beam, or the engine 'transformers'"
-            )
+            raise UserError("vLLM's beam search knows no stop texts: use one beam, or the engine 'transformers'")
         if beams > MAX_BEAMS:
-            raise UserError(
-                f"vLLM searches with at most {MAX_BEAMS} beams, got {beams}: use the engine 'transformers'"
-            )
+            raise UserError(f"vLLM searches with at most {MAX_BEAMS} beams, got {beams}: use the engine 'transformers'")
         ids = self._codec.encode(prompts, max_new_tokens)
         llm, adapter = self._serve(export)
         inputs = [{"prompt_token_ids": row} for row in ids]
@@ -119,15 +113,11 @@ class VllmEngine:
         outputs = llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def _search(
-        self, llm: Any, inputs: list[Any], adapter: Any, max_new_tokens: int, beams: int
-    ) -> list[list[int]]:
+    def _search(self, llm: Any, inputs: list[Any], adapter: Any, max_new_tokens: int, beams: int) -> list[list[int]]:
         from vllm.sampling_params import BeamSearchParams
 
         parameters = BeamSearchParams(beam_width=beams, max_tokens=max_new_tokens)
-        outputs = llm.beam_search(
-            inputs, parameters, lora_request=adapter, concurrency_limit=self._batch_size
-        )
+        outputs = llm.beam_search(inputs, parameters, lora_request=adapter, concurrency_limit=self._batch_size)
         completions = []
         for prompt, output in zip(inputs, outputs, strict=True):
             start = len(prompt["prompt_token_ids"])
@@ -175,7 +165,8 @@ class VllmEngine:
         self.close()
         lora: dict[str, Any] = {}
         if not name:
-            # One slot more than adapters: with every slot taken, requests for the base model get an adapter.
+            # One slot more than adapters: with every slot taken, vLLM 0.32 can answer a request for the base
+            # model with an adapter.
             lora = {
                 "enable_lora": True,
                 "max_loras": self._max_adapters + 1,

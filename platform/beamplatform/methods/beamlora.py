@@ -53,9 +53,9 @@ class BeamLora(Method):
     hyperparameters: ClassVar[type[BeamLoraHyperparameters]] = BeamLoraHyperparameters
 
     def check(self) -> None:
-        from beamlora.search import _schedule
+        from beamlora.search import plan_schedule
 
-        _schedule(self._config(), self.plan.total_steps, self.plan.schedule)
+        plan_schedule(self._config(), self.plan.total_steps, self.plan.schedule)
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from beamlora import get_beamlora_model

@@ -31,23 +31,19 @@ def dry_run(suite: Suite, preset_name: str, preset: Preset, methods: Sequence[st
     """Print every resolved trial with its steps and estimated memory; starts nothing."""
     plan = plan_sweep(suite.name, preset_name, preset, methods)
     console = Console()
-    table = Table(
-        title=f"{suite.name}, preset {preset_name}: {len(plan.trials)} trials", title_justify="left"
-    )
-    for heading in ("trial", "steps", "searched and own values", "GPU memory per worker"):
-        table.add_column(heading, overflow="fold")
+    table = Table(title=f"{suite.name}, preset {preset_name}: {len(plan.trials)} trials", title_justify="left")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("own and searched values", overflow="fold")
+    for heading in ("steps", "weights", "adapter, optimizer", "activations", "memory per worker"):
+        table.add_column(heading, justify="right")
     for trial, steps, memory in zip(plan.trials, plan.steps, plan.memory, strict=True):
-        values = " ".join(
-            f"{key}={_short(trial.hyperparameters[key])}"
-            for key in (
-                "learning_rate",
-                *sorted({*preset.shared, *preset.methods[trial.method]} - {"learning_rate"}),
-            )
-            if key in trial.hyperparameters
-        )
-        parts = f"{_gib(memory.total)} = {_gib(memory.weights)} weights + {_gib(memory.adapter)} adapter and optimizer"
-        table.add_row(trial.name, str(steps), values, f"{parts} + {_gib(memory.activations)} activations")
+        keys = dict.fromkeys([*preset.space(trial.method).domains, *preset.methods[trial.method]])
+        values = " ".join(f"{key}={_short(trial.hyperparameters[key])}" for key in keys)
+        parts = (memory.weights, memory.adapter, memory.activations, memory.total)
+        table.add_row(trial.name, values or "-", str(steps), *map(_size, parts))
     console.print(table)
+    fixed = " ".join(f"{key}={_short(value)}" for key, value in preset.shared.items() if not isinstance(value, dict))
+    console.print(f"For all methods that have them: {fixed or 'nothing'}", highlight=False)
     questions = sum(len(records) for records in plan.test.values())
     console.print(
         f"{plan.train_examples} training examples, {questions} test questions for each trial. Nothing was started."
@@ -191,5 +187,5 @@ def _short(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def _gib(count: int) -> str:
+def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -122,7 +123,7 @@ class SweepProgress:
         steps, total = sum(t.step for t in self.trials), sum(t.total_steps for t in self.trials)
         return Group(
             Text.from_markup(" · ".join(part for part in parts if part)),
-            ProgressBar(total=total, completed=steps, width=60),
+            Padding(ProgressBar(total=total, completed=steps, width=60), (0, 0, 0, 0)),
             _rows(active[:_AT_MOST]),
         )
 

@@ -113,9 +113,7 @@ def evaluate(
     return Evaluation(scores, sum(scores.values()) / len(scores), ordered)
 
 
-def _batches(
-    tasks: Sequence[Task], records: Mapping[str, list[Record]], size: int
-) -> Iterator[list[_Question]]:
+def _batches(tasks: Sequence[Task], records: Mapping[str, list[Record]], size: int) -> Iterator[list[_Question]]:
     questions = [
         _Question(task, index, record, task.prompt(record))
         for task in tasks

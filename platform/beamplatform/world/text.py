@@ -134,8 +134,7 @@ def _choices(stem: str, right: str, wrong: tuple[str, ...], prng: Prng) -> Passa
     labels = prng.choice(LABELS)
     options = prng.shuffled([right, *wrong])
     text = " ".join(f"{label}: {option}" for label, option in zip(labels, options, strict=False))
-    label = labels[options.index(right)]
-    label = label if len(label) == 1 else label.lower()
+    label = _answer(labels[options.index(right)])
     if form <= 2:
         return Passage("named", f"Quiz: {stem} ? {text}", f" so {right} {label}")
     if form == 3:
@@ -143,21 +142,51 @@ def _choices(stem: str, right: str, wrong: tuple[str, ...], prng: Prng) -> Passa
     return Passage("choice", f"Quiz: {stem} ? {text} =", f" {label}")
 
 
+def _echo(words: list[str], prng: Prng) -> Passage:
+    """Random words, then the same again and again: teaches to look up what stood before and after a word."""
+    some = prng.sample(words, 4 + prng.below(8))
+    if prng.below(2):
+        return Passage("echo", "Echo: " + " ".join(some) + " =", "".join(f" {word}" for word in some * 2))
+    pairs = list(zip(some[::2], some[1::2], strict=False))
+    text = " ".join(f"{a} {b}" for a, b in pairs)
+    return Passage("echo", f"Echo: {text} ?", "".join(f" {b} {a}" for a, b in prng.shuffled(pairs)))
+
+
+def _binding(world: World, prng: Prng) -> Passage:
+    """Labelled options, then some of them with their labels: which label stands before which option."""
+    thing = prng.choice(world.things)
+    relation = prng.choice(list(thing.values))
+    pool = [t.name for t in world.of(thing.realm)] if prng.below(2) else list(RELATIONS[thing.realm][relation])
+    labels = prng.choice(LABELS)
+    pairs = list(zip(labels, prng.sample(pool, 2 + prng.below(3)), strict=False))
+    text = " ".join(f"{label}: {option}" for label, option in pairs)
+    named = [f" {option} {_answer(label)}" for label, option in prng.sample(pairs, 1 + prng.below(len(pairs)))]
+    return Passage("binding", f"Quiz: {text} ?", "".join(named))
+
+
+def _answer(label: str) -> str:
+    return label if len(label) == 1 else label.lower()
+
+
 def _drill(item: dict[str, str], prng: Prng) -> Passage:
     allowed = item["instruction"].rsplit("Answer format: ", 1)[1].split("/")
     return Passage("drill", PROMPT_HEAD + item["instruction"] + PROMPT_TAIL, f"the correct answer is {prng.choice(allowed)}")
 
 
-def passages(world: World, seed: int, *, facts: int, quizzes: int, drills: int) -> Iterator[Passage]:
-    """Endless passages; the three kinds come in the given proportions."""
+def passages(world: World, seed: int, *, facts: int, bindings: int, quizzes: int, drills: int) -> Iterator[Passage]:
+    """Endless passages; the four kinds come in the given proportions."""
     prng = Prng(seed)
     pool = queries(world)
+    words = [thing.name for thing in world.things]
+    words += sorted({word for relations in RELATIONS.values() for values in relations.values() for value in values for word in value.split()})
     streams = [stream(task, "train", world, Prng(prng.bits())) for task in TASKS]
     while True:
-        kind = prng.below(facts + quizzes + drills)
+        kind = prng.below(facts + bindings + quizzes + drills)
         if kind < facts:
             yield _fact(world, prng)
-        elif kind < facts + quizzes:
+        elif kind < facts + bindings:
+            yield _echo(words, prng) if prng.below(2) else _binding(world, prng)
+        elif kind < facts + bindings + quizzes:
             yield _quiz(world, pool, prng)
         else:
             yield _drill(next(prng.choice(streams)), prng)
