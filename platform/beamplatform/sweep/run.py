@@ -48,8 +48,8 @@ def start_ray() -> Cluster:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine without a dashboard."""
     import ray
 
-    # Read when Ray's processes are made. Ray's own ports cannot be bound to localhost; its token keeps others out.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
+    # default keeps others out.)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
