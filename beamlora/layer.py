@@ -24,8 +24,8 @@ class RankScores(nn.Module):
     """The raw scores g [r] of one adapter in one layer. Calling it gives the ranks' weights (Eq. 4, 5).
 
     A module and not a bare parameter, because ZeRO-3 gathers a sharded parameter when the module that owns it
-    is called. Kept in float32 beside a bfloat16 base model too: a softmax at temperature 0.05 magnifies
-    differences twentyfold.
+    is called. Made in float32 beside a bfloat16 base model too: a softmax at temperature 0.05 magnifies
+    differences twentyfold. (DeepSpeed's bf16 mode casts every parameter, and keeps the float32 master of this one.)
     """
 
     def __init__(self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device) -> None:

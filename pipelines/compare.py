@@ -20,9 +20,7 @@ codes: 0 the table was printed, 2 there is nothing to compare or the input is wr
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        prog="compare.py", description=(__doc__ or "").splitlines()[0], epilog=EPILOG
-    )
+    result = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").splitlines()[0], epilog=EPILOG)
     result.add_argument(
         "--suite",
         required=True,
@@ -35,9 +33,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="methods to show, in this order (default: all, in the order of their trials)",
     )
-    result.add_argument(
-        "--tasks", metavar="A,B", help="tasks to show and to average, in this order (default: all)"
-    )
+    result.add_argument("--tasks", metavar="A,B", help="tasks to show and to average, in this order (default: all)")
     result.add_argument(
         "--tracking-uri",
         metavar="URI",
@@ -64,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tracker = Tracker(options.tracking_uri, options.suite)
     runs = tracker.trial_runs(sweep=options.sweep, every_status=True)
     try:
-        comparison = compare(
-            runs, suite=options.suite, methods=_names(options.methods), tasks=_names(options.tasks)
-        )
+        comparison = compare(runs, suite=options.suite, methods=_names(options.methods), tasks=_names(options.tasks))
     except UserError as error:
         sweeps = list(dict.fromkeys(sweep.name for sweep in tracker.sweeps()))
         shown = options.sweep or sweeps[0]

@@ -22,12 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_options(parser)
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="a LoRA adapter or a merged model; default: the base model"
-    )
-    parser.add_argument(
-        "--model", metavar="PATH", help="the base model, instead of the preset's: a folder or hub id"
-    )
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter or a merged model; default: the base model")
+    parser.add_argument("--model", metavar="PATH", help="the base model, instead of the preset's: a folder or hub id")
     parser.add_argument("--tasks", metavar="A,B", help="only these tasks, instead of the preset's")
     parser.add_argument("--engine", help="auto, transformers or vllm, instead of the preset's")
     parser.add_argument("--max-records", metavar="N", help="only the first N questions of each task")

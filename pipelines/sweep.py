@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_suite_options(parser)
     parser.add_argument("--methods", metavar="A,B", help="only these methods of the suite, in this order")
-    parser.add_argument(
-        "--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's"
-    )
+    parser.add_argument("--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's")
     parser.add_argument("--samples", metavar="N", help="draws from each method's non-grid domains")
     parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
     parser.add_argument("--name", help="the sweep's name; default: suite, preset and time")
@@ -44,12 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--max-concurrent": ("search.max_concurrent", arguments.max_concurrent),
         },
     )
-    methods = arguments.methods.split(",") if arguments.methods else list(preset.methods)
+    named = [name.strip() for name in arguments.methods.split(",")] if arguments.methods else preset.methods
+    methods = list(dict.fromkeys(named))
     for method in methods:
         if method not in preset.methods:
-            raise UserError(
-                f"--methods {method}: not in preset {preset_name}; allowed: {', '.join(preset.methods)}"
-            )
+            raise UserError(f"--methods {method}: not in preset {preset_name}; allowed: {', '.join(preset.methods)}")
     from beamplatform.sweep.command import dry_run, sweep
 
     if arguments.dry_run:

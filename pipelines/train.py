@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     suite, preset_name, preset = load(arguments, {"--seed": ("search.seeds", as_list(arguments.seed))})
     if arguments.method not in preset.methods:
-        raise UserError(
-            f"--method {arguments.method}: not in this preset; allowed: {', '.join(preset.methods)}"
-        )
+        raise UserError(f"--method {arguments.method}: not in this preset; allowed: {', '.join(preset.methods)}")
     searched = preset.space(arguments.method).domains
     if searched:
         key = next(iter(searched))

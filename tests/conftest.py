@@ -86,7 +86,11 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
             )
             for rank in range(workers)
         ]
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        try:
+            outputs = [process.communicate(timeout=240)[0] for process in processes]
+        finally:
+            for process in processes:  # one that died leaves the others waiting for it
+                process.kill()
         assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
         rows = [(step, row) for step, row in json.loads((folder / "rows.json").read_text())]
         return Trained(folder, trial, rows, torch.load(folder / "final.pt", weights_only=True))

@@ -57,17 +57,13 @@ def test_versions_are_pyproject_s(cluster: dict[str, Any], text: str, root: Path
     ray = next(r for r in map(Requirement, project["optional-dependencies"]["platform"]) if r.name == "ray")
     images = [cluster["docker"][key] for key in ("head_image", "worker_image")]
     pins = [re.fullmatch(r"rayproject/ray:([\d.]+)-py311-[cg]pu", image) for image in images]
-    versions = {pin[1] if pin else "unpinned" for pin in pins} | set(
-        re.findall(r"ray\[default\]==([\d.]+)", text)
-    )
+    versions = {pin[1] if pin else "unpinned" for pin in pins} | set(re.findall(r"ray\[default\]==([\d.]+)", text))
     assert len(versions) == 1
     assert ray.specifier.contains(versions.pop())
 
 
 def test_installs_in_one_step_with_extras_that_exist(cluster: dict[str, Any], root: Path) -> None:
-    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "optional-dependencies"
-    ]
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     (step,) = cluster["setup_commands"]
     (named,) = re.findall(r'"\.\[([a-z,]+)\]"', step)
     assert set(named.split(",")) <= set(extras)

@@ -36,9 +36,7 @@ def requirements(pyproject: Mapping[str, Any], extra: str | None = None) -> dict
 
 def python(code: str, folder: Path) -> str:
     """What `python -c` prints in `folder`, which is then the first entry of its import path."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -59,9 +57,7 @@ def imported(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def test_platform_stays_the_standard_library_s(root: Path) -> None:
     assert not (root / "platform" / "__init__.py").exists()
-    system, file = python("import platform; print(platform.system(), platform.__file__)", root).split(
-        maxsplit=1
-    )
+    system, file = python("import platform; print(platform.system(), platform.__file__)", root).split(maxsplit=1)
     assert system
     assert root not in Path(file).parents
 
@@ -75,9 +71,7 @@ def test_every_package_folder_is_installed(root: Path, pyproject: dict[str, Any]
     }
     sources = [root / "beamlora", root / "platform" / "beamplatform"]
     with_code = {path.parent for source in sources for path in source.rglob("*.py")}
-    assert declared == with_code, (
-        "a folder with modules but without __init__.py (or above it) is not installed"
-    )
+    assert declared == with_code, "a folder with modules but without __init__.py (or above it) is not installed"
 
 
 def test_shipped_files_are_package_data(root: Path, pyproject: dict[str, Any]) -> None:
@@ -104,9 +98,7 @@ def test_shipped_files_are_package_data(root: Path, pyproject: dict[str, Any]) -
     ],
 )
 def test_imports_stay_light(root: Path, statement: str, unwanted: str) -> None:
-    loaded = python(
-        f"import sys; {statement}; print(*sorted(set(sys.modules) & set({unwanted.split()!r})))", root
-    )
+    loaded = python(f"import sys; {statement}; print(*sorted(set(sys.modules) & set({unwanted.split()!r})))", root)
     assert loaded == ""
 
 
@@ -175,9 +167,7 @@ def test_the_cpu_wheel_agrees_with_our_bounds(root: Path, pyproject: dict[str, A
     assert f"torch_version={torch.removeprefix('==')} " in script
     (transformers,) = [r.specifier for r in wheel if r.name == "transformers"]
     ours = requirements(pyproject, "platform")["transformers"].specifier
-    assert not {s.version for s in ours if s.operator == "<"} - {
-        s.version.removesuffix(".0") for s in transformers
-    }
+    assert not {s.version for s in ours if s.operator == "<"} - {s.version.removesuffix(".0") for s in transformers}
 
 
 def test_oldest_environment_is_the_lower_bounds(root: Path, pyproject: dict[str, Any]) -> None:

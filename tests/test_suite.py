@@ -28,9 +28,7 @@ def test_default_preset_follows_the_hardware(root: Path) -> None:
 
 
 def test_a_paper_only_suite_without_a_gpu_says_so(root: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"math\.yaml: choose a preset with --preset .*no GPU.*paper, mistral"
-    ):
+    with pytest.raises(UserError, match=r"math\.yaml: choose a preset with --preset .*no GPU.*paper, mistral"):
         load(root, None, suite="math")
 
 
@@ -75,6 +73,8 @@ def test_published_settings(root, suite, preset, r, schedule, batch, length, los
         ({"methods__beamlora__p_init": "1.2"}, "less than or equal to 1, got 1.2"),
         ({"methods__beamlora__interval": "1"}, r"integer >= 2 .* in \(0, 1\), got 1"),
         ({"methods__beamlora__r": "{grid: [4, 1]}"}, "greater than or equal to 2, got 1"),
+        ({"methods__lora__r": "{uniform: [4, 16]}"}, "valid integer, got a number with a fractional part"),
+        ({"training__zero_stage": "0", "model__dtype": "bfloat16"}, "0 works in float32 only.*allowed: 1, 2, 3"),
         ({"methods__beamlora__r": "{grids: [4]}"}, "exactly one key of grid, choice, uniform, loguniform"),
         ({"methods__lora__learning_rate": "{loguniform: [0, 1]}"}, "bounds must be above 0"),
         ({"methods__lora__learning_rate": "{uniform: [2, 1]}"}, "low < high"),
@@ -96,9 +96,7 @@ def test_the_file_and_line_of_a_wrong_key(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("      zero_stage: 2", "      zero_stag: 2", 1))
     line = 1 + path.read_text().splitlines().index("      zero_stag: 2")
-    with pytest.raises(
-        UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.training\.zero_stag: unknown key"
-    ):
+    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.training\.zero_stag: unknown key"):
         load_preset(path, "tiny", has_gpu=False)
 
 
@@ -107,9 +105,7 @@ def test_the_line_of_a_wrong_hyperparameter(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("p_init: 0.96", "p_init: 1.96", 1))
     line = 1 + next(i for i, row in enumerate(path.read_text().splitlines()) if "1.96" in row)
-    with pytest.raises(
-        UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.methods\.beamlora\.p_init: .*got 1\.96"
-    ):
+    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: presets\.tiny\.methods\.beamlora\.p_init: .*got 1\.96"):
         load_preset(path, "tiny", has_gpu=False)
 
 
@@ -129,3 +125,12 @@ def test_a_users_own_file_and_an_unknown_name(tmp_path: Path, root: Path) -> Non
 def test_numbers_are_read_as_people_write_them(root: Path) -> None:
     _, _, preset = load(root, shared__learning_rate="{loguniform: [1e-4, 1e-3]}")
     assert preset.space("lora").domains["learning_rate"].values == (1e-4, 1e-3)
+
+
+def test_relative_paths_become_absolute(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    _, _, preset = load(root, data__source="mine")
+    assert preset.data.source == str(tmp_path / "mine")
+    (tmp_path / "tiny").mkdir()
+    assert load(root)[2].model.path == "tiny", "the shipped model, whatever lies in this folder"

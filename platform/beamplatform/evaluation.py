@@ -34,9 +34,7 @@ def score_export(preset: Preset, adapter: str | None, output: Path | None) -> in
         raise UserError("this preset names no tasks; give --tasks A,B")
     export, rank = None, 1
     if adapter is not None:
-        merged = (Path(adapter) / "config.json").is_file() and not (
-            Path(adapter) / "adapter_config.json"
-        ).is_file()
+        merged = (Path(adapter) / "config.json").is_file() and not (Path(adapter) / "adapter_config.json").is_file()
         export = Export("merged" if merged else "adapter", adapter)
         check_export(resolve_path(preset.model.path), export)
         rank = 1 if merged else int(read_adapter_config(Path(adapter))["r"])
@@ -44,6 +42,7 @@ def score_export(preset: Preset, adapter: str | None, output: Path | None) -> in
     total = sum(len(rows) for rows in records.values())
     console = Console()
     evaluator = Evaluator(preset.model, preset.evaluation, records, adapters=1, largest_rank=rank)
+    evaluator.check()
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("questions", total=total)
         answered: dict[str, int] = {}

@@ -66,9 +66,7 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.path: cannot load a tokenizer from {resolved}: {_first_line(error)}"
-        ) from error
+        raise UserError(f"model.path: cannot load a tokenizer from {resolved}: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -17,15 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
     """Options that name a suite, its preset and changes to it."""
-    parser.add_argument(
-        "--suite", required=True, help="a name in tune_spaces/, or the path of your own .yaml file"
-    )
-    parser.add_argument(
-        "--preset", help="one of the suite's presets; default: paper with a GPU, tiny without"
-    )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with <task>/train.json and <task>/test.json"
-    )
+    parser.add_argument("--suite", required=True, help="a name in tune_spaces/, or the path of your own .yaml file")
+    parser.add_argument("--preset", help="one of the suite's presets; default: paper with a GPU, tiny without")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with <task>/train.json and <task>/test.json")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="change a value of the preset, such as training.max_steps=20; may be repeated",
@@ -35,18 +29,14 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
     """Options of the pipelines that train: a preset, and where results go."""
     add_preset_options(parser)
-    parser.add_argument(
-        "--storage", default="runs", metavar="DIR", help="folder or URI for results (default: runs)"
-    )
+    parser.add_argument("--storage", default="runs", metavar="DIR", help="folder or URI for results (default: runs)")
     parser.add_argument(
         "--tracking-uri", metavar="URI",
         help="MLflow store; default: MLFLOW_TRACKING_URI, else mlflow.db in the working folder",
     )  # fmt: skip
 
 
-def load(
-    arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]]
-) -> tuple[Suite, str, Preset]:
+def load(arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]]) -> tuple[Suite, str, Preset]:
     """The checked suite and preset.
 
     Args:
@@ -60,9 +50,7 @@ def load(
     for assignment in arguments.overrides:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
-            raise UserError(
-                f"--set {assignment}: must have the form key=value, such as training.max_steps=20"
-            )
+            raise UserError(f"--set {assignment}: must have the form key=value, such as training.max_steps=20")
         overrides.append(Override(f"--set {assignment}", key, value))
     # After --set, so that an option is the stronger one.
     for option, (key, value) in {"--data-dir": ("data.source", arguments.data_dir), **options}.items():

@@ -10,6 +10,7 @@ learning_rate: {loguniform: [1e-4, 1e-3]}
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,15 +34,18 @@ class Domain:
     kind: str
     values: tuple[Any, ...]
 
+    def probes(self) -> tuple[Any, ...]:
+        """Values that stand for all that could be drawn: every choice, or the bounds and a point between them."""
+        if self.kind in {"grid", "choice"}:
+            return self.values
+        low, high = self.values
+        return (low, high, low + (high - low) / math.pi)
+
     def draw(self, random_state: RandomState) -> Any:
         """One value, drawn by the Ray Tune domain of the same name (grids are not drawn)."""
         from ray import tune  # slow to import, and not needed to check a suite
 
-        domain = (
-            tune.choice(list(self.values))
-            if self.kind == "choice"
-            else getattr(tune, self.kind)(*self.values)
-        )
+        domain = tune.choice(list(self.values)) if self.kind == "choice" else getattr(tune, self.kind)(*self.values)
         return domain.sample(random_state=random_state)
 
 
@@ -71,9 +75,7 @@ class Space:
                 values = dict(self.fixed) | dict(zip(grids, point, strict=True))
                 values |= {key: domain.draw(generator) for key, domain in drawn.items()}
                 # Defaults are part of what a trial is: they are written out, not left to a later version's taste.
-                resolved = (
-                    get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
-                )
+                resolved = get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
                 if resolved not in found:
                     found.append(resolved)
         return found
@@ -94,7 +96,7 @@ def parse_space(method: str, values: Mapping[str, Any]) -> Space:
             fixed[key] = value
     model = get_method(method).hyperparameters
     probes: list[dict[str, Any]] = [{}]
-    probes += [{key: value} for key, domain in domains.items() for value in domain.values]
+    probes += [{key: value} for key, domain in domains.items() for value in domain.probes()]
     base = fixed | {key: domain.values[0] for key, domain in domains.items()}
     for probe in probes:
         try:

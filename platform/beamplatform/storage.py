@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,16 +31,20 @@ def put_folder(local: Path, destination: str) -> None:
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(destination)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
     filesystem.put(f"{local}/", path, recursive=True)
 
 
-def local_folder(location: str) -> Path:
-    """`location` as a folder on this machine: itself, or a temporary copy of what lies at the URI."""
+@contextlib.contextmanager
+def local_folder(location: str) -> Iterator[Path]:
+    """`location` as a folder on this machine: itself, or a copy of what lies at the URI, deleted afterwards."""
     if not is_uri(location):
-        return Path(location)
+        yield Path(location)
+        return
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(location)
-    folder = Path(tempfile.mkdtemp(prefix="beamplatform-"))
-    filesystem.get(f"{path}/", str(folder), recursive=True)
-    return folder
+    with tempfile.TemporaryDirectory(prefix="beamplatform-") as name:
+        filesystem.get(f"{path}/", name, recursive=True)
+        yield Path(name)

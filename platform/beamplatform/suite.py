@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from beamplatform.errors import UserError
 from beamplatform.methods import METHODS, get_method
@@ -29,39 +29,41 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def _absolute(value: str | None) -> str | None:
+    """A path that exists here, made absolute: workers run in folders of their own."""
+    if value is None or value in ("tiny", "embedded") or not Path(value).expanduser().exists():
+        return value
+    return str(Path(value).expanduser().resolve())
+
+
+LocalPath = Annotated[str, AfterValidator(_absolute)]
+
+
 class ModelSection(Section):
     """The base model every trial starts from."""
 
-    path: str = Field(description="'tiny' (the shipped model), a local folder or a Hugging Face hub id")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, else float32"
-    )
+    path: LocalPath = Field(description="'tiny' (the shipped model), a local folder or a Hugging Face hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 
 class DataSection(Section):
     """Where records come from and how they become token sequences."""
 
-    source: str | None = Field(
+    source: LocalPath | None = Field(
         None,
         description="test and training records: 'embedded', a folder <task>/{train,test}.json or a hub id",
     )
-    train_source: str | None = Field(
+    train_source: LocalPath | None = Field(
         None, description="training records where they differ from `source`: a .json/.jsonl file or a hub id"
     )
     columns: dict[Literal["instruction", "output"], str] = Field(
         default_factory=dict, description="names of the fields in train_source, where they are not these two"
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(
-        256, description="tokens; longer examples are cut at the right"
-    )
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; longer examples are cut at the right")
     loss_on: Literal["response", "all"] = Field("response", description="which tokens the loss counts")
-    train_records: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="use only the first N after shuffling"
-    )
-    validation_records: Annotated[int, Field(ge=1)] = Field(
-        200, description="held out of the training records"
-    )
+    train_records: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first N after shuffling")
+    validation_records: Annotated[int, Field(ge=1)] = Field(200, description="held out of the training records")
     split_seed: int = Field(0, description="seed of the train/validation split, the same for every trial")
 
 
@@ -77,29 +79,18 @@ class TrainingSection(Section):
     cpus_per_worker: Annotated[int, Field(ge=1)] = Field(1, description="CPU cores a worker reserves")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the training records")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="optimizer steps, instead of epochs"
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps, instead of epochs")
+    global_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per optimizer step, over all workers")
+    micro_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per forward pass of one worker")
+    zero_persistence: Annotated[int, Field(ge=0)] = Field(
+        100_000, description="ZeRO-3: parameters of fewer values stay whole on every worker"
     )
-    global_batch: Annotated[int, Field(ge=1)] = Field(
-        16, description="examples per optimizer step, over all workers"
-    )
-    micro_batch: Annotated[int, Field(ge=1)] = Field(
-        16, description="examples per forward pass of one worker"
-    )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="learning rate after warm-up"
-    )
-    warmup: int | float = Field(
-        0, description="warm-up: optimizer steps (integer) or a fraction of all steps"
-    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    gradient_clipping: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="largest gradient norm; 0 = off"
-    )
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = off")
     log_every: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two reports")
-    validate_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="steps; null = only at the end"
-    )
+    validate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="steps; null = only at the end")
     checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(500, description="steps; null = none")
 
     @field_validator("warmup")
@@ -107,9 +98,7 @@ class TrainingSection(Section):
     def _steps_or_fraction(cls, value: int | float) -> int | float:
         if value >= 0 if isinstance(value, int) else 0 <= value < 1:
             return value
-        raise ValueError(
-            f"must be an integer >= 0 (optimizer steps) or a fraction of all steps below 1, got {value}"
-        )
+        raise ValueError(f"must be an integer >= 0 (optimizer steps) or a fraction of all steps below 1, got {value}")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSection:
@@ -134,15 +123,9 @@ class EvaluationSection(Section):
 
     tasks: tuple[str, ...] = Field((), description="task names, in the order of the table's columns")
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    beams: Annotated[int, Field(ge=1)] = Field(
-        1, description="1 = greedy; the published commonsense setting is 4"
-    )
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        64, description="prompts generated together (transformers)"
-    )
-    max_records: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="score only the first N per task"
-    )
+    beams: Annotated[int, Field(ge=1)] = Field(1, description="1 = greedy; the published commonsense setting is 4")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together (transformers)")
+    max_records: Annotated[int, Field(ge=1)] | None = Field(None, description="score only the first N per task")
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of the task's own")
 
     @model_validator(mode="after")
@@ -156,12 +139,8 @@ class EvaluationSection(Section):
 class SearchSection(Section):
     """How many configurations of each method are tried, and with which seeds."""
 
-    samples: Annotated[int, Field(ge=1)] = Field(
-        1, description="draws from the non-grid domains, per grid point"
-    )
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
-        (0,), description="training seeds per configuration"
-    )
+    samples: Annotated[int, Field(ge=1)] = Field(1, description="draws from the non-grid domains, per grid point")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field((0,), description="training seeds per configuration")
     seed: int = Field(0, description="seed of the draws themselves")
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(None, description="null = as many as fit")
 
@@ -185,12 +164,12 @@ class Preset(Section):
         default_factory=dict,
         description="hyperparameters of every method that has them; a method's own value wins",
     )
-    methods: dict[str, dict[str, Any]] = Field(
-        description="method -> hyperparameters: a value, or a domain to search"
-    )
+    methods: dict[str, dict[str, Any]] = Field(description="method -> hyperparameters: a value, or a domain to search")
 
     @model_validator(mode="after")
     def _methods_known(self) -> Preset:
+        if self.model.dtype == "bfloat16" and self.training.zero_stage == 0:
+            raise ValueError("training.zero_stage: 0 works in float32 only; with bfloat16 allowed: 1, 2, 3")
         if not self.methods:
             raise ValueError(f"name at least one method; allowed: {', '.join(METHODS)}")
         for name in self.methods:
@@ -247,9 +226,7 @@ def find_suite(name_or_path: str, folder: Path) -> Path:
     candidate = folder / f"{name_or_path}.yaml"
     if not candidate.is_file():
         names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none found"
-        raise UserError(
-            f"--suite {name_or_path}: not in {folder}; allowed: {names}, or a path to a .yaml file"
-        )
+        raise UserError(f"--suite {name_or_path}: not in {folder}; allowed: {names}, or a path to a .yaml file")
     return candidate
 
 

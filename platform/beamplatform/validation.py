@@ -22,9 +22,7 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> tuple[list
         return location, f"unknown key; {hint}allowed: {', '.join(allowed)}"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    if first["type"] not in {"value_error", "missing"} and isinstance(
-        given, (str, int, float, bool, type(None))
-    ):
+    if first["type"] not in {"value_error", "missing"} and isinstance(given, (str, int, float, bool, type(None))):
         message = f"{message[0].lower()}{message[1:]}, got {given!r}"
     return location, message
 

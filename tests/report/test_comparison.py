@@ -121,6 +121,25 @@ def test_a_diverged_configuration_is_not_chosen(bad: float | None) -> None:
     assert (alone.configuration, alone.choice, alone.validation_loss) == ("a", "only one", None)
 
 
+def test_a_configuration_with_a_failed_seed_is_not_chosen_by_its_survivor() -> None:
+    """The platform records a diverged trial as FAILED."""
+    runs = [
+        trial("lora", "a", 0, 0.1, {"boolq": 0.9}),
+        replace(trial("lora", "a", 1, None, {}), status="FAILED"),
+        trial("lora", "b", 0, 5.0, {"boolq": 0.5}),
+        trial("lora", "b", 1, 5.0, {"boolq": 0.5}),
+    ]
+    assert compare(runs).rows[0].configuration == "b"
+    assert compare(runs[:2]).rows[0].validation_loss is None
+
+
+def test_without_tasks_methods_are_compared_by_validation_loss() -> None:
+    runs = [trial("lora", "a", seed, loss, {}) for seed, loss in ((0, 1.0), (1, 3.0))]
+    comparison = compare(runs)
+    assert comparison.tasks == ()
+    assert (comparison.rows[0].validation_loss, comparison.rows[0].average) == (2.0, None)
+
+
 def test_without_any_loss_the_first_name_stands_and_says_so() -> None:
     runs = [trial("lora", name, 0, None, {"boolq": score}) for name, score in (("b", 0.9), ("a", 0.1))]
     row = compare(runs).rows[0]
@@ -134,12 +153,7 @@ def test_best_is_marked_in_each_column_of_its_own() -> None:
         trial("dora", "c", 0, 1.0, {"boolq": 0.65, "piqa": 0.62}),
     ]
     comparison = compare(runs)
-    best = {
-        (row.method, task)
-        for row in comparison.rows
-        for task, cell in row.cells.items()
-        if cell and cell.best
-    }
+    best = {(row.method, task) for row in comparison.rows for task, cell in row.cells.items() if cell and cell.best}
     assert best == {("beamlora", "boolq"), ("lora", "piqa"), ("dora", "piqa")}
     assert [row.average is not None and row.average.best for row in comparison.rows] == [True, False, False]
 
@@ -204,9 +218,7 @@ def test_a_missing_task_leaves_a_gap_and_no_average() -> None:
     runs = [
         trial("lora", "c", 0, 1.0, {"boolq": 0.9, "piqa": 0.8}),
         trial("dora", "c", 0, 1.0, {"boolq": 0.7}),
-        replace(
-            trial("full", "c", 0, 1.0, {"boolq": 0.7}), metrics={"eval/boolq": 0.7, "eval/piqa": math.nan}
-        ),
+        replace(trial("full", "c", 0, 1.0, {"boolq": 0.7}), metrics={"eval/boolq": 0.7, "eval/piqa": math.nan}),
     ]
     comparison = compare(runs)
     for method in ("dora", "full"):

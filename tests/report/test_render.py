@@ -125,9 +125,7 @@ def drawn_ticks(axes: Axes) -> list[Text]:
 
 def titles(axes: Axes) -> list[Text]:
     return [
-        text
-        for text in axes.get_children()
-        if isinstance(text, Text) and text.get_text() == axes.get_title("left")
+        text for text in axes.get_children() if isinstance(text, Text) and text.get_text() == axes.get_title("left")
     ]
 
 
@@ -136,9 +134,7 @@ def test_no_words_overlap_in_the_picture(methods: int, tasks: int, seeds: int) -
     figure = draw(comparison_of(methods, tasks, seeds), chance={"boolq": 0.5})
     figure.canvas.draw()
     texts = [
-        text
-        for axes in figure.axes
-        for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label, *drawn_ticks(axes))
+        text for axes in figure.axes for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label, *drawn_ticks(axes))
     ]
     texts += [*figure.texts, *(text for axes in figure.axes for text in titles(axes))]
     texts += [text for legend in figure.legends for text in legend.get_texts()]

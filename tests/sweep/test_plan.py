@@ -30,9 +30,7 @@ def test_steps_from_epochs_and_from_max_steps(trial) -> None:
 
 def test_all_linear_leaves_out_the_output_head(trial) -> None:
     model = skeleton("tiny")
-    values = get_method("lora").hyperparameters.model_validate(
-        {"learning_rate": 1e-3, "target_modules": "all-linear"}
-    )
+    values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": "all-linear"})
     shapes = target_shapes(model, values)
     assert len(shapes) == 7 * model.config.num_hidden_layers
     side = min(min(shape) for shape in shapes.values())
@@ -58,10 +56,29 @@ def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
 
 def test_concurrency_follows_the_cluster(trial) -> None:
     pair = trial("lora", training__workers=2, training__micro_batch=8).training
-    assert Cluster(cpus=8, gpus=0).concurrent(pair, None) == 4
-    assert Cluster(cpus=64, gpus=4).concurrent(pair, None) == 2
-    assert Cluster(cpus=8, gpus=0).concurrent(pair, 3) == 3
-    assert Cluster(cpus=1, gpus=0).concurrent(pair, None) == 1
+    assert Cluster(8, 0, 8).concurrent(pair, None) == 4
+    assert Cluster(64, 4, 8).concurrent(pair, None) == 2
+    assert Cluster(8, 0, 8).concurrent(pair, 3) == 3
+    assert Cluster(1, 0, 1).concurrent(pair, None) == 1
     on_gpus = pair.model_copy(update={"device": "gpu"})
-    assert Cluster(cpus=8, gpus=0).concurrent(on_gpus, 3) == 3, "an autoscaling cluster brings the GPUs later"
-    assert not Cluster(cpus=8, gpus=4).uses_gpu(pair.model_copy(update={"device": "cpu"}))
+    assert Cluster(8, 0, 8).concurrent(on_gpus, 3) == 3, "an autoscaling cluster brings the GPUs later"
+    assert not Cluster(8, 4, 8).uses_gpu(pair.model_copy(update={"device": "cpu"}))
+
+
+def test_a_prompt_that_does_not_fit_is_found_before_training(trial) -> None:
+    from beamplatform.data.records import Record
+    from beamplatform.sweep.evaluator import Evaluator
+
+    one = trial("lora")
+    long = {"boolq": [Record("word " * 3000, "the correct answer is true", "true")]}
+    section = one.evaluation.model_copy(update={"tasks": ("boolq",)})
+    with pytest.raises(UserError, match=r"boolq: 1 of 1 prompts do not fit the model's context"):
+        Evaluator(one.model, section, long, adapters=1, largest_rank=8).check()
+
+
+def test_gpt2s_layers_are_found_too() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": ["c_attn"]})
+    assert target_shapes(model, values) == {"transformer.h.0.attn.c_attn": (96, 32)}

@@ -26,9 +26,7 @@ def command(root: Path, *arguments: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def swept(
-    root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("sweep")
     arguments = [
         "--methods",
@@ -97,9 +95,11 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
         mean = sum(run.data.metrics[key] for key in tasks) / 8
         assert run.data.metrics["eval/average"] == pytest.approx(mean)
         assert len(client.list_artifacts(run.info.run_id, "predictions")) == 8
-        files = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "export")}
         weights = "adapter_model.safetensors" if method == "beamlora" else "model.safetensors"
-        assert weights in files
+        assert (Path(run.data.tags["export"]) / weights).is_file()
+        assert run.data.tags["stage"] == "done"
+    files = {Path(f.path).name for f in client.list_artifacts(children["beamlora"].info.run_id, "export")}
+    assert "adapter_model.safetensors" in files, "an adapter is an artifact; a merged model would be too large"
     beam = client.get_metric_history(children["beamlora"].info.run_id, "beam/threshold")
     assert [point.step for point in beam] == [2, 4, 6, 8, 10, 12]
 
@@ -136,6 +136,43 @@ def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None
     assert scores["average"] == pytest.approx(run.metrics["eval/average"])
 
 
+def test_a_name_is_used_once(swept, root: Path) -> None:
+    folder, _ = swept
+    done = subprocess.run(command(root, "--name", "first"), cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and re.search("error: --name first: .* exists already", done.stderr), done.stderr
+
+
+def test_own_data_in_a_relative_folder(root: Path, tmp_path: Path) -> None:
+    """Workers run in folders of their own, so a relative path must not reach them."""
+    from beamplatform.world import records
+
+    for split in ("train", "test"):
+        path = tmp_path / "mine" / "boolq" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(records("boolq", split)[:64]))
+    arguments = [
+        "--suite",
+        "commonsense",
+        "--preset",
+        "tiny",
+        "--method",
+        "lora",
+        "--data-dir",
+        "mine",
+        "--name",
+        "own",
+    ]
+    arguments += ["--set", "evaluation.tasks=[boolq]", "--set", "training.max_steps=2"]
+    arguments += ["--set", "data.validation_records=8", "--set", "evaluation.max_records=8"]
+    done = subprocess.run(
+        [sys.executable, root / "pipelines" / "train.py", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "embedded world" not in done.stdout
+    assert "BoolQ" in done.stdout
+
+
 def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: Path) -> None:
     arguments = [
         "--methods",
@@ -153,9 +190,7 @@ def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: 
     )  # fmt: skip
     log = tmp_path / "runs" / "stopped" / "log.txt"
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (
-        log.exists() and "Reporting training result" in log.read_text()
-    ):
+    while time.monotonic() < deadline and not (log.exists() and "Reporting training result" in log.read_text()):
         time.sleep(1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in children)
@@ -169,8 +204,6 @@ def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: 
     from beamplatform.tracking import Tracker
 
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "commonsense")
-    statuses = {
-        run.name.split("-")[0]: run.status for run in tracker.trial_runs(sweep="stopped", every_status=True)
-    }
+    statuses = {run.name.split("-")[0]: run.status for run in tracker.trial_runs(sweep="stopped", every_status=True)}
     assert statuses == {"lora": "KILLED", "beamlora": "KILLED", "dora": "KILLED"}
     assert [sweep.status for sweep in tracker.sweeps()] == ["KILLED"]

@@ -31,9 +31,7 @@ def main() -> None:
     distributed.init_process_group("gloo")
     folder = Path(spec["folder"])
     resume = Path(spec["resume"]) if spec.get("resume") else None
-    run = start_run(
-        Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), resume
-    )
+    run = start_run(Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), resume)
     rows = []
 
     def report(progress: Progress, checkpoint: bool) -> None:

@@ -127,7 +127,8 @@ class AdaLora(Method):
         if pattern:
             self._config.rank_pattern = pattern
             self._write_singular_values(view)
-        return {"adalora/budget": float(budget)}
+        # A metric where it says something new: at a budget update.
+        return {"adalora/budget": float(budget)} if pattern and step <= last else {}
 
     def state_dict(self) -> dict[str, Any]:
         allocator = self._allocator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -100,7 +100,8 @@ def compare(
     Raises:
         UserError: no trial can be compared, or a named method or task has no scores.
     """
-    scored = [run for run in runs if run.status == "FINISHED" and _tasks_of(run)]
+    finished = [run for run in runs if run.status == "FINISHED"]
+    scored = [run for run in finished if _tasks_of(run)] or [run for run in finished if VALIDATION in run.metrics]
     left_out = tuple(f"{run.name} ({_reason(run)})" for run in runs if run not in scored)
     if not scored:
         counts = Counter(_reason(run) for run in runs)
@@ -113,7 +114,8 @@ def compare(
     )
     kept_methods = _selected("method", methods, list(dict.fromkeys(run.method for run in scored)))
     rows = [
-        _row(method, [run for run in scored if run.method == method], kept_tasks) for method in kept_methods
+        _row(method, [run for run in scored if run.method == method], kept_tasks, _unfinished(runs, scored))
+        for method in kept_methods
     ]
     return Comparison(
         suite=suite,
@@ -144,7 +146,13 @@ def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> li
     return list(dict.fromkeys(wanted))
 
 
-def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str]) -> Row:
+def _unfinished(runs: Sequence[TrialRun], scored: Sequence[TrialRun]) -> set[str]:
+    """Configurations with a seed whose newest trial failed, was killed or still runs: its survivors prove nothing."""
+    newest = {(run.configuration, run.seed): run for run in sorted(runs, key=lambda run: run.started)}
+    return {run.configuration for run in newest.values() if run not in scored}
+
+
+def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished: Collection[str]) -> Row:
     by_configuration: dict[str, dict[int, TrialRun]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: run.started):
         by_configuration[run.configuration][run.seed] = run
@@ -152,7 +160,10 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str]) -> Row:
         configuration: [by_seed[seed] for seed in sorted(by_seed)]
         for configuration, by_seed in by_configuration.items()
     }
-    losses = {configuration: _mean_loss(seeds) for configuration, seeds in candidates.items()}
+    losses = {
+        configuration: None if configuration in unfinished else _mean_loss(seeds)
+        for configuration, seeds in candidates.items()
+    }
 
     def rank(configuration: str) -> tuple[float, str]:
         loss = losses[configuration]
@@ -187,7 +198,7 @@ def _mean_loss(runs: Sequence[TrialRun]) -> float | None:
 
 def _seed_average(run: TrialRun, tasks: Sequence[str]) -> float | None:
     scores = [run.metrics[EVAL + task] for task in tasks if EVAL + task in run.metrics]
-    return statistics.fmean(scores) if len(scores) == len(tasks) else None
+    return statistics.fmean(scores) if tasks and len(scores) == len(tasks) else None
 
 
 def _cell(values: Iterable[float | None]) -> Cell | None:

@@ -11,7 +11,7 @@ from beamplatform.report.render import to_csv, to_markdown
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.md, .csv, .png and .svg into `folder` (made where it is missing) and return their
+    """Write comparison.md and .csv, and .png and .svg where tasks were scored, into `folder` (made where it is missing) and return their
     paths.
 
     Raises:
@@ -21,4 +21,5 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
-    return [*texts, *save_picture(comparison, folder / "comparison", chance=CHANCE)]
+    pictures = save_picture(comparison, folder / "comparison", chance=CHANCE) if comparison.tasks else []
+    return [*texts, *pictures]

@@ -88,7 +88,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     needed = Measurement.get(console, roomy, scores_table(comparison)).maximum
     if not console.is_terminal and needed > console.width:  # a file or a pipe has no width to keep to
         console = Console(file=console.file, width=needed)
-    console.print(scores_table(comparison, upright=needed > console.width))
+    if comparison.tasks:
+        console.print(scores_table(comparison, upright=needed > console.width))
     console.print(chosen_table(comparison))
     if comparison.left_out:
         console.print(

@@ -70,13 +70,19 @@ def sweep(
             f"preset {preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with GPUs, "
             "choose another --preset, or try --set training.device=cpu (--dry-run works without)"
         )
-    with console.status("Checking the plan"):
-        plan = plan_sweep(suite.name, preset_name, preset, methods)
-    if preset.model.path == "tiny":
-        console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
     storage = storage if is_uri(storage) else str(Path(storage).resolve())
     folder = Path("runs" if is_uri(storage) else storage) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        raise UserError(f"--name {name}: {folder} exists already; choose another name")
+    with console.status("Checking the plan"):
+        plan = plan_sweep(suite.name, preset_name, preset, methods)
+    if preset.data.source == "embedded" and preset.model.path == "tiny":
+        console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
+    tracker = Tracker(tracking_uri, suite.name)
+    tracker.prepare()
+    if name in {known.name for known in tracker.sweeps()}:
+        raise UserError(f"--name {name}: {tracker.uri} has a sweep of that name already; choose another name")
+    folder.mkdir(parents=True)
     log_file = folder / "log.txt"
     console.print(
         f"Sweep {name}: {len(plan.trials)} trials ({', '.join(methods)}), {max(plan.steps)} steps each, "
@@ -84,26 +90,26 @@ def sweep(
         highlight=False,
         soft_wrap=True,
     )
-    tracker = Tracker(tracking_uri, suite.name)
-    tracker.prepare()
     parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
-    failed = _run(plan, tracker, parent, name, storage, preset.search.max_concurrent, log_file, console)
-    if plan.test and len(failed) < len(plan.trials):
-        _compare(tracker, parent, name, suite.name, methods, folder / "comparison", console)
-    tracker.finish(parent, "FAILED" if failed else "FINISHED")
-    console.print(
-        f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True
-    )
+    try:
+        failed = _run(plan, tracker, parent, name, storage, preset.search.max_concurrent, log_file, console)
+        if len(failed) < len(plan.trials):
+            _compare(tracker, parent, name, suite.name, methods, folder / "comparison", console)
+        tracker.finish(parent, "FAILED" if failed else "FINISHED")
+    except KeyboardInterrupt:
+        killed = tracker.finish_unfinished(parent, "KILLED")
+        print(f"stopped; recorded as KILLED in MLflow: {', '.join(killed)}", file=sys.stderr)
+        raise
+    except BaseException:
+        tracker.finish_unfinished(parent, "FAILED")
+        print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
+        raise
+    console.print(f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True)
     if failed:
-        console.print(
-            f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):",
-            style="red",
-            soft_wrap=True,
-        )
+        title = f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):"
+        console.print(title, style="red", soft_wrap=True)
         for index, reason in failed.items():
-            console.print(
-                f"  {plan.trials[index].name}: {reason}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"  {plan.trials[index].name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -117,37 +123,26 @@ def _run(
     log_file: Path,
     console: Console,
 ) -> dict[int, str]:
-    """The trials, with everything the libraries print in the log; an interruption is recorded before it goes on."""
+    """The trials, with everything the libraries print in the log."""
     from beamplatform.sweep.run import run_sweep
 
     trials = [TrialProgress(t.name, steps) for t, steps in zip(plan.trials, plan.steps, strict=True)]
-    try:
-        with output_to_file(log_file) as terminal:
-            live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
-            questions = sum(len(records) for records in plan.test.values())
-            with SweepProgress(trials, live, questions) as progress:
-                return run_sweep(
-                    plan,
-                    sweep=name,
-                    storage=storage,
-                    tracker=tracker,
-                    parent=parent,
-                    concurrent=concurrent,
-                    progress=progress,
-                )
-    except KeyboardInterrupt:
-        killed = tracker.finish_unfinished(parent, "KILLED")
-        print(f"stopped; recorded as KILLED in MLflow: {', '.join(killed)}", file=sys.stderr)
-        raise
-    except BaseException:
-        tracker.finish_unfinished(parent, "FAILED")
-        print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
-        raise
+    questions = sum(len(records) for records in plan.test.values())
+    with output_to_file(log_file) as terminal:
+        live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
+        with SweepProgress(trials, live, questions) as progress:
+            return run_sweep(
+                plan,
+                sweep=name,
+                storage=storage,
+                tracker=tracker,
+                parent=parent,
+                concurrent=concurrent,
+                progress=progress,
+            )
 
 
-def _start_parent(
-    tracker: Tracker, name: str, suite: Suite, preset_name: str, preset: Preset, plan: Plan
-) -> str:
+def _start_parent(tracker: Tracker, name: str, suite: Suite, preset_name: str, preset: Preset, plan: Plan) -> str:
     """The sweep's own run: the resolved preset, the environment and what was planned."""
     from beamplatform.tracking import environment, environment_tags
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.records import Record
+from beamplatform.errors import UserError
 from beamplatform.inference import Export, check_export, create_engine
+from beamplatform.inference.text import load_codec
 from beamplatform.models import resolve_path, torch_dtype
 from beamplatform.storage import local_folder
 from beamplatform.tasks import Task, get_task
@@ -52,25 +55,43 @@ class Evaluator:
             max_lora_rank=largest_rank,
         )
 
-    def evaluate(
-        self, export: Export | None, on_progress: Callable[[str, int, int], None] | None = None
-    ) -> Evaluation:
+    def evaluate(self, export: Export | None, on_progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
         """Score one exported model, or the base model for None.
 
         Raises:
             UserError: the export does not belong to the base model, or the engine cannot serve it.
         """
-        if export is not None:
-            export = dataclasses.replace(export, path=str(local_folder(export.path)))
-            check_export(self._base, export)
-        return evaluate(
-            self._engine,
-            export,
-            tasks_of(self._section),
-            self._records,
-            beams=self._section.beams,
-            on_progress=on_progress,
-        )
+        with contextlib.ExitStack() as stack:
+            if export is not None:
+                folder = stack.enter_context(local_folder(export.path))
+                export = dataclasses.replace(export, path=str(folder))
+                check_export(self._base, export)
+            return evaluate(
+                self._engine,
+                export,
+                tasks_of(self._section),
+                self._records,
+                beams=self._section.beams,
+                on_progress=on_progress,
+            )
+
+    def check(self) -> None:
+        """Find out without loading the model whether every prompt fits the model's context.
+
+        Raises:
+            UserError: names the first task with prompts that do not fit, and how many.
+        """
+        codec = load_codec(self._base)
+        for task in tasks_of(self._section):
+            prompts = [task.prompt(record) for record in self._records[task.name]]
+            lengths = [len(ids) + task.max_new_tokens for ids in codec.tokenizer(prompts)["input_ids"]]
+            too_long = sum(length > codec.context for length in lengths)
+            if too_long:
+                raise UserError(
+                    f"{task.name}: {too_long} of {len(prompts)} prompts do not fit the model's context of "
+                    f"{codec.context} tokens with {task.max_new_tokens} new ones (the longest needs {max(lengths)}); "
+                    "leave the task out, lower evaluation.max_records, or choose another model"
+                )
 
     def close(self) -> None:
         self._engine.close()

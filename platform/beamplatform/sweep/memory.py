@@ -36,18 +36,20 @@ def target_shapes(skeleton: PreTrainedModel, values: AdapterHyperparameters) -> 
         UserError: no layer matches target_modules.
     """
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     head = skeleton.get_output_embeddings()
-    linear = {
-        name: (module.out_features, module.in_features)
-        for name, module in skeleton.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    linear: dict[str, Shape] = {}
+    for name, module in skeleton.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            linear[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            linear[name] = (module.weight.shape[1], module.weight.shape[0])
+    if not linear:
+        raise UserError(f"{type(skeleton).__name__} has no linear layers that an adapter could be put on")
     if values.target_modules == "all-linear":
         return linear
-    chosen = {
-        n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)
-    }
+    chosen = {n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)}
     if not chosen:
         names = sorted({name.rpartition(".")[2] for name in linear})
         raise UserError(
@@ -74,7 +76,10 @@ def check_ranks(method: str, values: AdapterHyperparameters, shapes: dict[str, S
 def estimate(
     trial: Trial, skeleton: PreTrainedModel, values: AdapterHyperparameters, shapes: dict[str, Shape]
 ) -> MemoryEstimate:
-    """Weights, adapter with its optimizer state, and activations of one micro-batch.
+    """Weights, adapter with its optimizer state, and activations of one micro-batch, for plain LoRA of this rank.
+
+    (DoRA needs more activations, 1.35 times LoRA's memory in the BeamLoRA paper's Fig. 9; AdaLoRA six more copies of
+    the adapter in float32.)
 
     Weights: 2 or 4 bytes a parameter, shared by the workers under ZeRO-3. Adapter: weight and gradient in the model's
     type, float32 master weight (where the model's type is bfloat16) and two moments; the optimizer's part is shared
@@ -88,14 +93,10 @@ def estimate(
     weights = sum(p.numel() for p in skeleton.parameters()) * width // (workers if stage == 3 else 1)
     parameters = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
     master = 0 if width == 4 else 4
-    adapter = parameters * (
-        width + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1)
-    )
+    adapter = parameters * (width + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1))
     tokens = training.micro_batch * trial.data.max_length
     layer = 34 * config.hidden_size * width // 2
     layers = config.num_hidden_layers
-    per_token = (
-        2 * config.hidden_size * layers + layer if trial.model.gradient_checkpointing else layer * layers
-    )
+    per_token = 2 * config.hidden_size * layers + layer if trial.model.gradient_checkpointing else layer * layers
     activations = tokens * (per_token + 3 * 4 * config.vocab_size)
     return MemoryEstimate(weights, adapter, activations)

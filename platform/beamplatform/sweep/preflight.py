@@ -11,6 +11,7 @@ from beamplatform.data.splits import test_records, training_records
 from beamplatform.errors import UserError
 from beamplatform.methods import get_method
 from beamplatform.models import skeleton
+from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.memory import MemoryEstimate, check_ranks, estimate, target_shapes
 from beamplatform.trial import Trial, plan_trials
 
@@ -27,6 +28,8 @@ class Plan:
         steps: optimizer steps of each trial.
         memory: estimate for one worker of each trial.
         test: the records of each task.
+        train_examples: examples each trial learns from.
+        largest_rank: the largest rank of an exported adapter.
     """
 
     trials: list[Trial]
@@ -34,6 +37,7 @@ class Plan:
     memory: list[MemoryEstimate]
     test: dict[str, list[Record]]
     train_examples: int
+    largest_rank: int
 
 
 def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[str]) -> Plan:
@@ -47,7 +51,7 @@ def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[s
     test = test_records(preset.data, tasks, preset.evaluation.max_records)
     count = len(training_records(preset.data, tasks).train)
     model = skeleton(preset.model.path)
-    steps, memory = [], []
+    steps, memory, ranks = [], [], []
     for trial in trials:
         values = get_method(trial.method).hyperparameters.model_validate(trial.hyperparameters)
         shapes = target_shapes(model, values)
@@ -57,4 +61,7 @@ def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[s
         except ValueError as error:
             raise UserError(f"{trial.name}: {error}") from None
         memory.append(estimate(trial, model, values, shapes))
-    return Plan(trials, steps, memory, test, count)
+        ranks.append(values.largest_rank)
+    if test:
+        Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=max(ranks)).check()
+    return Plan(trials, steps, memory, test, count, max(ranks))

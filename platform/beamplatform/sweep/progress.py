@@ -42,10 +42,7 @@ class SweepProgress:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._live = Live(
-            get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
-        )
-        self._first_step: float | None = None
+        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
         self._training_ended: float | None = None
         self._answered = 0
 
@@ -64,7 +61,6 @@ class SweepProgress:
     def advance(self, index: int, step: int, loss: float | None) -> None:
         trial = self.trials[index]
         trial.step, trial.loss = step, loss if loss is not None else trial.loss
-        self._first_step = self._first_step or time.monotonic()
 
     def trained(self, index: int) -> None:
         trial = self.trials[index]
@@ -72,12 +68,12 @@ class SweepProgress:
         self._training_ended = time.monotonic()
         self._line(f"trained   {trial.name}" + (f"  loss {trial.loss:.3f}" if trial.loss is not None else ""))
 
-    def evaluating(self, index: int, answered: int) -> None:
+    def evaluating(self, index: int) -> None:
         self.trials[index].state = "evaluating"
-        self._answered += answered
 
-    def done(self, index: int, score: float | None) -> None:
+    def done(self, index: int, answered: int, score: float | None) -> None:
         trial = self.trials[index]
+        self._answered += answered
         trial.state, trial.note = "done", f"{100 * score:.1f} %" if score is not None else ""
         self._line(f"evaluated {trial.name}  {trial.note}".rstrip())
 
@@ -106,8 +102,7 @@ class SweepProgress:
 
     def _render(self) -> RenderableType:
         count = {
-            state: sum(t.state == state for t in self.trials)
-            for state in ("waiting", "trained", "done", "failed")
+            state: sum(t.state == state for t in self.trials) for state in ("waiting", "trained", "done", "failed")
         }
         active = [t for t in self.trials if t.state in ("running", "evaluating")]
         left = self.time_left()
@@ -131,11 +126,7 @@ class SweepProgress:
 def _rows(trials: Sequence[TrialProgress]) -> Table:
     table = Table.grid(padding=(0, 2))
     for trial in trials:
-        what = (
-            f"step {trial.step}/{trial.total_steps}"
-            if trial.state == "running"
-            else "answering the test questions"
-        )
+        what = f"step {trial.step}/{trial.total_steps}" if trial.state == "running" else "answering the test questions"
         loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
         table.add_row(Text(trial.name, style=_STYLES[trial.state]), what if trial.step else "starting", loss)
     return table

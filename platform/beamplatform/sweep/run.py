@@ -13,6 +13,7 @@ from beamplatform.storage import join, local_folder
 from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
+from beamplatform.sweep.recorder import Recorder
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
@@ -26,10 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cluster:
-    """The Ray cluster this sweep runs on; an autoscaling one may show its GPUs only when they are asked for."""
+    """The Ray cluster this sweep runs on; an autoscaling one may show its GPUs only when they are asked for.
+
+    Attributes:
+        cpus: CPU cores of all nodes.
+        gpus: GPUs of all nodes.
+        node_cpus: CPU cores of the largest node; no process can have more.
+    """
 
     cpus: int
     gpus: int
+    node_cpus: int
 
     def uses_gpu(self, training: TrainingSection) -> bool:
         return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
@@ -45,7 +53,7 @@ class Cluster:
 
 
 def start_ray() -> Cluster:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine without a dashboard."""
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only."""
     import ray
 
     # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
@@ -55,9 +63,11 @@ def start_ray() -> Cluster:
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
     else:
-        ray.init(include_dashboard=False)
+        # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
+        ray.init(include_dashboard=True, dashboard_host="127.0.0.1")
     total = ray.cluster_resources()
-    return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)))
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(max(nodes, default=1)))
 
 
 def run_sweep(
@@ -85,18 +95,16 @@ def run_sweep(
     from beamplatform.sweep.train_stage import train_trials
 
     root = join(storage, sweep)
-    destinations = []
-    for trial in plan.trials:
-        tags = trial_tags(trial, sweep)
-        run_id = tracker.start_trial(parent, trial.name, trial.parameters(), tags)
-        destinations.append(
-            Destination(
-                tracking_uri=tracker.uri,
-                run_id=run_id,
-                export=join(root, "trials", trial.name, "export"),
-                storage=join(root, "train"),
-            )
-        )
+    destinations = [
+        Destination(export=join(root, "trials", trial.name, "export"), storage=join(root, "train"))
+        for trial in plan.trials
+    ]
+    run_ids = [
+        tracker.start_trial(parent, trial.name, trial.parameters(), trial_tags(trial, sweep, destination.export))
+        for trial, destination in zip(plan.trials, destinations, strict=True)
+    ]
+    records = _Records(plan.trials, run_ids, tracker, progress)
+    recorder = Recorder(tracker, run_ids)
     training = plan.trials[0].training
     cluster = start_ray()
     try:
@@ -107,19 +115,19 @@ def run_sweep(
             concurrent=cluster.concurrent(training, concurrent),
             use_gpu=cluster.uses_gpu(training),
             progress=progress,
+            recorder=recorder,
         )
+        recorder.flush()
         for index, why in failed.items():
-            progress.failed(index, why)
-            tracker.set_tags(destinations[index].run_id, {"error": why})
-            tracker.finish(destinations[index].run_id, "FAILED")
-        failed |= _evaluate(plan, destinations, failed, tracker, cluster, progress)
+            records.failed(index, why)
+        failed |= _evaluate(plan, destinations, failed, records, cluster)
     finally:
         ray.shutdown()
     return failed
 
 
-def trial_tags(trial: Trial, sweep: str) -> dict[str, Any]:
-    """What a trial's run is found by in MLflow."""
+def trial_tags(trial: Trial, sweep: str, export: str) -> dict[str, Any]:
+    """What a trial's run is found by in MLflow, and where its exported model lies."""
     return {
         "method": trial.method,
         "seed": trial.seed,
@@ -127,16 +135,47 @@ def trial_tags(trial: Trial, sweep: str) -> dict[str, Any]:
         "stage": "train",
         "preset": trial.preset,
         "configuration": trial.configuration,
+        "export": export,
     }
 
 
+@dataclass(frozen=True)
+class _Records:
+    """What becomes of each trial, told to MLflow and to the display."""
+
+    trials: list[Trial]
+    run_ids: list[str]
+    tracker: Tracker
+    progress: SweepProgress
+
+    def evaluating(self, index: int) -> None:
+        self.tracker.set_tags(self.run_ids[index], {"stage": "evaluate"})
+        self.progress.evaluating(index)
+
+    def failed(self, index: int, why: str) -> None:
+        self.tracker.set_tags(self.run_ids[index], {"error": why})
+        self.tracker.finish(self.run_ids[index], "FAILED")
+        self.progress.failed(index, why)
+
+    def done(self, index: int, export: str, result: Evaluation | None) -> None:
+        """Scores as metrics, every prediction as a table, an adapter as an artifact (a merged model is too large)."""
+        run_id = self.run_ids[index]
+        if result is not None:
+            metrics = {f"eval/{task}": score for task, score in result.scores.items()}
+            self.tracker.log_metrics(run_id, [(0, metrics | {"eval/average": result.average})])
+            for task, predictions in result.predictions.items():
+                self.tracker.log_table(run_id, [vars(p) for p in predictions], f"predictions/{task}.jsonl")
+        if get_method(self.trials[index].method).export_kind == "adapter":
+            with local_folder(export) as folder:
+                self.tracker.log_folder(run_id, folder, "export")
+        self.tracker.set_tags(run_id, {"stage": "done"})
+        self.tracker.finish(run_id, "FINISHED")
+        answered = sum(len(predictions) for predictions in result.predictions.values()) if result else 0
+        self.progress.done(index, answered, result.average if result is not None else None)
+
+
 def _evaluate(
-    plan: Plan,
-    destinations: list[Destination],
-    skip: Mapping[int, str],
-    tracker: Tracker,
-    cluster: Cluster,
-    progress: SweepProgress,
+    plan: Plan, destinations: list[Destination], skip: Mapping[int, str], records: _Records, cluster: Cluster
 ) -> dict[int, str]:
     """Evaluate the trained trials one after the other through one engine, and finish their runs."""
     import ray
@@ -144,56 +183,32 @@ def _evaluate(
     from beamplatform.inference import Export
     from beamplatform.sweep.train_stage import reason
 
-    todo = [index for index in range(len(plan.trials)) if index not in skip]
+    kinds = [get_method(trial.method).export_kind for trial in plan.trials]
+    # Adapters first: each merged model is a model of its own, and takes the base model's place in the engine.
+    todo = sorted((index for index in range(len(kinds)) if index not in skip), key=lambda index: kinds[index])
     failed: dict[int, str] = {}
-    if not todo:
-        return failed
     actor = None
-    if plan.test:
+    if plan.test and todo:
         first = plan.trials[todo[0]]
-        ranks = [
-            get_method(t.method).hyperparameters.model_validate(t.hyperparameters).largest_rank
-            for t in plan.trials
-        ]
+        use_gpu = cluster.uses_gpu(first.training)
         actor = evaluator_actor(
             first.model,
             first.evaluation,
             plan.test,
-            adapters=len(todo),
-            largest_rank=max(ranks),
-            cpus=cluster.cpus,
-            use_gpu=cluster.uses_gpu(first.training),
+            adapters=1,
+            largest_rank=plan.largest_rank,
+            cpus=first.training.cpus_per_worker if use_gpu else cluster.node_cpus,
+            use_gpu=use_gpu,
         )
     for index in todo:
-        trial, destination = plan.trials[index], destinations[index]
-        score = None
+        result: Evaluation | None = None
         if actor is not None:
-            progress.evaluating(index, 0)
+            records.evaluating(index)
             try:
-                export = Export(get_method(trial.method).export_kind, destination.export)
-                result: Evaluation = ray.get(actor.evaluate.remote(export))
+                result = ray.get(actor.evaluate.remote(Export(kinds[index], destinations[index].export)))
             except ray.exceptions.RayError as error:
                 failed[index] = reason(error)
-                progress.failed(index, failed[index])
-                tracker.set_tags(destination.run_id, {"error": failed[index]})
-                tracker.finish(destination.run_id, "FAILED")
+                records.failed(index, failed[index])
                 continue
-            record_evaluation(tracker, destination.run_id, result)
-            progress.evaluating(index, sum(len(p) for p in result.predictions.values()))
-            score = result.average
-        tracker.log_folder(destination.run_id, local_folder(destination.export), "export")
-        tracker.set_tags(destination.run_id, {"stage": "done"})
-        tracker.finish(destination.run_id, "FINISHED")
-        progress.done(index, score)
+        records.done(index, destinations[index].export, result)
     return failed
-
-
-def record_evaluation(tracker: Tracker, run_id: str, result: Evaluation) -> None:
-    """Scores as metrics `eval/<task>` and `eval/average`, and every prediction as a table."""
-    metrics = {f"eval/{task}": score for task, score in result.scores.items()} | {
-        "eval/average": result.average
-    }
-    tracker.log_metrics(run_id, [(0, metrics)])
-    for task, predictions in result.predictions.items():
-        rows = [vars(prediction) for prediction in predictions]
-        tracker.log_table(run_id, rows, f"predictions/{task}.jsonl")

@@ -10,6 +10,7 @@ from ray import tune
 from ray.tune import Callback
 
 from beamplatform.sweep.progress import SweepProgress
+from beamplatform.sweep.recorder import Recorder
 from beamplatform.training.worker import Destination, fit
 from beamplatform.trial import Trial
 
@@ -30,6 +31,7 @@ def train_trials(
     concurrent: int,
     use_gpu: bool,
     progress: SweepProgress,
+    recorder: Recorder,
 ) -> dict[int, str]:
     """Train every trial and export its model; Ray is running already.
 
@@ -44,6 +46,7 @@ def train_trials(
     # Tune's own handler would let running trials end first; here the caller shuts Ray down and records them.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # files that repeat what MLflow keeps
 
     def run(config: dict[str, Any]) -> None:
         from ray.tune.integration.ray_train import TuneReportCallback
@@ -58,7 +61,7 @@ def train_trials(
         param_space={_INDEX: tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(max_concurrent_trials=concurrent),
         run_config=tune.RunConfig(
-            name="tune", storage_path=storage, callbacks=[_Display(progress)], verbose=0
+            name="tune", storage_path=storage, callbacks=[_Events(progress, recorder)], verbose=0
         ),
     )
     failed = {}
@@ -76,11 +79,12 @@ def reason(error: BaseException) -> str:
     return (telling or lines or [type(error).__name__])[-1]
 
 
-class _Display(Callback):
-    """Tune's events, passed on to the progress display."""
+class _Events(Callback):
+    """Tune's events, passed on to the progress display and to the tracking store."""
 
-    def __init__(self, progress: SweepProgress) -> None:
+    def __init__(self, progress: SweepProgress, recorder: Recorder) -> None:
         self._progress = progress
+        self._recorder = recorder
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks into the experiment's state; a terminal cannot be written, nor is wanted there."""
@@ -92,13 +96,12 @@ class _Display(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        if "step" in result:
-            self._progress.advance(trial.config[_INDEX], result["step"], result.get("train/loss"))
+        if "rows" not in result:
+            return
+        index = trial.config[_INDEX]
+        losses = [metrics["train/loss"] for _, metrics in result["rows"] if "train/loss" in metrics]
+        self._progress.advance(index, result["step"], losses[-1] if losses else None)
+        self._recorder.add(index, result["rows"])
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._progress.trained(trial.config[_INDEX])
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._progress.failed(trial.config[_INDEX], "see the log")

@@ -21,7 +21,7 @@ def save_checkpoint(folder: Path, engine: Any, method: Method, progress: Progres
     import torch
 
     engine.save_checkpoint(str(folder), tag=_ENGINE, exclude_frozen_parameters=True)
-    torch.save(torch.get_rng_state(), folder / f"generator-{worker}.pt")
+    torch.save(_generators(), folder / f"generators-{worker}.pt")
     if worker == 0:
         torch.save({"step": progress.step, "method": method.state_dict()}, folder / "run.pt")
 
@@ -34,5 +34,18 @@ def load_checkpoint(folder: Path, engine: Any, method: Method, worker: int) -> P
     engine.load_checkpoint(str(folder), tag=_ENGINE, load_module_strict=False)
     run = torch.load(folder / "run.pt", weights_only=True)
     method.load_state_dict(run["method"])
-    torch.set_rng_state(torch.load(folder / f"generator-{worker}.pt", weights_only=True))
+    generators = torch.load(folder / f"generators-{worker}.pt", weights_only=True)
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators:
+        torch.cuda.set_rng_state(generators["cuda"])
     return Progress(step=run["step"])
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every generator that dropout draws from."""
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

@@ -20,7 +20,10 @@ def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]
         "gradient_accumulation_steps": training.accumulation,
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": bf16},
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": {
+            "stage": training.zero_stage,
+            "stage3_param_persistence_threshold": training.zero_persistence,
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
@@ -28,9 +31,7 @@ def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]
     }
 
 
-def make_engine(
-    model: torch.nn.Module, training: TrainingSection, learning_rate: float, *, bf16: bool
-) -> Any:
+def make_engine(model: torch.nn.Module, training: TrainingSection, learning_rate: float, *, bf16: bool) -> Any:
     """A DeepSpeed engine with torch's AdamW over the trainable parameters; uses Ray Train's process group."""
     import deepspeed
     import torch

@@ -83,15 +83,11 @@ def train(
     engine.train()
     while progress.step < total:
         batch = next(batches)
-        rate = peak * learning_rate_factor(
-            progress.step, total_steps=total, warmup=warmup, schedule=training.schedule
-        )
+        rate = peak * learning_rate_factor(progress.step, total_steps=total, warmup=warmup, schedule=training.schedule)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         targets = max(1, sum(examples[i].targets for i in batch))
-        parts = micro_batches(
-            batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch
-        )
+        parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
         for number, part in enumerate(parts, start=1):
             loss = summed_loss(engine, collate([examples[i] for i in part], pad_id, place.device)) / targets
             meter.add(loss)
@@ -107,9 +103,7 @@ def train(
         if last or progress.step % training.log_every == 0:
             metrics |= {"train/learning_rate": rate, **meter.read(progress.step)}
         if last or (training.validate_every and progress.step % training.validate_every == 0):
-            metrics["validation/loss"] = validation_loss(
-                engine, validation, place, training.micro_batch, pad_id
-            )
+            metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
         if metrics:
             progress.rows.append((progress.step, metrics))
         every = training.checkpoint_every
@@ -118,9 +112,7 @@ def train(
             report(progress, checkpoint)
 
 
-def validation_loss(
-    engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, pad_id: int
-) -> float:
+def validation_loss(engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, pad_id: int) -> float:
     """Mean cross-entropy over the counted tokens of all validation examples; a collective of all workers."""
     import torch
     from torch import distributed

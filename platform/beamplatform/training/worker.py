@@ -21,24 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a run's results go.
+    """Where a run's results go, as folders or URIs: its exported model, and the checkpoints that Ray Train keeps."""
 
-    Attributes:
-        tracking_uri: MLflow store.
-        run_id: the trial's MLflow run; made by the driver.
-        export: folder or URI of the exported model.
-        storage: folder or URI that Ray Train keeps its checkpoints in.
-    """
-
-    tracking_uri: str
-    run_id: str
     export: str
     storage: str
 
 
-def fit(
-    trial: Trial, destination: Destination, *, use_gpu: bool, callbacks: Sequence[UserCallback] = ()
-) -> Result:
+def fit(trial: Trial, destination: Destination, *, use_gpu: bool, callbacks: Sequence[UserCallback] = ()) -> Result:
     """Train one trial on Ray Train workers and export the result; blocks until it is done.
 
     Raises:
@@ -54,9 +43,7 @@ def fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"trial": trial.model_dump(), "destination": asdict(destination)},
-        scaling_config=ScalingConfig(
-            num_workers=training.workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name=trial.name,
@@ -78,7 +65,6 @@ def train_worker(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it would look for a GPU
 
-    from beamplatform.tracking import Tracker
     from beamplatform.training.checkpoint import save_checkpoint
     from beamplatform.training.loop import Place, Progress
     from beamplatform.training.run import start_run
@@ -93,25 +79,18 @@ def train_worker(config: dict[str, Any]) -> None:
     if folder is not None:
         log.warning("%s goes on from step %d", trial.name, run.progress.step)
 
-    tracker = Tracker(destination.tracking_uri, trial.suite) if place.worker == 0 else None
-    if tracker is not None:
-        tracker.log_metrics(
-            destination.run_id, [(0, {"train/trainable_parameters": run.trainable_parameters})]
-        )
+    run.progress.rows.append((0, {"train/trainable_parameters": float(run.trainable_parameters)}))
 
     def report(progress: Progress, checkpoint: bool) -> None:
         """All workers meet here; worker 0's metrics are the ones that count."""
-        if tracker is not None:
-            tracker.log_metrics(destination.run_id, progress.rows)
-        latest: dict[str, Any] = {key: value for _, row in progress.rows for key, value in row.items()}
-        latest |= {"step": progress.step, "total_steps": run.method.plan.total_steps}
+        metrics = {"rows": progress.rows, "step": progress.step, "total_steps": run.method.plan.total_steps}
         progress.rows = []
         if not checkpoint:
-            ray.train.report(latest)
+            ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as name:
             save_checkpoint(Path(name), run.engine, run.method, progress, place.worker)
-            ray.train.report(latest, checkpoint=ray.train.Checkpoint.from_directory(name))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
 
     run.train(report)
     run.export(destination.export)
