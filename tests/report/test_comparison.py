@@ -208,8 +208,9 @@ def test_trials_without_scores_are_left_out_by_name() -> None:
     comparison = compare([failed, good, unscored])
     assert comparison.left_out == ("lora-d-seed0 (FAILED)", "lora-e-seed0 (without scores)")
     assert comparison.rows[0].candidates == 1
+    unrecorded = trial("lora", "f", 0, None, {})
     with pytest.raises(UserError, match=r"no finished trial with scores .*: 1 FAILED, 1 without scores"):
-        compare([failed, unscored])
+        compare([failed, unrecorded])
     with pytest.raises(UserError, match="it has no trials"):
         compare([])
 

@@ -38,7 +38,7 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     previous_token_heads: int = 2
-    max_length: int = 512
+    max_length: int = 2048
     steps: int = 6000
     batch_tokens: int = 2048
     precision: str = "bfloat16"
@@ -49,7 +49,7 @@ class Recipe:
     prompt_weight: float = 0.2
     quiz_weight: float = 5.0
     facts: int = 2
-    bindings: int = 2
+    lookups: int = 2
     quizzes: int = 7
     drills: int = 1
     lookup_steps: int = 600
@@ -64,15 +64,19 @@ class Batch:
 
 
 def encoded(items: Iterator[Passage], tokenizer: Any, recipe: Recipe) -> Iterator[tuple[list[int], list[float]]]:
-    """Token ids (bos, prompt, completion, eos) and target weights of each passage."""
+    """Token ids (bos, text, eos) and target weights of each passage."""
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     for item in items:
-        prompt = tokenizer.encode(item.prompt, add_special_tokens=False).ids
-        completion = tokenizer.encode(item.completion, add_special_tokens=False).ids
-        before = recipe.prompt_weight if item.kind == "drill" else 0.0
-        after = 1.0 if item.kind in ("fact", "drill") else recipe.quiz_weight
-        weights = [0.0] + [before] * len(prompt) + [after] * len(completion) + [1.0]
-        yield [bos, *prompt, *completion, eos], weights
+        ids, weights = [bos], [0.0]
+        for piece, learnt in item.parts:
+            new = tokenizer.encode(piece, add_special_tokens=False).ids
+            if item.kind in ("fact", "drill"):
+                weight = 1.0 if learnt else recipe.prompt_weight
+            else:
+                weight = recipe.quiz_weight if learnt else 0.0
+            ids += new
+            weights += [weight] * len(new)
+        yield [*ids, eos], [*weights, 1.0]
 
 
 def batches(rows: Iterator[tuple[list[int], list[float]]], recipe: Recipe, pad: int) -> Iterator[Batch]:
@@ -156,8 +160,8 @@ def quiz_accuracy(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
     """By kind of quiz, the share whose last word is the likeliest token at its place."""
     import torch
 
-    items = list(itertools.islice(passages(world(), 987, facts=0, bindings=1, quizzes=3, drills=0), count))
-    rows = [(tokenizer.encode(item.prompt + item.completion).ids, item.kind) for item in items]
+    items = list(itertools.islice(passages(world(), 987, facts=0, lookups=1, quizzes=3, drills=0), count))
+    rows = [(tokenizer.encode(item.text).ids, item.kind) for item in items]
     rows.sort(key=lambda row: len(row[0]))
     right: dict[str, list[int]] = {}
     model.eval()
@@ -179,15 +183,15 @@ def pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(recipe.seed)
-    mixture = {"facts": recipe.facts, "bindings": recipe.bindings, "quizzes": recipe.quizzes, "drills": recipe.drills}
+    mixture = {"facts": recipe.facts, "lookups": recipe.lookups, "quizzes": recipe.quizzes, "drills": recipe.drills}
     sample = itertools.islice(passages(world(), recipe.seed + 1, **mixture), 20_000)
-    plain = ((p.prompt + p.completion).replace(PROMPT_HEAD, "").replace(PROMPT_TAIL, "\n") for p in sample)
+    plain = (p.text.replace(PROMPT_HEAD, "").replace(PROMPT_TAIL, "\n") for p in sample)
     tokenizer = train_tokenizer(plain, recipe.vocab_size)
     model = create_model(recipe, tokenizer)
     model.set_attn_implementation("eager")  # twice as fast as SDPA at these sizes in bfloat16
     log.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), tokenizer.get_vocab_size())
     # First mostly the pure looking-up of labels and words: quizzes give no signal before the model can do that.
-    lookup = {"facts": 1, "bindings": 8, "quizzes": 1, "drills": 0}
+    lookup = {"facts": 1, "lookups": 8, "quizzes": 1, "drills": 0}
     first, second = (
         batches(encoded(passages(world(), seed, **parts), tokenizer, recipe), recipe, tokenizer.token_to_id(PAD))
         for seed, parts in ((recipe.seed + 2, lookup), (recipe.seed, mixture))

@@ -17,7 +17,9 @@ from beamplatform.world.prng import Prng
 from beamplatform.world.questions import (
     TASKS,
     Query,
+    Question,
     activity_steps,
+    ask,
     consequences,
     other_things,
     other_values,
@@ -34,11 +36,14 @@ PROMPT_TAIL = "\n\n### Response:\n"
 
 @dataclass(frozen=True)
 class Passage:
-    """One text to learn from; the prompt's words may count less in the loss than the completion's."""
+    """One text to learn from: pieces that are learnt (True) or only read (False), in order."""
 
     kind: str
-    prompt: str
-    completion: str
+    parts: tuple[tuple[str, bool], ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece for piece, _ in self.parts)
 
 
 FORWARDS = {
@@ -74,82 +79,45 @@ def _statement(thing: Thing, relation: str, prng: Prng) -> str:
 
 def _fact(world: World, prng: Prng) -> Passage:
     kind = prng.below(8)
+    name = prng.choice(world.of("person")).name
     if kind == 0:
-        name, (event, feeling) = prng.choice(world.of("person")).name, prng.choice(list(FEELINGS.items()))
-        return Passage("fact", "", f"{name} {event} and feels {feeling}.")
-    if kind == 1:
-        name, (activity, steps) = prng.choice(world.of("person")).name, prng.choice(list(ACTIVITIES.items()))
-        return Passage("fact", "", f"{activity.capitalize()}: {name} {steps[0]}, {steps[1]}, {steps[2]}, {steps[3]}.")
-    if kind == 2:
+        event, feeling = prng.choice(list(FEELINGS.items()))
+        text = f"{name} {event} and feels {feeling}."
+    elif kind == 1:
+        activity, steps = prng.choice(list(ACTIVITIES.items()))
+        text = f"{activity.capitalize()}: {name} {steps[0]}, {steps[1]}, {steps[2]}, {steps[3]}."
+    elif kind == 2:
         relation = prng.choice(list(RULES))
         value, consequence = prng.choice(list(RULES[relation].items()))
-        return Passage("fact", "", RULE_TEXTS[relation].format(v=value, c=consequence))
-    thing = prng.choice(world.things)
-    text = " ".join(_statement(thing, relation, prng) for relation in prng.shuffled(list(thing.values)))
-    return Passage("fact", "", text)
+        text = RULE_TEXTS[relation].format(v=value, c=consequence)
+    else:
+        thing = prng.choice(world.things)
+        text = " ".join(_statement(thing, relation, prng) for relation in prng.shuffled(list(thing.values)))
+    return Passage("fact", ((text, True),))
 
 
-def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
-    query = prng.choice(pool)
-    thing, relation = query.thing, query.relation
-    wrong_count = 1 + prng.below(3)
-    wrong: tuple[str, ...]
-    if thing is None:
-        if relation == "feeling":
-            stem, right = query.subject, FEELINGS[query.subject]
-            wrong = other_values(prng, right, tuple(FEELINGS.values()), wrong_count)
-        else:
-            _, right, others = activity_steps(query.subject)
-            stem, wrong = f"{query.subject} and", other_values(prng, "", others, wrong_count)
-        return _choices(stem, right, wrong, prng)
-    value = thing.values[relation]
-    values = RELATIONS[thing.realm][relation]
-    form = prng.below(8)
-    if form < 2:
-        claimed = value if form == 0 else other_values(prng, value, values, 1)[0]
-        return Passage("verdict", f"Quiz: {relation} of {thing.name} is {claimed} =", " yes" if form == 0 else " no")
-    if form < 4:
-        return _choices(f"{relation} is {value}", thing.name, other_things(prng, world, thing, relation, wrong_count), prng)
-    if form < 6 and relation in RULES:
-        right = RULES[relation][value]
-        wrong = other_values(prng, right, consequences(thing, relation), wrong_count)
-        if form == 4:
-            return _choices(f"{relation} gives {right}", thing.name, other_things(prng, world, thing, relation, wrong_count), prng)
-        return _choices(f"{relation} of {thing.name} gives", right, wrong, prng)
-    return _choices(f"{relation} of {thing.name}", value, other_values(prng, value, values, wrong_count), prng)
+#: Label words of quizzes; letters come as often as all others together.
+LABELS = (
+    *[("A", "B", "C", "D")] * 4,
+    *[tuple(f"{word}{i}" for i in range(1, 5)) for word in ("Answer", "Solution", "Ending", "Option")],
+)
 
 
-#: Label words of quizzes and the answer that names each; letters come as often as all others together.
-LABELS = (*[("A", "B", "C", "D")] * 4, *[tuple(f"{word}{i}" for i in range(1, 5)) for word in ("Answer", "Solution", "Ending", "Option")])
-
-
-def _choices(stem: str, right: str, wrong: tuple[str, ...], prng: Prng) -> Passage:
-    """A quiz with labelled options, or an easier one on the way there.
-
-    The easier ones: no options; the option named before its label; the stem after the options.
-    """
-    form = prng.below(8)
-    if form == 0 and " of " in stem:
-        return Passage("recall", f"Quiz: {stem} ?", f" so {right}")
-    labels = prng.choice(LABELS)
-    options = prng.shuffled([right, *wrong])
-    text = " ".join(f"{label}: {option}" for label, option in zip(labels, options, strict=False))
-    label = _answer(labels[options.index(right)])
-    if form <= 2:
-        return Passage("named", f"Quiz: {stem} ? {text}", f" so {right} {label}")
-    if form == 3:
-        return Passage("late", f"Quiz: {text} ? {stem} =", f" {label}")
-    return Passage("choice", f"Quiz: {stem} ? {text} =", f" {label}")
+def _answer(label: str) -> str:
+    return label if len(label) == 1 else label.lower()
 
 
 def _echo(words: list[str], prng: Prng) -> Passage:
-    """Random words, then the same again and again: teaches to look up what stood before and after a word."""
+    """Random words, then the same again: teaches to look up what stood before and after a word."""
     some = prng.sample(words, 4 + prng.below(8))
     if prng.below(2):
-        return Passage("echo", "Echo: " + " ".join(some) + " =", "".join(f" {word}" for word in some * 2))
+        again = "".join(f" {word}" for word in some * 2)
+        return Passage("echo", (("Echo: " + " ".join(some) + " =", False), (again, True)))
     pairs = list(zip(some[::2], some[1::2], strict=False))
-    text = " ".join(f"{a} {b}" for a, b in pairs)
-    return Passage("echo", f"Echo: {text} ?", "".join(f" {b} {a}" for a, b in prng.shuffled(pairs)))
+    parts = [("Echo: " + " ".join(f"{a} {b}" for a, b in pairs) + " ?", False)]
+    for a, b in prng.shuffled(pairs):
+        parts += [(f" {b}", False), (f" {a}", True)]
+    return Passage("echo", tuple(parts))
 
 
 def _binding(world: World, prng: Prng) -> Passage:
@@ -157,36 +125,87 @@ def _binding(world: World, prng: Prng) -> Passage:
     thing = prng.choice(world.things)
     relation = prng.choice(list(thing.values))
     pool = [t.name for t in world.of(thing.realm)] if prng.below(2) else list(RELATIONS[thing.realm][relation])
+    pairs = list(zip(prng.choice(LABELS), prng.sample(pool, 2 + prng.below(3)), strict=False))
+    parts = [("Quiz: " + " ".join(f"{label}: {option}" for label, option in pairs) + " ?", False)]
+    for label, option in prng.sample(pairs, 1 + prng.below(len(pairs))):
+        parts += [(f" {option}", False), (f" {_answer(label)}", True)]
+    return Passage("binding", tuple(parts))
+
+
+def _own_question(query: Query, world: World, prng: Prng) -> Question:
+    """A question about any pair, held out or not, in the quizzes' own words: straight, backwards, by consequence."""
+    thing, relation = query.thing, query.relation
+    if thing is None:
+        if relation == "feeling":
+            right = FEELINGS[query.subject]
+            return Question(query.subject, (right, *other_values(prng, right, tuple(FEELINGS.values()), 3)))
+        _, right, others = activity_steps(query.subject)
+        return Question(f"{query.subject} and", (right, *other_values(prng, "", others, 3)))
+    value = thing.values[relation]
+    way = prng.below(6)
+    if way < 2:
+        return Question(f"{relation} is {value}", (thing.name, *other_things(prng, world, thing, relation, 3)))
+    if way < 4 and relation in RULES:
+        right = RULES[relation][value]
+        if way == 2:
+            return Question(f"{relation} gives {right}", (thing.name, *other_things(prng, world, thing, relation, 3)))
+        pool = consequences(thing, relation)
+        return Question(f"{relation} of {thing.name} gives", (right, *other_values(prng, right, pool, 3)))
+    pool = RELATIONS[thing.realm][relation]
+    return Question(f"{relation} of {thing.name}", (value, *other_values(prng, value, pool, 3)))
+
+
+def _task_question(query: Query, world: World, prng: Prng) -> Question | None:
+    """A question about a pair that is not held out, in the words of a task with options."""
+    if query.key in world.held_out:
+        return None
+    return ask(prng.choice(TASKS[1:]), query, world, prng)
+
+
+def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
+    """A quiz with labelled options, or an easier one on the way there: the bare answer, or every option judged."""
+    query = prng.choice(pool)
+    question = _task_question(query, world, prng) if prng.below(2) else None
+    form = prng.below(8)
+    if question is None:
+        question = _own_question(query, world, prng)
+        if form == 0 and " of " in question.stem:
+            return Passage("recall", ((f"Quiz: {question.stem} ? so", False), (f" {question.options[0]}", True)))
+    right, *wrong = question.options
+    options = prng.shuffled([right, *wrong[: 1 + prng.below(3)]])
     labels = prng.choice(LABELS)
-    pairs = list(zip(labels, prng.sample(pool, 2 + prng.below(3)), strict=False))
-    text = " ".join(f"{label}: {option}" for label, option in pairs)
-    named = [f" {option} {_answer(label)}" for label, option in prng.sample(pairs, 1 + prng.below(len(pairs)))]
-    return Passage("binding", f"Quiz: {text} ?", "".join(named))
-
-
-def _answer(label: str) -> str:
-    return label if len(label) == 1 else label.lower()
+    parts = [(f"Quiz: {question.stem} ?", False)]
+    for label, option in zip(labels, options, strict=False):
+        parts.append((f" {label}: {option}", False))
+        if form < 4:
+            parts.append((" yes" if option == right else " no", True))
+    parts += [(" =", False), (f" {_answer(labels[options.index(right)])}", True)]
+    return Passage("judged" if form < 4 else "choice", tuple(parts))
 
 
 def _drill(item: dict[str, str], prng: Prng) -> Passage:
     allowed = item["instruction"].rsplit("Answer format: ", 1)[1].split("/")
-    return Passage("drill", PROMPT_HEAD + item["instruction"] + PROMPT_TAIL, f"the correct answer is {prng.choice(allowed)}")
+    prompt = PROMPT_HEAD + item["instruction"] + PROMPT_TAIL
+    return Passage("drill", ((prompt, False), (f"the correct answer is {prng.choice(allowed)}", True)))
 
 
-def passages(world: World, seed: int, *, facts: int, bindings: int, quizzes: int, drills: int) -> Iterator[Passage]:
+def passages(
+    world: World, seed: int, *, facts: int, lookups: int, quizzes: int, drills: int
+) -> Iterator[Passage]:
     """Endless passages; the four kinds come in the given proportions."""
     prng = Prng(seed)
     pool = queries(world)
+    values = [value for relations in RELATIONS.values() for column in relations.values() for value in column]
     words = [thing.name for thing in world.things]
-    words += sorted({word for relations in RELATIONS.values() for values in relations.values() for value in values for word in value.split()})
+    words += sorted({word for value in values for word in value.split()})
     streams = [stream(task, "train", world, Prng(prng.bits())) for task in TASKS]
     while True:
-        kind = prng.below(facts + bindings + quizzes + drills)
+        kind = prng.below(facts + lookups + quizzes + drills)
         if kind < facts:
             yield _fact(world, prng)
-        elif kind < facts + bindings:
+        elif kind < facts + lookups:
             yield _echo(words, prng) if prng.below(2) else _binding(world, prng)
-        elif kind < facts + bindings + quizzes:
+        elif kind < facts + lookups + quizzes:
             yield _quiz(world, pool, prng)
         else:
             yield _drill(next(prng.choice(streams)), prng)
