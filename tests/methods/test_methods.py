@@ -28,8 +28,7 @@ def test_battery(method: str, workers: int, stage: int, trial, train) -> None:
     found = train(
         trial(
             method,
-            **SETTING
-            | {"training__workers": workers, "training__zero_stage": stage, "training__micro_batch": 8},
+            **SETTING | {"training__workers": workers, "training__zero_stage": stage, "training__micro_batch": 8},
         )
     )
     losses = found.series("train/loss")
@@ -54,9 +53,7 @@ def _exported_logits(kind: str, folder: str) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
     if kind == "adapter":
-        model = PeftModel.from_pretrained(
-            load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False), folder
-        )
+        model = PeftModel.from_pretrained(load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False), folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():

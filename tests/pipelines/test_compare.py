@@ -84,16 +84,12 @@ def test_the_table_the_files_and_the_way_to_the_ui(root: Path, store: Path, tmp_
     first = next(line.split() for line in lines if line.strip().startswith("BeamLoRA"))
     assert first == ["BeamLoRA", "72.0", "±2.0*", "80.0", "±0.0*", "76.0", "±1.0*", "2"]
     second = next(line.split() for line in lines if line.strip().startswith("LoRA"))
-    assert second == ["LoRA", "60.0", "±0.0", "72.0", "±2.0", "66.0", "±1.0", "2"], (
-        "chosen by loss, not by score"
-    )
+    assert second == ["LoRA", "60.0", "±0.0", "72.0", "±2.0", "66.0", "±1.0", "2"], "chosen by loss, not by score"
     names = ["comparison.csv", "comparison.md", "comparison.png", "comparison.svg"]
     assert sorted(path.name for path in output.iterdir()) == names
     assert "**72.0 ±2.0**" in (output / "comparison.md").read_text(encoding="utf-8")
     assert lines[-1].startswith("MLflow UI: ")
-    assert lines[-1].endswith(
-        f"ui --backend-store-uri sqlite:///{store}/mlflow.db --host 127.0.0.1 --port 5000"
-    )
+    assert lines[-1].endswith(f"ui --backend-store-uri sqlite:///{store}/mlflow.db --host 127.0.0.1 --port 5000")
 
 
 def test_store_from_the_environment_and_a_chosen_order(
@@ -150,9 +146,7 @@ def test_wrong_names_are_answered_with_what_there_is(
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_folder_without_runs_stays_empty(
-    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_runs_stays_empty(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=f"no runs are recorded at {tmp_path}/mlflow.db"):

@@ -80,9 +80,7 @@ def test_preparing_twice_keeps_the_experiment(tracker: Tracker) -> None:
 
 def test_a_trial_comes_back_as_it_was_recorded(tracker: Tracker) -> None:
     parent = tracker.start_sweep("s", {"search": {"samples": 2}}, {"preset": "tiny"})
-    run = tracker.start_trial(
-        parent, "lora-c1-s3", {"lora": {"r": 8}, "long": "x" * 9000}, trial_tags(seed=3)
-    )
+    run = tracker.start_trial(parent, "lora-c1-s3", {"lora": {"r": 8}, "long": "x" * 9000}, trial_tags(seed=3))
     tracker.log_metrics(run, [(1, {"train/loss": 2.0}), (2, {"train/loss": 1.5, "eval/ARC-Easy": 0.25})])
     tracker.log_metrics(run, [(2, {"validation/loss": math.nan})])
     tracker.finish(run, "FINISHED")
@@ -106,9 +104,7 @@ def test_more_values_than_one_call_takes(tracker: Tracker) -> None:
     assert len(tracker.client.get_run(parent).data.params) == 150
 
 
-def test_environment_variables_of_other_runs_change_nothing(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_variables_of_other_runs_change_nothing(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = tracker.start_sweep("s", {}, {})
     other = tracker.start_sweep("other", {}, {})
     monkeypatch.setenv("MLFLOW_RUN_ID", other)
@@ -169,9 +165,7 @@ def test_reading_creates_nothing(tmp_path: Path) -> None:
 def test_deleted_experiment_is_named_with_the_way_back(tracker: Tracker) -> None:
     assert tracker._experiment_id is not None
     tracker.client.delete_experiment(tracker._experiment_id)
-    with pytest.raises(
-        UserError, match=f"mlflow experiments restore --experiment-id {tracker._experiment_id}"
-    ):
+    with pytest.raises(UserError, match=f"mlflow experiments restore --experiment-id {tracker._experiment_id}"):
         Tracker(tracker.uri, tracker.experiment).prepare()
 
 

@@ -64,7 +64,8 @@ def test_bytes_do_not_depend_on_hash_order(root: Path) -> None:
 
 
 def test_import_is_light(root: Path) -> None:
-    code = "import sys, beamplatform.world as w; w.records('boolq', 'test'); print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, beamplatform.world as w; w.records('boolq', 'test'); "
+    code += "print('torch' in sys.modules, 'transformers' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(root / "platform")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
@@ -83,7 +84,10 @@ def test_records_have_the_published_shape(task: str, split: str) -> None:
         assert found is not None and found.group() == item["answer"]
         allowed = item["instruction"].rsplit("Answer format: ", 1)[1].split("/")
         assert item["answer"] in allowed
-        options = re.findall(r"(?:Answer|Solution|Ending|Option)\d: (.+?)(?= *\n| (?:Answer|Ending|Option)\d:| Answer format)", item["instruction"])
+        options = re.findall(
+            r"(?:Answer|Solution|Ending|Option)\d: (.+?)(?= *\n| (?:Answer|Ending|Option)\d:| Answer format)",
+            item["instruction"],
+        )
         assert len(set(options)) == len(options) == (0 if task == "boolq" else len(allowed))
 
 

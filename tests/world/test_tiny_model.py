@@ -1,4 +1,4 @@
-"""The shipped tiny Llama and its tokenizer: size, faithful text, near chance before fine-tuning; and its recipe, in small."""
+"""The shipped tiny Llama and its tokenizer: size, faithful text, near chance before fine-tuning; and its recipe."""
 
 from __future__ import annotations
 
@@ -99,10 +99,12 @@ def test_untuned_model_answers_in_form_but_near_chance(model: Any, tokenizer: An
 
 def test_pretraining_never_shows_a_test_question() -> None:
     tests = {item["instruction"] for task in TASKS for item in records(task, "test")}
-    drills = itertools.islice(passages(world(), 1, facts=0, bindings=0, quizzes=0, drills=1), 5000)
+    drills = itertools.islice(passages(world(), 1, facts=0, lookups=0, quizzes=0, drills=1), 5000)
     for drill in drills:
-        assert drill.prompt.startswith(PROMPT_HEAD) and drill.prompt.endswith(PROMPT_TAIL)
-        assert drill.prompt[len(PROMPT_HEAD) : -len(PROMPT_TAIL)] not in tests
+        prompt, answer = (piece for piece, _ in drill.parts)
+        assert prompt.startswith(PROMPT_HEAD) and prompt.endswith(PROMPT_TAIL)
+        assert answer.startswith("the correct answer is ")
+        assert prompt[len(PROMPT_HEAD) : -len(PROMPT_TAIL)] not in tests
 
 
 def test_pretraining_runs_and_writes_a_loadable_folder(tmp_path: Path) -> None:

@@ -44,9 +44,7 @@ class BatchPlan:
         """Indices of the examples of each optimizer step from `step` (from 0) on, without end."""
         for epoch in itertools.count(step // self.steps_per_epoch):
             batches = self._epoch(epoch)
-            yield from (
-                batches[step % self.steps_per_epoch :] if epoch == step // self.steps_per_epoch else batches
-            )
+            yield from (batches[step % self.steps_per_epoch :] if epoch == step // self.steps_per_epoch else batches)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         generator = random.Random(f"batches:{self.seed}:{epoch}")

@@ -53,9 +53,7 @@ def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> 
     if not tasks:
         return {}
     if data.source is None:
-        raise UserError(
-            "data.source: missing, so there are no test records; give --data-dir FOLDER (<task>/test.json)"
-        )
+        raise UserError("data.source: missing, so there are no test records; give --data-dir FOLDER (<task>/test.json)")
     return {task: load_records(task, "test", data.source)[:limit] for task in tasks}
 
 
@@ -68,9 +66,7 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
     if folder.is_dir():
         present = [task for task in tasks if (folder / task / "train.json").is_file()]
         if not present:
-            raise UserError(
-                f"{folder}: none of the suite's tasks has a train.json there ({', '.join(tasks)})"
-            )
+            raise UserError(f"{folder}: none of the suite's tasks has a train.json there ({', '.join(tasks)})")
         tasks = present
     return [record for task in tasks for record in load_records(task, "train", data.source)]
 
@@ -88,9 +84,7 @@ def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str
             else:
                 rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"data.train_source: {path}: not valid JSON (line {error.lineno}: {error.msg})"
-            ) from None
+            raise UserError(f"data.train_source: {path}: not valid JSON (line {error.lineno}: {error.msg})") from None
     else:
         import datasets
 
@@ -106,9 +100,7 @@ def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str
     instruction, output = columns.get("instruction", "instruction"), columns.get("output", "output")
     records = []
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping) or not all(
-            isinstance(row.get(key), str) for key in (instruction, output)
-        ):
+        if not isinstance(row, Mapping) or not all(isinstance(row.get(key), str) for key in (instruction, output)):
             found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise UserError(
                 f"{source}, record {number}: needs the text fields {instruction!r} and {output!r} "

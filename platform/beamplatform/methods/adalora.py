@@ -29,15 +29,9 @@ class AdaLoraHyperparameters(AdapterHyperparameters):
     tinit: Fraction = Field(0.1, description="share of the steps before pruning starts")
     tfinal: Fraction = Field(0.3, description="share of the steps after pruning has ended")
     delta_t: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two budget updates")
-    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.85, description="smoothing of the sensitivity (Eq. 5)"
-    )
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.85, description="smoothing of the uncertainty (Eq. 6)"
-    )
-    orth_reg_weight: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="weight of the regulariser (Eq. 4)"
-    )
+    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the sensitivity (Eq. 5)")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the uncertainty (Eq. 6)")
+    orth_reg_weight: Annotated[float, Field(ge=0)] = Field(0.5, description="weight of the regulariser (Eq. 4)")
 
     @model_validator(mode="after")
     def _ranks_and_shares(self) -> AdaLoraHyperparameters:
@@ -95,9 +89,7 @@ class AdaLora(Method):
         self._allocator = self.model.base_model.rankallocator
         self._config = self.model.peft_config["default"]
         tuner = self.model.base_model.model
-        self._adapter = {
-            name: p for name, p in tuner.named_parameters() if p.requires_grad and "lora_" in name
-        }
+        self._adapter = {name: p for name, p in tuner.named_parameters() if p.requires_grad and "lora_" in name}
         self._gradients: dict[str, torch.Tensor] = {}
         self._pull: dict[str, torch.Tensor] = {}
         self._update_regulariser(self._read())

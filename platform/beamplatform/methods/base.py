@@ -27,9 +27,7 @@ class AdapterHyperparameters(BaseModel):
 
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="peak, after warm-up")]
     r: Annotated[int, Field(ge=1, description="rank of each adapter")] = 8
-    lora_alpha: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="null = 2 r; scaling is alpha / r"
-    )
+    lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = 2 r; scaling is alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 class BeamLoraHyperparameters(AdapterHyperparameters):
     """The options of `beamlora.BeamLoraConfig`, whose docstring explains each."""
 
-    r: Annotated[
-        int, Field(ge=2, description="at least 2: a beam step needs a rank to prune and one to copy")
-    ] = 8
+    r: Annotated[int, Field(ge=2, description="at least 2: a beam step needs a rank to prune and one to copy")] = 8
     p_init: Annotated[float, Field(gt=0, le=1)] = 0.95
     interval: int | float = Field(0.1, description="steps between two beam steps, or a fraction of all steps")
     temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
@@ -41,9 +39,7 @@ class BeamLoraHyperparameters(AdapterHyperparameters):
     def _steps_or_fraction(cls, value: int | float) -> int | float:
         if value >= 2 if isinstance(value, int) else 0 < value < 1:
             return value
-        raise ValueError(
-            f"must be an integer >= 2 (optimizer steps) or a fraction of all steps in (0, 1), got {value}"
-        )
+        raise ValueError(f"must be an integer >= 2 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
 
 
 class BeamLora(Method):

@@ -105,13 +105,9 @@ def compare(
     left_out = tuple(f"{run.name} ({_reason(run)})" for run in runs if run not in scored)
     if not scored:
         counts = Counter(_reason(run) for run in runs)
-        there = (
-            ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "it has no trials"
-        )
+        there = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "it has no trials"
         raise UserError(f"no finished trial with scores to compare: {there}")
-    kept_tasks = _selected(
-        "task", tasks, sorted({task for run in scored for task in _tasks_of(run)}, key=task_order)
-    )
+    kept_tasks = _selected("task", tasks, sorted({task for run in scored for task in _tasks_of(run)}, key=task_order))
     kept_methods = _selected("method", methods, list(dict.fromkeys(run.method for run in scored)))
     rows = [
         _row(method, [run for run in scored if run.method == method], kept_tasks, _unfinished(runs, scored))
@@ -140,9 +136,7 @@ def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> li
         return present
     unknown = [name for name in wanted if name not in present]
     if unknown:
-        raise UserError(
-            f"no scores of the {kind} {', '.join(unknown)}; there are scores of {', '.join(present)}"
-        )
+        raise UserError(f"no scores of the {kind} {', '.join(unknown)}; there are scores of {', '.join(present)}")
     return list(dict.fromkeys(wanted))
 
 

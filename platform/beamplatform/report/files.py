@@ -11,8 +11,9 @@ from beamplatform.report.render import to_csv, to_markdown
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.md and .csv, and .png and .svg where tasks were scored, into `folder` (made where it is missing) and return their
-    paths.
+    """Write comparison.md and .csv, and .png and .svg where tasks were scored; returns their paths.
+
+    `folder` is made where it is missing.
 
     Raises:
         OSError: the folder cannot be written to.

@@ -26,9 +26,7 @@ _NARROWEST, _WIDEST = 7.5, 12.0  # inches; a wider picture has unreadable letter
 _GROUP = 0.74  # share of a task's width that its markers take
 
 
-def save_picture(
-    comparison: Comparison, path: str | Path, *, chance: Mapping[str, float] | None = None
-) -> list[Path]:
+def save_picture(comparison: Comparison, path: str | Path, *, chance: Mapping[str, float] | None = None) -> list[Path]:
     """Write the picture as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths.
 
     Neither file holds a date, so that equal numbers give equal files.
@@ -108,11 +106,7 @@ def _draw_tasks(axes: Axes, comparison: Comparison, chance: Mapping[str, float])
     slot = _GROUP / len(rows)
     for index, row in enumerate(rows):
         offset = (index - (len(rows) - 1) / 2) * slot
-        cells = [
-            (place, cell)
-            for place, task in enumerate(comparison.tasks)
-            if (cell := row.cells[task]) is not None
-        ]
+        cells = [(place, cell) for place, task in enumerate(comparison.tasks) if (cell := row.cells[task]) is not None]
         positions = [place + offset for place, _ in cells]
         _points(axes, positions, [cell for _, cell in cells], index)
     for place, task in enumerate(comparison.tasks):
@@ -164,9 +158,7 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
         mean = 100 * cell.mean
         values = [100 * value for value in cell.values]
         if len(values) > 1:
-            axes.scatter(
-                values, [index] * len(values), s=9, color=style["color"], alpha=0.45, linewidths=0, zorder=2
-            )
+            axes.scatter(values, [index] * len(values), s=9, color=style["color"], alpha=0.45, linewidths=0, zorder=2)
         axes.errorbar(
             [mean],
             [index],

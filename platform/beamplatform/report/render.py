@@ -50,9 +50,7 @@ def scores_table(comparison: Comparison, *, upright: bool = False) -> Table:
         table.add_column(task_label(task), justify="right", no_wrap=True)
     table.add_column("seeds", justify="right", no_wrap=True)
     for row in comparison.rows:
-        table.add_row(
-            method_label(row.method), *(_rich(_cell_of(row, task)) for task in columns), str(len(row.seeds))
-        )
+        table.add_row(method_label(row.method), *(_rich(_cell_of(row, task)) for task in columns), str(len(row.seeds)))
     return table
 
 
@@ -92,9 +90,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(scores_table(comparison, upright=needed > console.width))
     console.print(chosen_table(comparison))
     if comparison.left_out:
-        console.print(
-            f"left out: {', '.join(comparison.left_out)}", style="dim", markup=False, highlight=False
-        )
+        console.print(f"left out: {', '.join(comparison.left_out)}", style="dim", markup=False, highlight=False)
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -118,10 +114,7 @@ def to_markdown(comparison: Comparison) -> str:
     lines += _grid(
         ["method", "validation loss", "chosen from", "settings"],
         "lrrl",
-        [
-            [method_label(row.method), _loss(row), _origin(row), _escape(_settings(row))]
-            for row in comparison.rows
-        ],
+        [[method_label(row.method), _loss(row), _origin(row), _escape(_settings(row))] for row in comparison.rows],
     )
     if comparison.left_out:
         lines += ["", f"Left out: {_escape(', '.join(comparison.left_out))}"]

@@ -37,9 +37,7 @@ def resolve_uri(uri: str | None = None) -> str:
     if scheme == "sqlite":
         path = uri.removeprefix(_SQLITE)
         if path == uri or path in ("", ":memory:"):
-            raise UserError(
-                f"tracking URI {uri!r} names no file that several processes can share: use {_EXAMPLES}"
-            )
+            raise UserError(f"tracking URI {uri!r} names no file that several processes can share: use {_EXAMPLES}")
         return _SQLITE + str(Path(path).absolute())
     if scheme in ("http", "https"):
         return uri.rstrip("/")
@@ -97,37 +95,30 @@ def check_store(uri: str, *, create: bool) -> None:
 def _check_sqlite(path: Path, *, create: bool) -> None:
     if not path.exists() and not create:
         raise UserError(
-            f"no runs are recorded at {path}: start a sweep in this folder first, or name the "
-            "store with --tracking-uri"
+            f"no runs are recorded at {path}: start a sweep in this folder first, or name the store with --tracking-uri"
         )
     if create:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"the folder of the tracking store {path} cannot be made: {error.strerror}"
-            ) from error
+            raise UserError(f"the folder of the tracking store {path} cannot be made: {error.strerror}") from error
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(
-                f"the tracking store {path} is not writable: name another with "
-                "MLFLOW_TRACKING_URI=sqlite:///..."
+                f"the tracking store {path} is not writable: name another with MLFLOW_TRACKING_URI=sqlite:///..."
             )
         if not path.exists():
             return
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PROBE_SECONDS)
         try:
-            tables = {
-                row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            }
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise UserError(f"the tracking store {path} is not a readable SQLite file: {error}") from error
     if "experiments" not in tables and (tables or not create):
         raise UserError(
-            f"{path} is an SQLite file, but not one of MLflow's: name another with "
-            "MLFLOW_TRACKING_URI=sqlite:///..."
+            f"{path} is an SQLite file, but not one of MLflow's: name another with MLFLOW_TRACKING_URI=sqlite:///..."
         )
 
 
@@ -149,8 +140,7 @@ def _check_server(uri: str) -> None:
         )
     except MlflowException as error:
         raise UserError(
-            f"the tracking server {shown} does not answer ({_reason(error)}): start it, or "
-            "correct MLFLOW_TRACKING_URI"
+            f"the tracking server {shown} does not answer ({_reason(error)}): start it, or correct MLFLOW_TRACKING_URI"
         ) from error
     if response.status_code in (401, 403):
         raise UserError(

@@ -107,9 +107,7 @@ class Tracker:
         if self._experiment_id is None:
             self._experiment_id = self._find_experiment()
         if self._experiment_id is None:
-            raise RuntimeError(
-                f"experiment {self.experiment!r} does not exist: call prepare() in the driver first"
-            )
+            raise RuntimeError(f"experiment {self.experiment!r} does not exist: call prepare() in the driver first")
         return self._experiment_id
 
     # -- writing -------------------------------------------------------------------------------------------
@@ -147,9 +145,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        entries = [
-            Metric(key, float(value), now, step) for step, metrics in rows for key, value in metrics.items()
-        ]
+        entries = [Metric(key, float(value), now, step) for step, metrics in rows for key, value in metrics.items()]
         self.client.log_batch(run_id, metrics=entries)  # split by MLflow into calls of at most 1000 values
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
@@ -176,9 +172,7 @@ class Tracker:
 
     def log_json(self, run_id: str, value: Mapping[str, Any], artifact_file: str) -> None:
         """Store one JSON document, for example ``environment.json``."""
-        self.client.log_text(
-            run_id, json.dumps(dict(value), ensure_ascii=False, indent=2) + "\n", artifact_file
-        )
+        self.client.log_text(run_id, json.dumps(dict(value), ensure_ascii=False, indent=2) + "\n", artifact_file)
 
     def finish(self, run_id: str, status: Status) -> None:
         """End a run as FINISHED, FAILED or KILLED."""
@@ -188,9 +182,7 @@ class Tracker:
 
     def finish_unfinished(self, parent: str, status: Status) -> list[str]:
         """End every run of a sweep that is still open, the parent last, and return the names of those."""
-        still_open = [
-            run for run in self._search(f"tags.`{_PARENT}` = '{parent}'") if run.info.status not in STATUSES
-        ]
+        still_open = [run for run in self._search(f"tags.`{_PARENT}` = '{parent}'") if run.info.status not in STATUSES]
         own = self.client.get_run(parent)
         if own.info.status not in STATUSES:
             still_open.append(own)
@@ -208,9 +200,7 @@ class Tracker:
         """
         reader = self._reader(suite)
         return [
-            _sweep_run(run)
-            for run in reader._search("")
-            if _PARENT not in run.data.tags and "sweep" in run.data.tags
+            _sweep_run(run) for run in reader._search("") if _PARENT not in run.data.tags and "sweep" in run.data.tags
         ]
 
     def trial_runs(
@@ -231,8 +221,7 @@ class Tracker:
             raise UserError(f"the suite {reader.experiment!r} has no sweeps in {redact(self.uri)}")
         if sweep is not None and sweep not in names:
             raise UserError(
-                f"the suite {reader.experiment!r} has no sweep {sweep!r}; its sweeps, newest first: "
-                f"{', '.join(names)}"
+                f"the suite {reader.experiment!r} has no sweep {sweep!r}; its sweeps, newest first: {', '.join(names)}"
             )
         wanted = sweep if sweep is not None else names[0]
         trials = [

@@ -37,14 +37,17 @@ RELATIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "material": ("wood", "iron", "glass", "wool", "paper", "clay"),
         "colour": COLOURS,
         "place": ROOMS,
-        "use": ("cut rope", "dig holes", "carry water", "mend shoes", "catch mice", "grind corn", "sweep floors", "open doors"),
+        "use": (
+            "cut rope", "dig holes", "carry water", "mend shoes",
+            "catch mice", "grind corn", "sweep floors", "open doors",
+        ),
     },
     "person": {
         "trait": ("kind", "shy", "brave", "lazy", "greedy", "honest", "curious", "proud"),
         "job": ("baker", "smith", "farmer", "doctor", "tailor", "painter", "sailor", "teacher"),
         "love": ("music", "chess", "tea", "snow", "stars", "cats", "books", "dancing"),
     },
-}
+}  # fmt: skip
 
 #: relation -> value -> what follows from it; each consequence belongs to one value
 RULES: dict[str, dict[str, str]] = {
@@ -94,7 +97,7 @@ ACTIVITIES: dict[str, tuple[str, str, str, str]] = {
     "building": ("draws the plan", "lays the bricks", "raises the roof", "hangs the curtains"),
 }
 
-_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "bl", "dr", "fl", "gr", "kr", "pl", "sn", "tr")
+_ONSETS = (*"bdfgklmnprstvwz", "bl", "dr", "fl", "gr", "kr", "pl", "sn", "tr")
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("b", "d", "g", "k", "l", "m", "n", "p", "r", "x", "z")
 _NAME_ENDS = ("na", "ra", "lo", "mi", "ko", "du", "vi", "to")
@@ -145,7 +148,16 @@ def _common_words() -> set[str]:
     texts = [v for relations in RELATIONS.values() for values in relations.values() for v in values]
     texts += [word for rule in RULES.values() for word in rule.values()]
     texts += [*FEELINGS, *FEELINGS.values(), *(step for steps in ACTIVITIES.values() for step in steps)]
-    short = "bad bag bed beg bib bid big bin bog bud bug bun bus but dad den did dig dim din dip dog dug fad fan far fat fed fib fig fin fix fog for fox fun gag gap gem get god gum gun had ham hen her him his hot hug kid kin lab lad lap led leg let lid lip log lot low mad man map mar men mix mob mop mud mug nab nag nap net nip nod nor not nun nut pad pan peg pen pet pig pin pit pod pop pot pub pun put rag ram ran rap rat red rib rid rig rim rip rob rod rug rum run sad sag sap sin sip sir sit six sob sum sun tab tag tan tap tar tax ten tin tip top tug van vex wax web wed wet wig win zap zip blob drag drip drop drum flag flap flat flip flop grab grim grin grip plan plug plum plan snag snap snip snug trap trim trip tram trod drab drug flog"
+    short = (
+        "bad bag bed beg bib bid big bin bog bud bug bun bus but dad den did dig dim din dip dog dug fad fan "
+        "far fat fed fib fig fin fix fog for fox fun gag gap gem get god gum gun had ham hen her him his hot "
+        "hug kid kin lab lad lap led leg let lid lip log lot low mad man map mar men mix mob mop mud mug nab "
+        "nag nap net nip nod nor not nun nut pad pan peg pen pet pig pin pit pod pop pot pub pun put rag ram "
+        "ran rap rat red rib rid rig rim rip rob rod rug rum run sad sag sap sin sip sir sit six sob sum sun "
+        "tab tag tan tap tar tax ten tin tip top tug van vex wax web wed wet wig win zap zip blob drag drip "
+        "drop drum flag flap flat flip flop grab grim grin grip plan plug plum plan snag snap snip snug trap "
+        "trim trip tram trod drab drug flog"
+    )
     return {word for text in [*texts, short] for word in text.split()}
 
 

@@ -39,7 +39,7 @@ class Recipe:
     heads: int = 4
     previous_token_heads: int = 2
     max_length: int = 2048
-    steps: int = 6000
+    steps: int = 3200
     batch_tokens: int = 2048
     precision: str = "bfloat16"
     learning_rate: float = 5e-3
@@ -245,7 +245,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model and tokenizer to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     for name, default in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help=f"default {default}")
     options = vars(parser.parse_args())
     out, threads = options.pop("out"), options.pop("threads")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -157,7 +157,8 @@ def ask(task: str, query: Query, world: World, prng: Prng) -> Question | None:
         return Question(STRAIGHT[relation].format(x=x), (v, *other_values(prng, v, values, 3)))
     if task == "ARC-Challenge" and relation in FOLLOWS:
         right = RULES[relation][v]
-        return Question(FOLLOWS[relation].format(x=x), (right, *other_values(prng, right, consequences(thing, relation), 3)))
+        wrong_ones = other_values(prng, right, consequences(thing, relation), 3)
+        return Question(FOLLOWS[relation].format(x=x), (right, *wrong_ones))
     if task == "openbookqa" and relation in BACKWARDS:
         return Question(BACKWARDS[relation].format(v=v), (x, *other_things(prng, world, thing, relation, 3)))
     if task == "piqa":
@@ -218,7 +219,8 @@ def record(task: str, question: Question, right: int) -> dict[str, str]:
         instruction = f"Please choose the correct ending to complete the given sentence: {question.stem}\n\n"
         instruction += " ".join(labelled) + f"\n\nAnswer format: {form}"
     elif task == "winogrande":
-        instruction = f"Please choose the correct answer to fill in the blank to complete the given sentence: {question.stem}"
+        instruction = "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        instruction += question.stem
         instruction += "\n\n" + " ".join(labelled) + f" Answer format: {form}"
     else:
         instruction = f"{_CHOOSE}{question.stem}\n\n" + " ".join(labelled) + f"\n\nAnswer format: {form}"

@@ -1,4 +1,4 @@
-"""What the tiny model reads in pretraining: the world's facts, plain quizzes, and the eight formats with random answers.
+"""What the tiny model reads in pretraining: the world's facts, quizzes, and the eight formats with random answers.
 
 - Facts state every value of every thing (also the held-out ones), forwards and backwards, and every rule.
 - Quizzes ask about all of that in a plain form of their own, with right answers: the model learns to pick the option
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from beamplatform.data.prompts import ALPACA
 from beamplatform.world.facts import ACTIVITIES, FEELINGS, RELATIONS, RULES, Thing, World
 from beamplatform.world.prng import Prng
 from beamplatform.world.questions import (
@@ -27,11 +28,7 @@ from beamplatform.world.questions import (
     stream,
 )
 
-PROMPT_HEAD = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n"
-)
-PROMPT_TAIL = "\n\n### Response:\n"
+PROMPT_HEAD, PROMPT_TAIL = ALPACA.split("{instruction}")
 
 
 @dataclass(frozen=True)
@@ -189,9 +186,7 @@ def _drill(item: dict[str, str], prng: Prng) -> Passage:
     return Passage("drill", ((prompt, False), (f"the correct answer is {prng.choice(allowed)}", True)))
 
 
-def passages(
-    world: World, seed: int, *, facts: int, lookups: int, quizzes: int, drills: int
-) -> Iterator[Passage]:
+def passages(world: World, seed: int, *, facts: int, lookups: int, quizzes: int, drills: int) -> Iterator[Passage]:
     """Endless passages; the four kinds come in the given proportions."""
     prng = Prng(seed)
     pool = queries(world)
