@@ -77,6 +77,9 @@ class SweepProgress:
         trial.state, trial.note = "done", f"{100 * score:.1f} %" if score is not None else ""
         self._line(f"evaluated {trial.name}  {trial.note}".rstrip())
 
+    def ended_early(self, index: int) -> None:
+        self.trials[index].state = "failed"
+
     def failed(self, index: int, reason: str) -> None:
         trial = self.trials[index]
         trial.state, trial.note = "failed", reason

@@ -103,5 +103,9 @@ class _Events(Callback):
         self._progress.advance(index, result["step"], losses[-1] if losses else None)
         self._recorder.add(index, result["rows"])
 
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        # The reason is told when all have ended: Tune gives it with the results.
+        self._progress.ended_early(trial.config[_INDEX])
+
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._progress.trained(trial.config[_INDEX])
