@@ -29,7 +29,7 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY, "--seeds", "0,x"], "--seeds 0,x: .*valid integer"),
         ("sweep.py", [*TINY, "--data-dir", "/nowhere"], "no data folder at /nowhere"),
         ("sweep.py", [*TINY, "--set", "methods.lora.r=200"], r"rank 200 is larger than .* \[\d+, \d+\]; allowed"),
-        ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 200"),
+        ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 100"),
         ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[nope]"], "no such layer .* allowed: .*q_proj"),
         ("sweep.py", [*TINY, "--set", "model.path=/nowhere"], "cannot read a model configuration from /nowhere"),
         ("train.py", [*TINY, "--method", "dorra"], "--method dorra: .*allowed: beamlora, lora, dora, adalora"),
