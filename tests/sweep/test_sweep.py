@@ -174,8 +174,10 @@ def test_own_data_in_a_relative_folder(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_trial_is_named_and_the_others_go_on(root: Path, tmp_path: Path) -> None:
-    huge = f"methods.lora.lora_alpha={{grid: [16, {10**39}]}}"
-    arguments = ["--methods", "lora", "--seeds", "0", "--name", "half", "--set", "training.max_steps=5", "--set", huge]
+    # Weights times (1 - learning rate x decay) each step: 0 at the lower rate, ever larger at the higher one.
+    arguments = ["--methods", "lora", "--seeds", "0", "--name", "half", "--set", "training.max_steps=20"]
+    arguments += ["--set", "training.weight_decay=1000", "--set", "training.schedule=constant"]
+    arguments += ["--set", "training.warmup=0", "--set", "methods.lora.learning_rate={grid: [1e-3, 0.99]}"]
     done = subprocess.run(command(root, *arguments), cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 of 2 trials failed" in done.stdout
