@@ -187,6 +187,8 @@ def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: 
     process = subprocess.Popen(
         command(root, *arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
+        # A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     log = tmp_path / "runs" / "stopped" / "log.txt"
     deadline = time.monotonic() + 200
