@@ -10,8 +10,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from beamlora.search import BeamReport, BeamSearch
 
-STATE_FILE = "beam_search.safetensors"
-
 
 class BeamLoraCallback(TrainerCallback):
     """`Trainer(model, ..., callbacks=[BeamLoraCallback(seed=0)])` trains BeamLoRA, beam steps included.
@@ -60,13 +58,13 @@ class BeamLoraCallback(TrainerCallback):
         )
         if state.global_step > 0:
             folder = self._resume_from or _checkpoint_folder(args, state)
-            path = Path(folder) / STATE_FILE
-            if not path.is_file():
+            try:
+                self.search.load_state(folder)
+            except FileNotFoundError as error:
                 raise FileNotFoundError(
-                    f"{path} is missing: training resumes at step {state.global_step} without the state of "
+                    f"{error}: training resumes at step {state.global_step} without the state of "
                     "its beam search; name the checkpoint's folder with BeamLoraCallback(resume_from=...)"
-                )
-            self.search.load_state(path)
+                ) from None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One optimizer step has been taken."""
@@ -88,8 +86,9 @@ class BeamLoraCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A checkpoint has been written: add the search's state."""
         folder = _checkpoint_folder(args, state)
-        if self.search is not None and state.is_world_process_zero and folder.is_dir():
-            self.search.save_state(folder / STATE_FILE)
+        if self.search is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.search.save_state(folder)
 
 
 def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -1,51 +1,103 @@
-"""Reading and writing full weights, moments and gradients, wherever the optimizer keeps them.
+"""Reading and writing weights, moments and gradients, wherever the optimizer keeps them.
 
-A torch optimizer keeps moments beside each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments
-flat and sharded over the workers, and the weights of the forward pass as separate copies. Both look the same
-through `OptimizerAccess`. Under ZeRO every method except `holds` is collective: all workers call it, in the
-same order, and all get or pass the same full tensors.
+A torch optimizer keeps moments beside each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments flat and
+sharded over the workers, and the weights of the forward pass as separate copies. Both look the same through
+`OptimizerAccess`: each worker reaches its own `Shard` of a parameter without speaking to the others. Whole parameters
+(`value`, `read`, `write`, `gradient`) are collective: all workers call them, in the same order.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from beamlora.state import ParameterState
+from beamlora.state import ParameterState, Shard
+from beamlora.workers import join_parts
 
 
-class OptimizerAccess(Protocol):
-    """What a beam step needs of an optimizer. Tensors returned are copies, in at least float32."""
+class OptimizerAccess(ABC):
+    """What a beam step, a mask or a checkpoint needs of an optimizer.
 
+    sharded: whether a worker holds only a part of each parameter.
+    group: the process group that the parts are spread over (None: all processes).
+    """
+
+    sharded: bool = False
+    group: Any = None
+
+    @abstractmethod
     def holds(self, parameter: nn.Parameter) -> bool:
         """Whether the optimizer trains this parameter."""
 
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        """The weights, from the master copy where there is one."""
+    @abstractmethod
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        """This worker's part, as views. There are no moments before the first optimizer step."""
 
-    def read(self, parameter: nn.Parameter) -> ParameterState:
-        """Weights and moments. There are no moments before the first optimizer step."""
+    @abstractmethod
+    def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """What the inner optimizer steps: each of its tensors with its state (moments and step counts)."""
 
-    def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        """Set weights and moments. The next forward pass uses the new weights."""
+    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:  # noqa: B027
+        """Set elements of the flattened forward weights, where these are other tensors than the master weights."""
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The gradient of the coming optimizer step, the mean over workers. Call after backward."""
+        """The whole gradient of the coming optimizer step, the mean over workers. Call after backward."""
+        return None if parameter.grad is None else _full_precision(parameter.grad)
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """A copy of the whole weights in at least float32, from the master weights where there are such."""
+        return self._whole(parameter, [self.shard(parameter).value])[0]
+
+    def read(self, parameter: nn.Parameter) -> ParameterState:
+        """A copy of the whole weights and moments, in at least float32."""
+        tensors = self.shard(parameter).tensors()
+        whole = dict(zip(tensors, self._whole(parameter, list(tensors.values())), strict=True))
+        return ParameterState(whole.pop("value"), whole)
+
+    @torch.no_grad()
+    def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
+        """Set whole weights and moments, the same on every worker. The next forward pass uses the new weights."""
+        shard, whole = self.shard(parameter), state.tensors()
+        for name, tensor in shard.tensors().items():
+            tensor.copy_(whole[name].flatten()[shard.start :][: tensor.numel()])
+        self.refresh(parameter, slice(0, state.value.numel()), state.value.flatten())
+
+    def _whole(self, parameter: nn.Parameter, parts: list[Tensor]) -> list[Tensor]:
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if not self.sharded:
+            return [_full_precision(part).view(shape) for part in parts]
+        start, numel = self.shard(parameter).start, torch.Size(shape).numel()
+        whole = torch.zeros(len(parts), numel, dtype=torch.float32, device=parameter.device)
+        for row, part in zip(whole, parts, strict=True):
+            row[start : start + part.numel()] = part
+        return [row.view(shape) for row in join_parts(whole, self.group)]
 
 
 def optimizer_access(optimizer: Any) -> OptimizerAccess:
-    """The access for torch's optimizers, DeepSpeed's (ZeRO 1 to 3), or either inside accelerate's wrapper.
+    """The access for torch's optimizers, DeepSpeed's (ZeRO 0 to 3), or either inside accelerate's wrapper.
 
     Raises:
-        TypeError: any other object, or a DeepSpeed optimizer without ZeRO's fp32 master weights.
+        TypeError: any other object, or a DeepSpeed optimizer whose fp32 master weights are out of reach.
     """
     if type(optimizer).__module__.startswith("accelerate."):
         optimizer = optimizer.optimizer
     if type(optimizer).__module__.startswith("deepspeed.runtime."):
-        return DeepSpeedAccess(optimizer)
+        if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+            return Zero3Access(optimizer)
+        if hasattr(optimizer, "fp32_groups") and hasattr(optimizer, "fp16_groups"):
+            return MasterCopyAccess(optimizer)
+        for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if hasattr(optimizer, name):
+                return Zero12Access(optimizer, getattr(optimizer, name))
+        raise TypeError(
+            f"{type(optimizer).__qualname__} keeps no fp32 master weights that BeamLoRA can reach: "
+            "use ZeRO stage 0, 1, 2 or 3 with a torch optimizer"
+        )
     if isinstance(optimizer, torch.optim.Optimizer):
         return TorchAccess(optimizer)
     raise TypeError(
@@ -58,7 +110,7 @@ def _full_precision(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
 
-class TorchAccess:
+class TorchAccess(OptimizerAccess):
     """Any torch optimizer. Every state tensor of the parameter's own shape counts as a moment."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -67,32 +119,16 @@ class TorchAccess:
     def holds(self, parameter: nn.Parameter) -> bool:
         return any(p is parameter for group in self._optimizer.param_groups for p in group["params"])
 
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        return _full_precision(parameter)
-
-    def read(self, parameter: nn.Parameter) -> ParameterState:
+    def shard(self, parameter: nn.Parameter) -> Shard:
         """As in OptimizerAccess.
 
         Raises:
             TypeError: the optimizer's moments are factored or quantized, so that a rank's share cannot be
             copied.
         """
-        moments = self._moments(parameter)
-        return ParameterState(self.value(parameter), {name: _full_precision(m) for name, m in moments.items()})
-
-    @torch.no_grad()
-    def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        parameter.copy_(state.value)
-        for name, moment in self._moments(parameter).items():
-            moment.copy_(state.moments[name])
-
-    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        return None if parameter.grad is None else _full_precision(parameter.grad)
-
-    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         # Tensors of one element are step counts, which a beam step leaves alone.
         state = self._optimizer.state.get(parameter, {})
-        tensors = {name: t for name, t in state.items() if isinstance(t, Tensor) and t.numel() > 1}
+        tensors = {name: t for name, t in state.items() if isinstance(t, Tensor) and (t.ndim > 0 or t.numel() > 1)}
         for name, tensor in tensors.items():
             if tensor.shape != parameter.shape or not tensor.is_floating_point():
                 raise TypeError(
@@ -100,54 +136,22 @@ class TorchAccess:
                     f"{list(tensor.shape)} for a parameter of shape {list(parameter.shape)}: a beam step "
                     "copies moments rank by rank and needs them in that shape (AdamW, SGD with momentum)"
                 )
-        return tensors
+        return Shard(0, parameter.detach().view(-1), {name: tensor.view(-1) for name, tensor in tensors.items()})
+
+    def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                yield parameter, self._optimizer.state[parameter]
 
 
-class DeepSpeedAccess:
-    """DeepSpeed's ZeRO stages 1, 2 and 3, in float32 or in bf16 with fp32 master weights.
+class _DeepSpeedAccess(OptimizerAccess):
+    """What DeepSpeed's stages share: a torch optimizer over fp32 master weights that are not the forward weights."""
 
-    DeepSpeed's setters change the master weights only: the copies that the forward pass uses stay stale until
-    the next optimizer step. `write` therefore refreshes those too.
-    """
+    sharded = True
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: Any, flats: list[Tensor]) -> None:
         self._optimizer = optimizer
-        # The flat fp32 shards of stage 3, of stages 1 and 2, and of stage 1 in bf16 with fp32 gradients.
-        for name in (
-            "fp32_partitioned_groups_flat",
-            "single_partition_of_fp32_groups",
-            "fp32_groups_flat_partition",
-        ):
-            if hasattr(optimizer, name):
-                self._flat_name = name
-                return
-        raise TypeError(
-            f"{type(optimizer).__qualname__} keeps no fp32 master weights that BeamLoRA can reach: "
-            "use ZeRO stage 1, 2 or 3 (or stage 0 in float32)"
-        )
-
-    def holds(self, parameter: nn.Parameter) -> bool:
-        return hasattr(parameter, "_z3_optimizer" if hasattr(parameter, "ds_id") else "_hp_mapping")
-
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return _full_precision(safe_get_full_fp32_param(parameter))
-
-    def read(self, parameter: nn.Parameter) -> ParameterState:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        moments = {
-            name: _full_precision(safe_get_full_optimizer_state(parameter, name)) for name in self._moment_names()
-        }
-        return ParameterState(self.value(parameter), moments)
-
-    @torch.no_grad()
-    def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        if hasattr(parameter, "ds_id"):
-            self._write_stage_3(parameter, state)
-        else:
-            self._write_stages_1_2(parameter, state)
+        self._flats = flats
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         from deepspeed.utils import safe_get_full_grad
@@ -155,40 +159,98 @@ class DeepSpeedAccess:
         gradient = safe_get_full_grad(parameter)
         return None if gradient is None else _full_precision(gradient)
 
-    def _write_stages_1_2(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for flat in self._flats:
+            yield flat, self._optimizer.optimizer.state[flat]
 
-        safe_set_full_fp32_param(parameter, state.value)
-        for name, moment in state.moments.items():
-            safe_set_full_optimizer_state(parameter, moment, name)
-        parameter.data.copy_(state.value)
-
-    def _write_stage_3(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        # The full setters fail where a parameter's size is not a multiple of the number of workers: its last
-        # shard is padded. The local setters take the padded shard.
-        import deepspeed
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        safe_set_local_fp32_param(parameter, _padded_shard(parameter, state.value))
-        for name, moment in state.moments.items():
-            safe_set_local_optimizer_state(parameter, _padded_shard(parameter, moment), name)
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(state.value)
-
-    def _moment_names(self) -> list[str]:
-        # From the flat shard and not from the parameter: under stages 1 and 2 a worker without a share in a
-        # parameter knows nothing of its moments, and would leave the others waiting in the collective.
-        for shard in getattr(self._optimizer, self._flat_name):
-            state = self._optimizer.optimizer.state.get(shard, {})
-            names = [name for name, t in state.items() if isinstance(t, Tensor) and t.shape == shard.shape]
-            if names:
-                return sorted(names)
-        return []
+    def _views(self, flat: Tensor, offset: int, size: int, start: int) -> Shard:
+        """The shard that lies in `flat` from `offset` on."""
+        state = self._optimizer.optimizer.state.get(flat, {})
+        moments = {
+            name: t.narrow(0, offset, size)
+            for name, t in sorted(state.items())
+            if isinstance(t, Tensor) and t.shape == flat.shape
+        }
+        return Shard(start, flat.detach().narrow(0, offset, size), moments)
 
 
-def _padded_shard(parameter: Any, full: Tensor) -> Tensor:
-    """This worker's share of a ZeRO-3 parameter [shard size], zero behind the parameter's end."""
-    size, group = parameter.ds_tensor.numel(), parameter.ds_process_group
-    padded = full.new_zeros(size * dist.get_world_size(group))
-    padded[: full.numel()] = full.flatten()
-    return padded[size * dist.get_rank(group) :][:size]
+class Zero12Access(_DeepSpeedAccess):
+    """ZeRO stages 1 and 2: every worker has whole forward weights, and a stretch of the flat master weights."""
+
+    def __init__(self, optimizer: Any, flats: list[Tensor]) -> None:
+        super().__init__(optimizer, flats)
+        self.group = optimizer.dp_process_group
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        return hasattr(parameter, "_hp_mapping")
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            # A worker without a part: the moments' names are still those of the others, for their collectives.
+            return self._views(self._flats[0], 0, 0, 0)
+        there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+        return self._views(self._flats[mapping.param_group_index], here.start, here.numel, there.start)
+
+    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
+        parameter.data.view(-1)[elements] = values.to(parameter)
+
+
+class Zero3Access(_DeepSpeedAccess):
+    """ZeRO stage 3: forward and master weights are both sharded, each parameter cut into equal, padded parts."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer, optimizer.fp32_partitioned_groups_flat)
+        self.group = optimizer.dp_process_group
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        return hasattr(parameter, "_z3_optimizer")
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        optimizer: Any = self._optimizer
+        group, offset, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start, size = self._range(parameter, padded)
+        return self._views(self._flats[group], offset, size, start)
+
+    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
+        live: Any = parameter
+        if live.data.numel() == live.ds_numel:  # small parameters stay whole on every worker
+            live.data.view(-1)[elements] = values.to(live)
+        start, size = self._range(parameter, live.ds_tensor.numel())
+        first, stop, stride = elements.indices(live.ds_numel)
+        begin = max(0, -(-(start - first) // stride))
+        end = max(begin, -(-(min(stop, start + size) - first) // stride))
+        if end > begin:
+            offset = first + begin * stride - start
+            part = slice(offset, offset + (end - begin - 1) * stride + 1, stride)
+            live.ds_tensor.data.view(-1)[part] = values[begin:end].to(live.ds_tensor)
+
+    def _range(self, parameter: Any, padded: int) -> tuple[int, int]:
+        start = min(padded * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)
+        return start, min(padded, parameter.ds_numel - start)
+
+
+class MasterCopyAccess(_DeepSpeedAccess):
+    """Stage 0 in bf16: nothing is sharded; every parameter has an fp32 master copy on every worker."""
+
+    sharded = False
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer, [master for group in optimizer.fp32_groups for master in group])
+        live = (p for group in optimizer.fp16_groups for p in group)
+        self._masters = {id(p): master for p, master in zip(live, self._flats, strict=True)}
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        return id(parameter) in self._masters
+
+    def shard(self, parameter: nn.Parameter) -> Shard:
+        master = self._masters[id(parameter)]
+        state = self._optimizer.optimizer.state.get(master, {})
+        moments = {n: t.view(-1) for n, t in sorted(state.items()) if isinstance(t, Tensor) and t.shape == master.shape}
+        return Shard(0, master.detach().view(-1), moments)
+
+    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
+        parameter.data.view(-1)[elements] = values.to(parameter)
+
+    def gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        return OptimizerAccess.gradient(self, parameter)

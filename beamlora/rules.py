@@ -15,8 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from beamlora.state import Factors, ParameterState
-
 Curve = Literal["cosine", "linear", "constant"]
 
 # Sums of equal scores miss the threshold by rounding alone (0.05 added up twenty times is not 1 in binary):
@@ -151,55 +149,8 @@ def pair_ranks(scores: Tensor, count: int, generator: torch.Generator, *, assess
     return RankPairs(pruned, expanded[torch.randperm(count, generator=generator)])
 
 
-def _adopt(target: Tensor, source: Tensor, pairs: RankPairs, rank_dim: int) -> Tensor:
-    """`target` with its pruned ranks taken from their parents in `source`, maybe on another device."""
-    children = source.index_select(rank_dim, pairs.parents.to(source.device))
-    return target.index_copy(rank_dim, pairs.pruned.to(target.device), children.to(target.device))
-
-
-def _operate_factor(
-    current: ParameterState,
-    source: ParameterState | None,
-    pairs: RankPairs,
-    rank_dim: int,
-    copy_moments: bool,
-) -> ParameterState:
-    if source is None:
-        pruned = pairs.pruned.to(current.value.device)
-        return current.map(lambda tensor: tensor.index_fill(rank_dim, pruned, 0))
-    value = _adopt(current.value, source.value, pairs, rank_dim)
-    if not copy_moments:
-        return ParameterState(value, current.moments)
-    moments = {n: _adopt(m, source.moments[n], pairs, rank_dim) for n, m in current.moments.items()}
-    return ParameterState(value, moments)
-
-
-def operate_factors(
-    current: Factors, source: Factors | None, pairs: RankPairs, *, copy_moments: bool = True
-) -> Factors:
-    """The factors of one module after a beam step (Eq. 6 to 12): pruned ranks hold their parents' snapshot.
-
-    source: the snapshot; the current factors for the ablation "without history"; None for the ablation
-        "without expansion", which sets the pruned ranks and their moments to zero.
-    copy_moments: the child also takes its parent's optimizer moments (Eq. 12). The reference means to, but
-        writes into a temporary copy, so that its children keep the moments of the ranks they replace (False).
-
-    All other ranks, the parents among them, keep their current values and moments. Nothing changes in place.
-    """
-    source_a, source_b = (source.a, source.b) if source else (None, None)
-    return Factors(
-        _operate_factor(current.a, source_a, pairs, 0, copy_moments),
-        _operate_factor(current.b, source_b, pairs, 1, copy_moments),
-    )
-
-
-def operate_scores(current: ParameterState, pairs: RankPairs, *, reset_moments: bool = True) -> ParameterState:
-    """The raw scores g after a beam step: child and parent both get the mean of the pair.
-
-    reset_moments: the moments of the whole vector g become zero (reference only).
-    """
-    pruned, parents = pairs.pruned.to(current.value.device), pairs.parents.to(current.value.device)
-    mean = (current.value[pruned] + current.value[parents]) / 2
-    value = current.value.index_copy(0, pruned, mean).index_copy(0, parents, mean)
-    moments = {name: torch.zeros_like(m) for name, m in current.moments.items()} if reset_moments else current.moments
-    return ParameterState(value, moments)
+def average_scores(scores: Tensor, pairs: RankPairs) -> Tensor:
+    """The raw scores g [r] after a beam step: child and parent both get the mean of the pair."""
+    pruned, parents = pairs.pruned.to(scores.device), pairs.parents.to(scores.device)
+    mean = (scores[pruned] + scores[parents]) / 2
+    return scores.index_copy(0, pruned, mean).index_copy(0, parents, mean)

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beamlora.config import BeamLoraConfig
+from beamlora.exchange import LayerFactors, RankExchange, own_part
+from beamlora.fragments import Fragments, write_fragments
 from beamlora.layer import BeamLinear
 from beamlora.optimizer_access import optimizer_access
+from beamlora.ranks import Factor
 from beamlora.rules import (
     BeamSchedule,
     Curve,
-    operate_factors,
-    operate_scores,
+    RankPairs,
+    average_scores,
     operated_counts,
     pair_ranks,
     pairing_generator,
     score_weights,
     window_end,
 )
-from beamlora.state import Factors, ParameterState
+from beamlora.workers import check_agreement, join_parts, worker_count
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +51,13 @@ class BeamReport:
 
     operated: for every module with operated ranks, its (pruned rank, parent rank) pairs. Without expansion
         the parent is the rank that would have been copied.
+    bytes_moved: what this worker gave to collectives; 0 where nothing is sharded.
     """
 
     step: int
     threshold: float
     operated: dict[str, list[tuple[int, int]]]
+    bytes_moved: int = 0
 
     @property
     def operated_ranks(self) -> int:
@@ -65,7 +72,8 @@ class BeamSearch:
     t % interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the
     snapshot is taken one update later, because its counters lag behind; the difference is far below noise.
 
-    Under ZeRO, `step` and `scores` are collective: every worker calls them.
+    Under ZeRO, `step` and `scores` are collective: every worker calls them. Snapshots stay sharded, and a beam
+    step moves the operated ranks alone between workers.
 
     Args:
         model: a PEFT model with a BeamLoRA adapter, bare or in DistributedDataParallel or DeepSpeed's engine.
@@ -111,7 +119,8 @@ class BeamSearch:
         needs_snapshot = self.config.expansion and self.config.history
         self._snapshot_steps = {self.schedule.snapshot_step(t): t for t in self._beam_steps if needs_snapshot}
         self._step = 0
-        self._snapshot: dict[str, Factors] = {}
+        layers = {name: _layer_factors(layer, adapter_name) for name, layer in self._layers.items()}
+        self._exchange = RankExchange(self._access, layers, self.config.snapshot_device)
 
     @property
     def planned_steps(self) -> tuple[int, ...]:
@@ -119,29 +128,33 @@ class BeamSearch:
         return tuple(sorted(self._beam_steps))
 
     def step(self) -> BeamReport | None:
-        """Count one optimizer step. Returns a report when it was a beam step."""
+        """Count one optimizer step. Returns a report when it was a beam step.
+
+        Raises:
+            RuntimeError: the workers do not agree on the ranks to operate.
+        """
         self._step += 1
         if self._step in self._snapshot_steps:
-            self._take_snapshot()
+            self._exchange.take_snapshot()
         return self._operate() if self._step in self._beam_steps else None
 
     def scores(self) -> dict[str, Tensor]:
         """The softmax scores s [r] of every module, summing to 1, in float64 on the CPU."""
-        raw = {name: self._access.value(self._scores_of(layer)) for name, layer in self._layers.items()}
-        return {name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in raw.items()}
+        return {
+            name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in self._raw_scores().items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: {"step": int, "settings": plain values, "snapshot": tensors by name}."""
-        snapshot = {
-            f"{name}/{factor}/{entry}": tensor
-            for name, factors in self._snapshot.items()
-            for factor, state in (("a", factors.a), ("b", factors.b))
-            for entry, tensor in (("value", state.value), *state.moments.items())
-        }
-        return {"step": self._step, "settings": self._settings(), "snapshot": snapshot}
+        """What a resumed run needs: {"step": int, "settings": plain values, "snapshot": {name: (start, stretch)}}.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        Under ZeRO the snapshot is this worker's part: every worker saves its own. (`save_state` puts them into files
+        that another number of workers can load.)
+        """
+        return {"step": self._step, "settings": self._settings(), "snapshot": self._exchange.parts()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken: by this worker among as many as now, or, if its snapshot is a `Fragments`,
+        by any number of workers.
 
         Raises:
             ValueError: the state belongs to a run with other settings or layers, or lacks its snapshot.
@@ -150,70 +163,95 @@ class BeamSearch:
             saved = state["settings"].get(name)
             if saved != value:
                 raise ValueError(f"the saved beam search has {name}={saved!r}, this run has {name}={value!r}")
-        step = int(state["step"])
-        snapshot = self._read_snapshot(state["snapshot"])
+        step, parts = int(state["step"]), state["snapshot"]
+        parts = parts if isinstance(parts, Fragments) else Fragments.of(parts)
         due = any(taken <= step < used for taken, used in self._snapshot_steps.items())
-        if due and snapshot.keys() != self._layers.keys():
-            missing = sorted(self._layers.keys() - snapshot.keys())
-            raise ValueError(f"the saved beam search of step {step} lacks the snapshot of {', '.join(missing)}")
-        self._step, self._snapshot = step, snapshot
+        if due:
+            self._exchange.load(parts)
+        else:
+            self._exchange.drop_snapshot()
+        self._step = step
 
-    def save_state(self, path: str | Path) -> None:
-        """Write `state_dict` to one safetensors file. All workers hold the same: let one of them write."""
+    def save_state(self, folder: str | Path) -> None:
+        """Write this worker's part of `state_dict` to a safetensors file in `folder`. Every worker calls it."""
+        workers = worker_count(self._access.group) if self._access.sharded else 1
+        worker = dist.get_rank(self._access.group) if worker_count() > 1 else 0
+        if worker >= workers:
+            return  # all hold the same
         state = self.state_dict()
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.pop("snapshot").items()}
-        save_file(tensors, path, metadata={"beam_search": json.dumps(state)})
+        path = Path(folder) / f"beam_search-{worker:05}-of-{workers:05}.safetensors"
+        write_fragments(path, state.pop("snapshot"), {"beam_search": json.dumps(state)})
 
-    def load_state(self, path: str | Path) -> None:
-        """Continue from a file of `save_state`.
+    def load_state(self, folder: str | Path) -> None:
+        """Continue from the files of `save_state`, written by any number of workers.
 
         Raises:
-            ValueError: as `load_state_dict`, or a safetensors file of something else.
+            FileNotFoundError: some of them are missing.
+            ValueError: as `load_state_dict`, or safetensors files of something else.
         """
-        with safe_open(path, framework="pt") as file:
+        files = sorted(Path(folder).glob("beam_search-*-of-*.safetensors"))
+        if not files or len(files) != int(files[0].stem.rpartition("-")[2]):
+            raise FileNotFoundError(
+                f"{folder} does not hold the whole state of a beam search (beam_search-*.safetensors)"
+            )
+        with safe_open(files[0], framework="pt") as file:
             metadata = (file.metadata() or {}).get("beam_search")
-            if metadata is None:
-                raise ValueError(f"{path} does not hold the state of a beam search")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        self.load_state_dict({**json.loads(metadata), "snapshot": tensors})
-
-    def _take_snapshot(self) -> None:
-        self._snapshot = {
-            name: Factors(self._to_snapshot_device(factors.a), self._to_snapshot_device(factors.b))
-            for name, layer in self._layers.items()
-            for factors in (self._read_factors(layer),)
-        }
+        if metadata is None:
+            raise ValueError(f"{files[0]} does not hold the state of a beam search")
+        self.load_state_dict({**json.loads(metadata), "snapshot": Fragments.from_files(files)})
 
     def _operate(self) -> BeamReport:
         config, threshold = self.config, self.schedule.threshold(self._step)
-        scores = self.scores()
+        raw = self._raw_scores()
+        scores = {name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in raw.items()}
         counts = operated_counts(
             list(scores.values()), threshold, scope=config.threshold_scope, crossing=config.threshold_crossing
         )
         generator = pairing_generator(self.seed, self._step)
-        operated = {}
-        for (name, layer), count in zip(self._layers.items(), counts, strict=True):
-            if count == 0:
-                continue
-            pairs = pair_ranks(scores[name], count, generator, assessment=config.assessment)
-            current = self._read_factors(layer)
-            source = self._source(name, current)
-            self._write_factors(layer, operate_factors(current, source, pairs, copy_moments=config.copy_moments))
-            if config.expansion:
-                score = self._scores_of(layer)
-                averaged = operate_scores(self._access.read(score), pairs, reset_moments=config.reset_score_moments)
-                self._access.write(score, averaged)
-            operated[name] = list(zip(pairs.pruned.tolist(), pairs.parents.tolist(), strict=True))
-        self._snapshot = {}
-        report = BeamReport(self._step, threshold, operated)
+        pairs = {
+            name: pair_ranks(scores[name], count, generator, assessment=config.assessment)
+            for name, count in zip(self._layers, counts, strict=True)
+            if count
+        }
+        operated = {
+            name: list(zip(found.pruned.tolist(), found.parents.tolist(), strict=True)) for name, found in pairs.items()
+        }
+        device = next(iter(raw.values())).device
+        check_agreement(f"beam step at step {self._step}", operated, device, self._access.group)
+        moved = sum(g.numel() * g.element_size() for g in raw.values())
+        moved += self._exchange.replace(
+            operated, expansion=config.expansion, history=config.history, copy_moments=config.copy_moments
+        )
+        if config.expansion:
+            for name, found in pairs.items():
+                self._average_scores(self._scores_of(self._layers[name]), raw[name], found)
+        self._exchange.drop_snapshot()
+        moved = moved if self._access.sharded and worker_count(self._access.group) > 1 else 0
+        report = BeamReport(self._step, threshold, operated, moved)
         logger.info("beam step %d: p = %.4f, %d ranks", report.step, report.threshold, report.operated_ranks)
         return report
 
-    def _source(self, name: str, current: Factors) -> Factors | None:
-        """Where children are copied from: the snapshot, or what an ablation puts in its place."""
-        if not self.config.expansion:
-            return None
-        return self._snapshot[name] if self.config.history else current
+    @torch.no_grad()
+    def _average_scores(self, parameter: nn.Parameter, raw: Tensor, pairs: RankPairs) -> None:
+        shard, averaged = self._access.shard(parameter), average_scores(raw, pairs)
+        shard.value.copy_(own_part(shard, averaged))
+        self._access.refresh(parameter, slice(0, averaged.numel()), averaged)
+        if self.config.reset_score_moments:
+            for moment in shard.moments.values():
+                moment.zero_()
+
+    def _raw_scores(self) -> dict[str, Tensor]:
+        """The raw scores g [r] of every module, whole: one collective for all."""
+        parameters = [self._scores_of(layer) for layer in self._layers.values()]
+        sizes = [int(layer.r[self.adapter_name]) for layer in self._layers.values()]
+        dtype = torch.promote_types(torch.float32, parameters[0].dtype)
+        whole = torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
+        for part, parameter in zip(whole.split(sizes), parameters, strict=True):
+            shard = self._access.shard(parameter)
+            own_part(shard, part).copy_(shard.value)
+        if self._access.sharded:
+            join_parts(whole, self._access.group)
+        return dict(zip(self._layers, whole.split(sizes), strict=True))
 
     def _resolve_temperature(self, optimizer: Any, learning_rate: float | None) -> float:
         if self.config.temperature == "auto":
@@ -239,38 +277,10 @@ class BeamSearch:
     def _scores_of(self, layer: BeamLinear) -> nn.Parameter:
         return layer.scores(self.adapter_name).weight
 
-    def _read_factors(self, layer: BeamLinear) -> Factors:
-        a, b = layer.factors(self.adapter_name)
-        return Factors(self._access.read(a), self._access.read(b))
 
-    def _write_factors(self, layer: BeamLinear, factors: Factors) -> None:
-        a, b = layer.factors(self.adapter_name)
-        self._access.write(a, factors.a)
-        self._access.write(b, factors.b)
-
-    def _to_snapshot_device(self, state: ParameterState) -> ParameterState:
-        return state.map(Tensor.cpu) if self.config.snapshot_device == "cpu" else state
-
-    def _read_snapshot(self, tensors: dict[str, Tensor]) -> dict[str, Factors]:
-        """Undo the flat names of `state_dict`."""
-        found: dict[str, dict[str, dict[str, Tensor]]] = {}
-        for key, tensor in tensors.items():
-            name, factor, entry = key.rsplit("/", 2)
-            found.setdefault(name, {"a": {}, "b": {}})[factor][entry] = tensor.clone()
-        unknown = found.keys() - self._layers.keys()
-        if unknown:
-            raise ValueError(f"the saved beam search has layers that this model has not: {', '.join(sorted(unknown))}")
-        for name, entries in found.items():
-            rows, columns = entries["a"]["value"].shape, entries["b"]["value"].shape
-            layer, r = self._layers[name], self._layers[name].r[self.adapter_name]
-            if rows != (r, layer.in_features) or columns != (layer.out_features, r):
-                raise ValueError(
-                    f"the saved snapshot of {name} has A {list(rows)} and B {list(columns)}: not this layer's"
-                )
-        return {
-            name: Factors(*(ParameterState(e.pop("value"), e) for e in (entries["a"], entries["b"])))
-            for name, entries in found.items()
-        }
+def _layer_factors(layer: BeamLinear, adapter_name: str) -> LayerFactors:
+    r, d_in, d_out = (int(size) for size in (layer.r[adapter_name], layer.in_features, layer.out_features))
+    return LayerFactors(layer.factors(adapter_name), (Factor((r, d_in), 0), Factor((d_out, r), 1)))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

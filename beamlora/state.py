@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,14 +19,23 @@ class ParameterState:
     value: Tensor
     moments: dict[str, Tensor] = field(default_factory=dict)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> ParameterState:
-        """The same state with `function` applied to every tensor."""
-        return ParameterState(function(self.value), {name: function(m) for name, m in self.moments.items()})
+    def tensors(self) -> dict[str, Tensor]:
+        """Value and moments by name."""
+        return {"value": self.value, **self.moments}
 
 
 @dataclass(frozen=True)
-class Factors:
-    """The factors of one layer: a [r, d_in] and b [d_out, r]. Rank i is row i of a and column i of b."""
+class Shard:
+    """One worker's stretch of a parameter: of the flattened parameter, the elements from `start` on.
 
-    a: ParameterState
-    b: ParameterState
+    value, moments: 1-dimensional views of what the optimizer holds, so that writing into them changes it. Without
+        sharding the stretch is the whole parameter; a worker without a part in it has an empty one.
+    """
+
+    start: int
+    value: Tensor
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Value and moments by name."""
+        return {"value": self.value, **self.moments}

@@ -10,15 +10,13 @@ import torch
 from beamlora.rules import (
     BeamSchedule,
     RankPairs,
-    operate_factors,
-    operate_scores,
+    average_scores,
     operated_counts,
     pair_ranks,
     pairing_generator,
     score_weights,
     window_end,
 )
-from beamlora.state import Factors, ParameterState
 
 
 def uniform(r: int) -> torch.Tensor:
@@ -208,72 +206,10 @@ def test_without_assessment_the_sets_are_random_and_disjoint() -> None:
     assert pruned == set(range(8))
 
 
-# --- the beam step (Eq. 6 to 12) ----------------------------------------------------------------------------
-
-
-def state(start: float, *shape: int) -> ParameterState:
-    """Distinct numbers everywhere: values from `start` on, the moments one and two hundred above."""
-    values = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape) + start
-    return ParameterState(values, {"exp_avg": values + 100, "exp_avg_sq": values + 200})
-
-
-@pytest.fixture
-def current() -> Factors:
-    return Factors(state(0, 4, 3), state(0, 2, 4))
-
-
-@pytest.fixture
-def snapshot() -> Factors:
-    return Factors(state(1000, 4, 3), state(1000, 2, 4))
-
-
-PAIRS = RankPairs(pruned=torch.tensor([3, 1]), parents=torch.tensor([0, 2]))
-
-
-def tensors(factors: Factors) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Value and moments of (a, b^T): rank i is row i of both."""
-    a, b = factors.a, factors.b
-    names = {"value": (a.value, b.value.T)}
-    return names | {name: (a.moments[name], b.moments[name].T) for name in a.moments}
-
-
-def test_children_come_from_the_snapshot_with_moments(current: Factors, snapshot: Factors) -> None:
-    before, source = tensors(current), tensors(snapshot)
-    after = tensors(operate_factors(current, snapshot, PAIRS))
-    for name in ("value", "exp_avg", "exp_avg_sq"):
-        for new, old, parent in zip(after[name], before[name], source[name], strict=True):
-            assert torch.equal(new[[3, 1]], parent[[0, 2]])
-            assert torch.equal(new[[0, 2]], old[[0, 2]])  # parents keep their current values and moments
-
-
-def test_children_can_keep_the_moments_of_the_pruned(current: Factors, snapshot: Factors) -> None:
-    after = operate_factors(current, snapshot, PAIRS, copy_moments=False)
-    assert torch.equal(after.a.value[3], snapshot.a.value[0])
-    for factor, old in ((after.a, current.a), (after.b, current.b)):
-        assert all(torch.equal(factor.moments[name], old.moments[name]) for name in old.moments)
-
-
-def test_without_expansion_pruned_ranks_become_zero(current: Factors) -> None:
-    for copy_moments in (True, False):
-        after = tensors(operate_factors(current, None, PAIRS, copy_moments=copy_moments))
-        for name, old in tensors(current).items():
-            for new, kept in zip(after[name], old, strict=True):
-                assert torch.equal(new[[1, 3]], torch.zeros_like(new[[1, 3]]))
-                assert torch.equal(new[[0, 2]], kept[[0, 2]])
-
-
-def test_nothing_is_changed_in_place(current: Factors, snapshot: Factors) -> None:
-    copies = [factors.a.map(torch.clone) for factors in (current, snapshot)]
-    operate_factors(current, snapshot, PAIRS)
-    assert all(torch.equal(f.a.value, c.value) for f, c in zip((current, snapshot), copies, strict=True))
+# --- the scores after a beam step ---------------------------------------------------------------------------
 
 
 def test_scores_of_a_pair_become_their_mean() -> None:
-    scores = ParameterState(
-        torch.tensor([4.0, 1.0, 2.0, -2.0]), {"exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
-    )
-    after = operate_scores(scores, PAIRS)
-    assert after.value.tolist() == [1.0, 1.5, 1.5, 1.0]  # (3, 0): (-2 + 4) / 2; (1, 2): (1 + 2) / 2
-    assert all(torch.equal(moment, torch.zeros(4)) for moment in after.moments.values())
-    kept = operate_scores(scores, PAIRS, reset_moments=False)
-    assert all(torch.equal(moment, torch.ones(4)) for moment in kept.moments.values())
+    pairs = RankPairs(pruned=torch.tensor([3, 1]), parents=torch.tensor([0, 2]))
+    after = average_scores(torch.tensor([4.0, 1.0, 2.0, -2.0]), pairs)
+    assert after.tolist() == [1.0, 1.5, 1.5, 1.0]  # (3, 0): (-2 + 4) / 2; (1, 2): (1 + 2) / 2

@@ -2,8 +2,10 @@
 
     python zero_worker.py RANK WORLD PORT FOLDER CASE...
 
-A case is STAGE-DTYPE-PERSISTENCE, the last being ZeRO-3's param_persistence_threshold. For each case it
-writes FOLDER/CASE-RANK.pt with full states ({parameter: {value, exp_avg, exp_avg_sq}}) around the beam step.
+A case is STAGE-DTYPE-ACCUMULATION-OPTION: micro-batches per step; and "sharded" everything, "persistent" small
+parameters whole on every worker (ZeRO-3), "offload" of the optimizer to the CPU, or "disagree": a seed of its own for
+every worker. For each case it writes FOLDER/CASE-RANK.pt with full states ({parameter: {value, exp_avg, exp_avg_sq}})
+around the beam step.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ def build() -> nn.Module:
     return get_beamlora_model(net, config)
 
 
-def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Inputs [6, 12] and targets [6, 7] of one worker."""
-    generator = torch.Generator().manual_seed(100 * step + rank)
-    return torch.randn(6, 12, generator=generator), torch.randn(6, 7, generator=generator)
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Inputs [24, 12] and targets [24, 7] of the global batch of one step."""
+    generator = torch.Generator().manual_seed(100 * step)
+    return torch.randn(24, 12, generator=generator), torch.randn(24, 7, generator=generator)
 
 
 def read(access: OptimizerAccess, model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -50,11 +52,11 @@ def live(model: nn.Module) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in parameters.items()}
 
 
-def run(case: str, rank: int) -> dict[str, object]:
+def run(case: str, rank: int, world: int) -> dict[str, object]:
     import deepspeed
 
-    stage, dtype_name, persistence = case.split("-")
-    dtype = getattr(torch, dtype_name)
+    stage, dtype_name, accumulation_text, option = case.split("-")
+    dtype, accumulation = getattr(torch, dtype_name), int(accumulation_text)
     model = build()
     parameters = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
@@ -62,35 +64,44 @@ def run(case: str, rank: int) -> dict[str, object]:
         optimizer=torch.optim.AdamW(parameters, lr=1e-2),
         model_parameters=parameters,
         config={
-            "train_micro_batch_size_per_gpu": 1,
+            "train_micro_batch_size_per_gpu": 24 // (world * accumulation),
+            "gradient_accumulation_steps": accumulation,
             "zero_optimization": {
                 "stage": int(stage),
-                "stage3_param_persistence_threshold": int(persistence),
+                "stage3_param_persistence_threshold": 100_000 if option == "persistent" else 0,
+                "offload_optimizer": {"device": "cpu" if option == "offload" else "none"},
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": dtype == torch.bfloat16},
         },
     )
-    search = BeamSearch(engine, engine.optimizer, total_steps=18, seed=3)
+    search = BeamSearch(engine, engine.optimizer, total_steps=18, seed=3 + 2 * rank * (option == "disagree"))
     access = optimizer_access(engine.optimizer)
     seen: dict[str, object] = {"initial": read(access, model), "optimizer": type(engine.optimizer).__name__}
-    probe = batch(0, 0)[0].to(dtype)
+    probe = batch(0)[0].to(dtype)
     for step in range(1, STEPS + 1):
-        x, y = (tensor.to(dtype) for tensor in batch(step, rank))
-        engine.backward((engine(x) - y).square().mean())
-        if step == STEPS:
-            seen["gradient"] = {n: access.gradient(p) for n, p in model.named_parameters() if p.requires_grad}
-        engine.step()
+        x, y = (tensor[rank::world].to(dtype).chunk(accumulation) for tensor in batch(step))
+        for number in range(accumulation):
+            engine.backward((engine(x[number]) - y[number]).square().mean())
+            if step == STEPS and number == accumulation - 1:
+                seen["gradient"] = {n: access.gradient(p) for n, p in model.named_parameters() if p.requires_grad}
+            engine.step()
         if step == SNAPSHOT_STEP:
             seen["snapshot"] = read(access, model)
         if step == BEAM_STEP:
             seen["before"] = read(access, model)
             with torch.no_grad():
                 seen["output before"] = engine(probe)
-        report = search.step()
+        try:
+            report = search.step()
+        except RuntimeError as error:
+            return seen | {"error": str(error), "after": read(access, model)}
+        if step == SNAPSHOT_STEP:
+            seen["snapshot part"] = search.state_dict()["snapshot"]
         if report is not None:
             seen["operated"] = report.operated
+            seen["bytes moved"] = report.bytes_moved
             seen["after"] = read(access, model)
             with torch.no_grad():
                 seen["output after"] = engine(probe)
@@ -106,7 +117,7 @@ def main() -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
     for case in cases:
-        torch.save(run(case, int(rank)), Path(folder) / f"{case}-{rank}.pt")
+        torch.save(run(case, int(rank), int(world)), Path(folder) / f"{case}-{rank}.pt")
 
 
 if __name__ == "__main__":

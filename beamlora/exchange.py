@@ -1,0 +1,177 @@
+"""Snapshots of sharded factors, and the exchange of ranks between the workers that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from beamlora.fragments import Fragment, Fragments
+from beamlora.optimizer_access import OptimizerAccess
+from beamlora.ranks import Factor, copied, read_ranks, write_ranks
+from beamlora.state import Shard
+from beamlora.workers import join_parts
+
+PORTION = 16 * 2**20
+"""Elements that one collective of a beam step moves at most, or those of one module (float32: 64 MiB)."""
+
+Pairs = dict[str, list[tuple[int, int]]]
+"""For each module its (pruned rank, parent rank) pairs."""
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """The parameters A and B of one layer, and their whole shapes."""
+
+    parameters: tuple[nn.Parameter, nn.Parameter]
+    factors: tuple[Factor, Factor]
+
+    @property
+    def rank_size(self) -> int:
+        """Elements of one rank in A and B together."""
+        return self.factors[0].size + self.factors[1].size
+
+
+class RankExchange:
+    """Copies ranks from a snapshot to the current factors, wherever the optimizer has sharded either.
+
+    Args:
+        access: to the optimizer's weights and moments.
+        layers: by name, the same order on every worker.
+        snapshot_device: "cpu", or "parameter" for where the optimizer keeps the factors.
+    """
+
+    def __init__(self, access: OptimizerAccess, layers: Mapping[str, LayerFactors], snapshot_device: str) -> None:
+        self._access = access
+        self._layers = layers
+        self._device = snapshot_device
+        self._snapshot: dict[str, tuple[Shard, ...]] = {}
+
+    def take_snapshot(self) -> None:
+        """Copy the factors and their moments: each worker its own part, so that nothing grows with the workers."""
+        self._snapshot = {
+            name: tuple(copied(shard, self._device) for shard in self._shards(name)) for name in self._layers
+        }
+
+    def drop_snapshot(self) -> None:
+        self._snapshot = {}
+
+    def parts(self) -> dict[str, Fragment]:
+        """This worker's part of the snapshot, by "layer/factor/entry"."""
+        self._finish_copies()
+        return {
+            f"{name}/{kind}/{entry}": (shard.start, tensor)
+            for name, shards in self._snapshot.items()
+            for kind, shard in zip("ab", shards, strict=True)
+            for entry, tensor in shard.tensors().items()
+        }
+
+    def load(self, parts: Fragments) -> None:
+        """Take this worker's part out of a saved snapshot.
+
+        Raises:
+            ValueError: it is not of these layers, or incomplete.
+        """
+        saved: dict[str, dict[str, list[str]]] = {}
+        for key in parts.names:
+            name, kind, entry = key.rsplit("/", 2)
+            saved.setdefault(name, {}).setdefault(kind, []).append(entry)
+        unknown, missing = sorted(saved.keys() - self._layers.keys()), sorted(self._layers.keys() - saved.keys())
+        if unknown:
+            raise ValueError(f"the saved beam search has layers that this model has not: {', '.join(unknown)}")
+        if missing:
+            raise ValueError(f"the saved beam search lacks the snapshot of {', '.join(missing)}")
+        self._snapshot = {
+            name: tuple(
+                self._load_shard(parts, f"{name}/{kind}", saved[name].get(kind, ["value"]), factor, own)
+                for kind, factor, own in zip("ab", layer.factors, self._shards(name), strict=True)
+            )
+            for name, layer in self._layers.items()
+        }
+
+    def replace(self, operated: Pairs, *, expansion: bool, history: bool, copy_moments: bool) -> int:
+        """Put children in the place of pruned ranks (Eq. 6 to 12). A collective.
+
+        Args:
+            expansion: children are copies of parents; else zero, their moments too.
+            history: parents are copied from the snapshot; else as they are now.
+            copy_moments: children take their parents' moments; else keep those of the ranks they replace.
+
+        Returns:
+            bytes that this worker gave to collectives.
+        """
+        if history and expansion:
+            self._finish_copies()
+        entries_of_all = copy_moments or not expansion
+        return sum(
+            self._replace_portion(portion, expansion, history, entries_of_all) for portion in self._portions(operated)
+        )
+
+    def _portions(self, operated: Pairs) -> Iterator[Pairs]:
+        """The modules in portions that share a collective, of at most about PORTION elements."""
+        portion: Pairs = {}
+        size = 0
+        for name, pairs in operated.items():
+            portion[name] = pairs
+            size += 3 * len(pairs) * self._layers[name].rank_size
+            if size > PORTION:
+                yield portion
+                portion, size = {}, 0
+        if portion:
+            yield portion
+
+    def _replace_portion(self, operated: Pairs, expansion: bool, history: bool, all_entries: bool) -> int:
+        """Every worker puts the elements of the parents that it holds into one buffer. Joined over all workers it holds
+        the children, of which every worker takes the elements that it holds of the pruned ranks."""
+        jobs = []
+        for name, pairs in operated.items():
+            layer, shards = self._layers[name], self._shards(name)
+            sources = self._snapshot[name] if expansion and history else shards
+            for parameter, factor, source, shard in zip(layer.parameters, layer.factors, sources, shards, strict=True):
+                entries = list(shard.tensors()) if all_entries else ["value"]
+                jobs.append((parameter, factor, source, shard, entries, pairs))
+        sizes = [len(entries) * len(pairs) * factor.size for _, factor, _, _, entries, pairs in jobs]
+        first = jobs[0][0]
+        buffer = torch.zeros(sum(sizes), dtype=torch.promote_types(torch.float32, first.dtype), device=first.device)
+        children = [
+            part.view(len(entries), len(pairs), factor.size)
+            for part, (_, factor, _, _, entries, pairs) in zip(buffer.split(sizes), jobs, strict=True)
+        ]
+        if expansion:
+            for values, (_, factor, source, _, entries, pairs) in zip(children, jobs, strict=True):
+                read_ranks(factor, source, [parent for _, parent in pairs], entries, values)
+            if self._access.sharded:
+                join_parts(buffer, self._access.group)
+        with torch.no_grad():
+            for values, (parameter, factor, _, shard, entries, pairs) in zip(children, jobs, strict=True):
+                write_ranks(factor, shard, [pruned for pruned, _ in pairs], entries, values)
+                for value, (pruned, _) in zip(values[0], pairs, strict=True):
+                    self._access.refresh(parameter, factor.whole(pruned), value)
+        return buffer.numel() * buffer.element_size() if expansion else 0
+
+    def _load_shard(self, parts: Fragments, prefix: str, entries: list[str], factor: Factor, own: Shard) -> Shard:
+        wanted = factor.shape[0] * factor.shape[1]
+        try:
+            tensors = {entry: parts.read(f"{prefix}/{entry}", own.start, own.value.numel()) for entry in entries}
+        except ValueError as error:
+            raise ValueError(f"the saved snapshot does not fit this model or is incomplete: {error}") from None
+        if (size := parts.size(f"{prefix}/value")) > wanted:
+            raise ValueError(f"the saved snapshot of {prefix} has {size} values, this layer {wanted}")
+        if self._device != "cpu":
+            tensors = {entry: tensor.to(own.value.device) for entry, tensor in tensors.items()}
+        return copied(Shard(own.start, tensors.pop("value"), tensors), self._device)
+
+    def _shards(self, name: str) -> tuple[Shard, ...]:
+        return tuple(self._access.shard(parameter) for parameter in self._layers[name].parameters)
+
+    def _finish_copies(self) -> None:
+        # Copies into pinned memory run beside the training that came after them.
+        if self._snapshot and torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def own_part(shard: Shard, whole: Tensor) -> Tensor:
+    """Of a whole flattened tensor the elements that a shard holds."""
+    return whole[shard.start : shard.start + shard.value.numel()]
