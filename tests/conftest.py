@@ -52,53 +52,65 @@ class Trained:
     trial: Trial
     rows: list[tuple[int, dict[str, float]]]
     final: Mapping[str, Any]
+    output: str
 
     def series(self, metric: str) -> list[float]:
         return [row[metric] for _, row in self.rows if metric in row]
+
+
+def run_workers(script: str, spec: Mapping[str, Any], workers: int, folder: Path) -> str:
+    """Run `tests/training/SCRIPT SPEC RANK WORLD PORT` in as many processes; returns what they printed."""
+    (folder / "spec.json").write_text(json.dumps(spec))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(ROOT / "tests" / "training" / script), str(folder / "spec.json")]
+    logs = [folder / f"output-{rank}.txt" for rank in range(workers)]
+    processes = []
+    try:
+        for rank, path in enumerate(logs):
+            # Files, not pipes: a worker whose pipe is full would wait, and all others in a collective for it.
+            with path.open("w") as log:
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                line = [*command, str(rank), str(workers), str(port)]
+                processes.append(subprocess.Popen(line, stdout=log, stderr=log, env=environment))
+        for process in processes:
+            process.wait(timeout=280)
+    finally:
+        for process in processes:  # one that died leaves the others waiting for it
+            process.kill()
+    output = "\n".join(path.read_text() for path in logs)
+    assert all(process.returncode == 0 for process in processes), output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="session")
+def workers() -> Callable[..., str]:
+    """`run_workers` as a fixture."""
+    return run_workers
 
 
 @pytest.fixture
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
     """Train a trial in real worker processes (gloo, DeepSpeed), without Ray."""
 
-    def run(trial: Trial, resume: Path | None = None) -> Trained:
+    def run(trial: Trial, checkpoints: Path | None = None) -> Trained:
         import torch
 
         folder = tmp_path_factory.mktemp("train")
-        spec = {"trial": trial.model_dump(), "folder": str(folder), "resume": str(resume) if resume else None}
-        (folder / "spec.json").write_text(json.dumps(spec))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        workers = trial.training.workers
-        command = [
-            sys.executable,
-            str(ROOT / "tests" / "training" / "one_worker.py"),
-            str(folder / "spec.json"),
-        ]
-        processes = [
-            subprocess.Popen(
-                [*command, str(rank), str(workers), str(port)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            for rank in range(workers)
-        ]
-        try:
-            outputs = [process.communicate(timeout=240)[0] for process in processes]
-        finally:
-            for process in processes:  # one that died leaves the others waiting for it
-                process.kill()
-        assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
+        spec = {
+            "trial": trial.model_dump(),
+            "folder": str(folder),
+            "checkpoints": checkpoints and str(checkpoints),
+        }
+        output = run_workers("one_worker.py", spec, trial.training.workers, folder)
         rows = [(step, row) for step, row in json.loads((folder / "rows.json").read_text())]
-        return Trained(folder, trial, rows, torch.load(folder / "final.pt", weights_only=True))
+        return Trained(folder, trial, rows, torch.load(folder / "final.pt", weights_only=True), output)
 
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trial() -> Callable[..., Trial]:
     """`make_trial` as a fixture: trials of the tiny preset."""
     return make_trial

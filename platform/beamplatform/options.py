@@ -10,6 +10,7 @@ from pathlib import Path
 
 from beamplatform.errors import UserError
 from beamplatform.suite import Override, Preset, Suite, find_suite, load_preset
+from beamplatform.yamlfile import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which holds `tune_spaces`."""
@@ -58,6 +59,20 @@ def load(arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | N
             overrides.append(Override(f"{option} {value.strip('[]')}", key, value))
     path = find_suite(arguments.suite, ROOT / "tune_spaces")
     return load_preset(path, arguments.preset, has_gpu=has_gpu(), overrides=overrides)
+
+
+def suite_name(name_or_path: str) -> str:
+    """The name that a suite file gives itself; only that is read.
+
+    Raises:
+        UserError: no such suite, or a file without a name.
+    """
+    path = find_suite(name_or_path, ROOT / "tune_spaces")
+    content = parse_yaml(path.read_text(encoding="utf-8"))
+    name = content.get("name") if isinstance(content, dict) else None
+    if not isinstance(name, str):
+        raise UserError(f"{path}: a suite needs the key name")
+    return name
 
 
 def as_list(text: str | None) -> str | None:

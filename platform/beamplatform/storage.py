@@ -18,8 +18,51 @@ def is_uri(location: str) -> bool:
     return "://" in location
 
 
-def put_folder(local: Path, destination: str) -> None:
-    """Copy the files of `local` to `destination`, replacing what is there. A local copy is complete or absent."""
+def read_text(location: str) -> str | None:
+    """A text file's content; None where there is no such file."""
+    if not is_uri(location):
+        path = Path(location)
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    import fsspec
+
+    filesystem, path_there = fsspec.core.url_to_fs(location)
+    return str(filesystem.cat_file(path_there).decode()) if filesystem.exists(path_there) else None
+
+
+def write_text(location: str, text: str) -> None:
+    """Write a text file, its folders included; complete or not at all."""
+    if not is_uri(location):
+        path = Path(location)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".partial")
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(path)
+        return
+    import fsspec
+
+    filesystem, path_there = fsspec.core.url_to_fs(location)
+    filesystem.pipe_file(path_there, text.encode())
+
+
+def list_folders(location: str) -> list[str]:
+    """The folders directly in a folder or URI, as locations; none where it does not exist."""
+    if not is_uri(location):
+        return sorted(str(path) for path in Path(location).glob("*/"))
+    import fsspec
+
+    filesystem, path_there = fsspec.core.url_to_fs(location)
+    if not filesystem.exists(path_there):
+        return []
+    entries = filesystem.ls(path_there, detail=True)
+    names = sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+    return [join(location, name) for name in names]
+
+
+def put_folder(local: Path, destination: str, *, last: str | None = None) -> None:
+    """Copy the files of `local` to `destination`, replacing what is there. A local copy is complete or absent.
+
+    An object store cannot do that; there the file `last` comes last, so that what has it is complete.
+    """
     if not is_uri(destination):
         target = Path(destination)
         aside = target.with_name(target.name + ".partial")
@@ -33,7 +76,9 @@ def put_folder(local: Path, destination: str) -> None:
     filesystem, path = fsspec.core.url_to_fs(destination)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
-    filesystem.put(f"{local}/", path, recursive=True)
+    for file in sorted(local.rglob("*"), key=lambda file: file.name == last):
+        if file.is_file():
+            filesystem.put_file(str(file), f"{path}/{file.relative_to(local)}")
 
 
 @contextlib.contextmanager

@@ -85,6 +85,7 @@ class TrainingSection(Section):
     zero_persistence: Annotated[int, Field(ge=0)] = Field(
         100_000, description="ZeRO-3: parameters of fewer values stay whole on every worker"
     )
+    offload_optimizer: bool = Field(False, description="keep master weights and moments in CPU memory (ZeRO 1 to 3)")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -104,6 +105,8 @@ class TrainingSection(Section):
     def _consistent(self) -> TrainingSection:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError("give exactly one of epochs and max_steps")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         per_pass = self.workers * self.micro_batch
         if self.global_batch % per_pass:
             raise ValueError(
@@ -168,8 +171,6 @@ class Preset(Section):
 
     @model_validator(mode="after")
     def _methods_known(self) -> Preset:
-        if self.model.dtype == "bfloat16" and self.training.zero_stage == 0:
-            raise ValueError("training.zero_stage: 0 works in float32 only; with bfloat16 allowed: 1, 2, 3")
         if not self.methods:
             raise ValueError(f"name at least one method; allowed: {', '.join(METHODS)}")
         for name in self.methods:

@@ -1,53 +1,449 @@
-"""Metrics on their way to MLflow: once, in order, and not lost while the store is away."""
+"""What is recorded on its way to MLflow: once, in order, and not lost while the store is away."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
+import sqlalchemy.exc
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, ENDPOINT_NOT_FOUND
 
-from beamplatform.sweep import recorder as module
 from beamplatform.sweep.recorder import Recorder
 from beamplatform.tracking import Tracker
+from beamplatform.tracking.outage import is_away
 
-TAGS = {"method": "lora", "seed": 0, "sweep": "s", "stage": "train", "preset": "tiny", "configuration": "c"}
+TAGS = {"method": "lora", "sweep": "s", "stage": "train", "preset": "tiny", "configuration": "c"}
+
+
+class Server:
+    """MLflow's own server on a store of its own, which can be killed and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        arguments = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        places = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
+        places += ["--artifacts-destination", str(self._folder / "artifacts")]
+        with (self._folder / "server.txt").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *arguments, *places],
+                cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )  # fmt: skip
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        pytest.fail((self._folder / "server.txt").read_text()[-3000:])
+
+    def freeze(self) -> None:
+        """It takes connections and never answers, as behind a broken network."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """At once and with its workers, as a crash of the machine would."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def file_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('file')}/mlflow.db"
+
+
+def runs(tracker: Tracker, count: int = 1) -> list[str]:
+    """New runs of the suite that `tracker` is for."""
+    tracker.prepare()
+    parent = tracker.start_sweep("s", {}, {})
+    return [tracker.start_trial(parent, f"t{seed}", {}, {**TAGS, "seed": seed}) for seed in range(count)]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> tuple[Tracker, str]:
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "suite")
-    tracker.prepare()
-    parent = tracker.start_sweep("s", {}, {})
-    return tracker, tracker.start_trial(parent, "t", {}, TAGS)
+def tracker(file_uri: str, request: pytest.FixtureRequest) -> Tracker:
+    return Tracker(file_uri, request.node.name)
 
 
-def history(tracker: Tracker, run_id: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in tracker.client.get_metric_history(run_id, "train/loss")]
+def history(tracker: Tracker, run_id: str, metric: str = "train/loss") -> list[tuple[int, float]]:
+    """As a user reads it: with MLflow's own client."""
+    from mlflow.tracking import MlflowClient
+
+    points = MlflowClient(tracker.uri).get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
 
 
-def test_steps_that_a_restarted_worker_repeats_are_written_once(store) -> None:
-    tracker, run_id = store
+def losses(steps: range) -> list[tuple[int, dict[str, float]]]:
+    return [(step, {"train/loss": 100.0 - step}) for step in steps]
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# -- a real server that dies -------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.WARNING, "beamplatform")
+    tracker = Tracker(server.uri, "outage")
+    ids = runs(tracker, 2)
+    (tmp_path / "adapter.bin").write_bytes(b"\0\1")
+    took: list[float] = []
+    stop = threading.Event()
+
+    def train() -> None:
+        """Two trials that report all the time, as Tune's callbacks do."""
+        while not stop.wait(0.1):
+            step = len(took)
+            start = time.monotonic()
+            recorder.add(0, [(step, {"train/loss": float(step), "beam/threshold": 0.5})])
+            recorder.add(1, [(step, {"train/loss": -float(step)})])
+            took.append(time.monotonic() - start)
+
+    def wait_for_steps(count: int) -> None:
+        end = len(took) + count
+        wait_until(lambda: len(took) >= end)
+
+    recorder = Recorder(tracker, ids, retry_seconds=0.2)
+    training = threading.Thread(target=train)
+    training.start()
+    try:
+        wait_for_steps(15)
+        server.freeze()
+        wait_for_steps(20)
+        server.kill()
+        wait_for_steps(15)
+        recorder.set_tags(0, {"stage": "evaluate"})
+        recorder.table(0, [{"prompt": "a", "correct": True}], "predictions/boolq.jsonl")
+        recorder.folder(0, str(tmp_path), "export")
+        assert recorder.waiting > 30
+        server.start()
+        wait_for_steps(15)
+    finally:
+        stop.set()
+        training.join()
+    recorder.set_tags(0, {"stage": "done"})
+    recorder.finish(0, "FINISHED")
+    ended = time.time()
+    recorder.finish(1, "FAILED")
+    recorder.close(60)
+
+    reported = len(took)
+    took.sort()
+    print(f"{reported} reports; an add took at most {took[-1]:.4f} s, mostly {took[len(took) // 2]:.6f} s")
+    assert took[len(took) * 9 // 10] < 0.1 and took[-1] < 1, "the sweep must not wait for the store"
+    assert recorder.waiting == 0
+    assert history(tracker, ids[0]) == [(step, step) for step in range(reported)]
+    assert history(tracker, ids[0], "beam/threshold") == [(step, 0.5) for step in range(reported)]
+    assert history(tracker, ids[1]) == [(step, -step) for step in range(reported)]
+    points = tracker.client.get_metric_history(ids[0], "train/loss")
+    gaps = [late.timestamp - early.timestamp for early, late in itertools.pairwise(points)]
+    assert max(gaps) < 1000, "a value's time is when it was measured, not when it was sent"
+    first, second = (tracker.client.get_run(run_id) for run_id in ids)
+    assert first.data.tags["stage"] == "done", "the tags of the outage came first, these last"
+    assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
+    assert abs(first.info.end_time / 1000 - ended) < 1, "the end of the trial, not the end of the writing"
+    table = Path(tracker.client.download_artifacts(ids[0], "predictions/boolq.jsonl", str(tmp_path)))
+    assert json.loads(table.read_text()) == {"prompt": "a", "correct": True}
+    assert [file.path for file in tracker.client.list_artifacts(ids[0], "export")] == ["export/adapter.bin"]
+
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("beamplatform")]
+    assert len(told) == 2, "once when it went, once when it was back"
+    assert "the sweep goes on" in told[0] and "is back" in told[1]
+    assert all(server.uri in line and "writes" in line for line in told)
+
+
+def test_a_resumed_sweep_adds_only_what_the_server_lacks(server: Server) -> None:
+    tracker = Tracker(server.uri, "resumed")
+    (run_id,) = runs(tracker)
+    with Recorder(tracker, [run_id]) as recorder:
+        recorder.add(0, losses(range(10)))
+        recorder.add(0, [(9, {"validation/loss": 2.0})])
+    assert tracker.logged(run_id) == {*(("train/loss", step) for step in range(10)), ("validation/loss", 9)}
+    with Recorder(Tracker(server.uri, "resumed"), [run_id], resumed=True) as recorder:
+        recorder.add(0, [*losses(range(6, 12)), (9, {"validation/loss": 2.0}), (11, {"validation/loss": 1.0})])
+        recorder.add(0, losses(range(10, 13)))
+    assert history(tracker, run_id) == [(step, 100.0 - step) for step in range(13)]
+    assert history(tracker, run_id, "validation/loss") == [(9, 2.0), (11, 1.0)]
+
+
+def test_what_a_server_refuses_is_told_at_the_end_and_holds_up_nothing(server: Server, caplog) -> None:
+    tracker = Tracker(server.uri, "refused")
+    (run_id,) = runs(tracker)
     recorder = Recorder(tracker, [run_id])
-    recorder.add(0, [(1, {"train/loss": 3.0}), (2, {"train/loss": 2.0})])
-    recorder.add(0, [(2, {"train/loss": 2.0}), (3, {"train/loss": 1.0})])
-    recorder.flush()
-    assert history(tracker, run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    recorder.add(0, [(0, {"no metric's name?": 1.0})])
+    recorder.folder(0, "/no/such/folder", "export")
+    recorder.add(0, losses(range(3)))
+    with pytest.raises(RuntimeError, match=r"refused 2 writes: 1 metric values of run .*no metric's name") as caught:
+        recorder.close(30)
+    assert run_id in str(caught.value) and "no files to store at /no/such/folder" in str(caught.value)
+    assert "no metric's name" in caplog.text, "told at once as well"
+    assert history(tracker, run_id) == [(0, 100.0), (1, 99.0), (2, 98.0)]
 
 
-def test_a_store_that_is_away_for_a_while_loses_nothing(store, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
-    tracker, run_id = store
-    recorder = Recorder(tracker, [run_id])
-    recorder.add(0, [(1, {"train/loss": 3.0})])
-    database = tmp_path / "mlflow.db"
-    forget_connections = tracker.client._tracking_client.store.engine.dispose
-    moved = database.rename(tmp_path / "away.db")
-    forget_connections()
-    recorder.add(0, [(2, {"train/loss": 2.0})])
-    with pytest.raises(ConnectionError, match="1 values are not in it"):
+# -- a store that stays away -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere() -> Tracker:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Tracker(f"http://me:secret@127.0.0.1:{probe.getsockname()[1]}", "suite")
+
+
+def test_the_end_does_not_wait_for_ever_and_says_what_is_missing(nowhere: Tracker, caplog) -> None:
+    recorder = Recorder(nowhere, ["a", "b", "c"], retry_seconds=0.1)
+    recorder.add(0, losses(range(3)))
+    recorder.add(2, [(0, {"train/loss": 1.0, "train/tokens": 2.0})])
+    recorder.set_tags(2, {"stage": "done"})
+    recorder.finish(2, "FINISHED")
+    wait_until(lambda: "cannot be written to" in caplog.text)  # importing MLflow may take longer than the timeout
+    start = time.monotonic()
+    with pytest.raises(ConnectionError) as caught:
+        recorder.close(1.0)
+    assert time.monotonic() - start < 5
+    message = str(caught.value)
+    assert "of 2 of 3 trials it lacks metric values: 5, tags: 1, ends of runs: 1;" in message
+    assert "http://me:***@127.0.0.1" in message and "sweep.py --resume" in message and "Connection refused" in message
+    assert "secret" not in message + caplog.text
+    with pytest.raises(RuntimeError, match="closed"):
+        recorder.add(0, losses(range(3, 4)))
+
+
+def test_ctrl_c_does_not_wait_for_a_store_that_is_away(nowhere: Tracker, caplog) -> None:
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Recorder(nowhere, ["a"]) as recorder:
+        recorder.add(0, losses(range(3)))
+        wait_until(lambda: "cannot be written to" in caplog.text)
+        start = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 1
+    assert "it lacks metric values: 3" in caplog.text
+
+
+def test_ctrl_c_leaves_time_for_a_store_that_is_there(tracker: Tracker) -> None:
+    (run_id,) = runs(tracker)
+    with pytest.raises(KeyboardInterrupt), Recorder(tracker, [run_id]) as recorder:
+        recorder.add(0, losses(range(3)))
+        raise KeyboardInterrupt
+    assert len(history(tracker, run_id)) == 3
+
+
+def test_another_error_is_the_one_that_is_seen(tracker: Tracker, caplog) -> None:
+    (run_id,) = runs(tracker)
+    with pytest.raises(ZeroDivisionError), Recorder(tracker, [run_id]) as recorder:
+        recorder.folder(0, "/no/such/folder", "export")
+        recorder.add(0, losses(range(3)))
+        raise ZeroDivisionError
+    assert len(history(tracker, run_id)) == 3
+    assert "refused 1 writes" in caplog.text
+
+
+# -- each value once ---------------------------------------------------------------------------------------
+
+
+def test_steps_that_a_restarted_worker_repeats_are_written_once(tracker: Tracker) -> None:
+    (run_id,) = runs(tracker)
+    with Recorder(tracker, [run_id]) as recorder:
+        recorder.add(0, losses(range(1, 3)))
         recorder.flush()
-    forget_connections()
-    moved.replace(database)
-    recorder.add(0, [(3, {"train/loss": 1.0})])
-    recorder.flush()
-    assert history(tracker, run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+        time.sleep(0.01)  # MLflow itself drops a value that is equal in its time too
+        recorder.add(0, [*losses(range(2, 4)), (2, {"validation/loss": 1.0})])
+        recorder.add(0, [(3, {"validation/loss": 2.0}), (3, {"validation/loss": 2.0})])
+    assert history(tracker, run_id) == [(1, 99.0), (2, 98.0), (3, 97.0)]
+    assert history(tracker, run_id, "validation/loss") == [(2, 1.0), (3, 2.0)], "known by name and step"
+
+
+class LosesAnswers(Tracker):
+    """The store carries the first call out and the answer is lost. `ignores_times`: as a store that compares no times,
+    `late`: the call is still on its way when the store is asked what it has."""
+
+    ignores_times = late = False
+    lost: tuple[Any, ...] | None = None
+
+    def log_metrics(self, run_id: str, rows: Any, *, at: int | None = None) -> None:
+        if self.ignores_times:
+            time.sleep(0.01)
+            at = None
+        if self.lost is None:
+            self.lost = (run_id, rows, at)
+            if not self.late:
+                super().log_metrics(run_id, rows[:2], at=at)
+            raise ConnectionResetError("connection reset by peer")
+        if self.late:
+            super().log_metrics(*self.lost[:2], at=self.lost[2])
+        super().log_metrics(run_id, rows, at=at)
+
+
+@pytest.mark.parametrize("way", ["ignores_times", "late"])
+def test_a_write_whose_answer_was_lost_is_not_doubled(file_uri: str, way: str) -> None:
+    tracker = LosesAnswers(file_uri, f"answers {way}")
+    setattr(tracker, way, True)
+    (run_id,) = runs(tracker)
+    with Recorder(tracker, [run_id], retry_seconds=0.05) as recorder:
+        recorder.add(0, losses(range(4)))
+        recorder.add(0, losses(range(4, 6)))
+    assert tracker.lost is not None
+    assert history(tracker, run_id) == [(step, 100.0 - step) for step in range(6)]
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def before_each_statement(tracker: Tracker, hook: Callable[..., Any]) -> Iterator[None]:
+    """MLflow shares one engine among all clients of a file, so the hook must not stay."""
+    from sqlalchemy import event
+
+    engine = tracker.client._tracking_client.store.engine
+    event.listen(engine, "before_cursor_execute", hook, retval=True)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", hook)
+        engine.dispose()
+
+
+def test_a_locked_file_is_waited_for(tracker: Tracker) -> None:
+    (run_id,) = runs(tracker)
+
+    def impatient(connection, cursor, statement, parameters, context, many):
+        """Wait 0.1 s for a lock, not 20 as MLflow does."""
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters
+
+    with (
+        before_each_statement(tracker, impatient),
+        contextlib.closing(sqlite3.connect(tracker.uri.removeprefix("sqlite:///"))) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        recorder = Recorder(tracker, [run_id], retry_seconds=0.1)
+        start = time.monotonic()
+        recorder.add(0, losses(range(3)))
+        assert time.monotonic() - start < 0.1
+        with pytest.raises(ConnectionError, match=r"database is locked.*lacks metric values: 3"):
+            recorder.flush(1.0)
+        other.rollback()
+        recorder.close(30)
+    assert len(history(tracker, run_id)) == 3
+
+
+def test_a_full_disk_is_waited_for(tracker: Tracker) -> None:
+    (run_id,) = runs(tracker)
+    full = True
+
+    def no_space(connection, cursor, statement, parameters, context, many):
+        """SQLite's own limit of a file's size, which fails as a full disk does."""
+        pages = cursor.execute("PRAGMA page_count").fetchone()[0] if full else 2**30
+        cursor.execute(f"PRAGMA max_page_count = {pages}")
+        return statement, parameters
+
+    names = [f"{'x' * 200}{number}" for number in range(40)]
+    with before_each_statement(tracker, no_space):
+        recorder = Recorder(tracker, [run_id], retry_seconds=0.1)
+        recorder.add(0, [(step, dict.fromkeys(names, 1.0)) for step in range(20)])
+        with pytest.raises(ConnectionError, match=r"database or disk is full.*lacks metric values: 800"):
+            recorder.flush(1.0)
+        full = False
+        recorder.close(30)
+    assert tracker.logged(run_id) == {(name, step) for name in names for step in range(20)}
+
+
+# -- patience ----------------------------------------------------------------------------------------------
+
+
+def test_many_writes_are_made_as_long_as_that_goes_on(tracker: Tracker) -> None:
+    """The limit is on a store that takes nothing, not on a long queue."""
+
+    class Slow(Tracker):
+        def set_tags(self, run_id: str, tags: Any) -> None:
+            time.sleep(0.2)
+            super().set_tags(run_id, tags)
+
+    (run_id,) = runs(tracker)
+    recorder = Recorder(Slow(tracker.uri, tracker.experiment), [run_id])
+    for number in range(8):
+        recorder.set_tags(0, {"number": number})
+    recorder.close(1.0)
+    assert tracker.client.get_run(run_id).data.tags["number"] == "7"
+
+
+def wrapped(error: Exception, **options: Any) -> MlflowException:
+    """As MLflow raises what it caught."""
+    outer = MlflowException(str(error), **options)
+    outer.__cause__ = error
+    return outer
+
+
+def answer(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (MlflowException("API request failed with exception ..."), True),
+        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE"}), True),
+        (RestException({"error_code": "RESOURCE_EXHAUSTED"}), True),
+        (RestException({"error_code": "UNAUTHENTICATED"}), True),
+        (MlflowException("a proxy's page", ENDPOINT_NOT_FOUND), True),
+        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST"}), False),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE"}), False),
+        (wrapped(sqlalchemy.exc.OperationalError("", {}, Exception("locked"))), True),
+        (wrapped(sqlalchemy.exc.TimeoutError("all connections in use"), error_code=BAD_REQUEST), True),
+        (wrapped(sqlalchemy.exc.InterfaceError("", {}, Exception("closed")), error_code=BAD_REQUEST), True),
+        (wrapped(sqlalchemy.exc.IntegrityError("", {}, Exception("unique")), error_code=BAD_REQUEST), False),
+        (wrapped(OverflowError("int too large")), False),
+        (answer(503), True),
+        (answer(413), False),
+        (requests.ConnectionError("refused"), True),
+        (requests.JSONDecodeError("a proxy's page", "<html>", 0), True),
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (PermissionError(errno.EACCES, "a share that is not mounted"), True),
+        (FileNotFoundError("no files to store"), False),
+        (ValueError("status 'DONE' is none of ..."), False),
+        (Exception("a cloud's own error"), True),
+    ],
+)
+def test_what_is_worth_another_try(error: Exception, away: bool) -> None:
+    assert is_away(error) is away

@@ -1,7 +1,8 @@
 """A worker process of the training tests, without Ray: `one_worker.py SPEC RANK WORLD PORT`.
 
-SPEC is a JSON file {"trial": ..., "folder": ..., "resume": folder or null}. Worker 0 writes into the folder `rows.json`
-(metrics by step), `final.pt` (trained parameters by name, whole, and the logits of token ids 3..98) and the export.
+SPEC is a JSON file {"trial": ..., "folder": ..., "checkpoints": location or null}. Worker 0 writes into the folder
+`rows.json` (metrics by step), `final.pt` (trained parameters by name, whole, and the logits of token ids 3..98) and the
+export.
 """
 
 from __future__ import annotations
@@ -21,29 +22,19 @@ def main() -> None:
     import torch
     from torch import distributed
 
-    from beamplatform.training.checkpoint import save_checkpoint
+    from beamplatform.training.checkpoint_store import CheckpointStore
     from beamplatform.training.engine import whole_parameters
-    from beamplatform.training.loop import Place, Progress
+    from beamplatform.training.loop import Place
     from beamplatform.training.run import start_run
     from beamplatform.trial import Trial
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     folder = Path(spec["folder"])
-    resume = Path(spec["resume"]) if spec.get("resume") else None
-    run = start_run(Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), resume)
-    rows = []
-
-    def report(progress: Progress, checkpoint: bool) -> None:
-        rows.extend(progress.rows)
-        progress.rows = []
-        if checkpoint:
-            target = folder / f"checkpoint-{progress.step}"
-            target.mkdir(exist_ok=True)
-            distributed.barrier()
-            save_checkpoint(target, run.engine, run.method, progress, int(rank))
-
-    run.train(report)
+    checkpoints = CheckpointStore(spec["checkpoints"]) if spec["checkpoints"] else None
+    run = start_run(Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), checkpoints)
+    run.train(lambda progress: None)
+    rows = run.progress.rows
     with whole_parameters(run.engine, everything=False) as model:
         final = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     ids = torch.arange(3, 99).reshape(4, 24)

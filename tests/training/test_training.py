@@ -60,18 +60,6 @@ def test_adalora_masks_survive_the_optimizer(alone, trial, train) -> None:
     assert left <= 8 * len(singular)
 
 
-def test_a_run_goes_on_from_its_checkpoint(trial, train) -> None:
-    """Bitwise, dropout's random numbers included."""
-    setting = SETTING | {"training__workers": 2, "training__zero_stage": 2, "training__checkpoint_every": 3}
-    setting |= {"shared__lora_dropout": 0.1}
-    whole = train(trial("beamlora", **setting))
-    resumed = train(trial("beamlora", **setting), resume=whole.folder / "checkpoint-3")
-    assert [step for step, _ in resumed.rows] == [4, 5, 6, 7, 8]
-    assert resumed.series("train/loss") == whole.series("train/loss")[3:]
-    for name, value in whole.final.items():
-        assert torch.equal(resumed.final[name], value), name
-
-
 def test_bfloat16_with_gradient_checkpointing(trial, train) -> None:
     """The setting of the preset `paper`, on the CPU."""
     setting = SETTING | {"model__dtype": "bfloat16", "model__gradient_checkpointing": True}

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from beamplatform.methods.base import AdapterHyperparameters, Method
+from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from beamlora.fragments import Fragments
+
+_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+"""PEFT's smoothed importance and its uncertainty, by parameter."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -122,21 +127,22 @@ class AdaLora(Method):
         # A metric where it says something new: at a budget update.
         return {"adalora/budget": float(budget)} if pattern and step <= last else {}
 
-    def state_dict(self) -> dict[str, Any]:
-        allocator = self._allocator
-        return {
-            "rank_pattern": self._config.rank_pattern,
-            "exp_avg_ipt": allocator.exp_avg_ipt,
-            "exp_avg_unc": allocator.exp_avg_unc,
+    def state(self) -> MethodState:
+        averages = {
+            f"{kind}/{name}": tensor for kind in _AVERAGES for name, tensor in getattr(self._allocator, kind).items()
         }
+        return MethodState(values={"rank_pattern": self._config.rank_pattern}, tensors=averages)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._config.rank_pattern = state["rank_pattern"]
-        self._allocator.exp_avg_ipt = dict(state["exp_avg_ipt"])
-        self._allocator.exp_avg_unc = dict(state["exp_avg_unc"])
+    def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
+        self._config.rank_pattern = values["rank_pattern"]
+        weights = self._read()
+        for kind in _AVERAGES:
+            saved = tensors.below(f"{kind}/")
+            averages = {name: saved.whole(name).view_as(weights[name]).to(weights[name]) for name in saved.names}
+            setattr(self._allocator, kind, averages)
         # PEFT sets all three where the instantaneous importance is missing; its value is overwritten before use.
-        self._allocator.ipt = dict(state["exp_avg_ipt"])
-        self._update_regulariser(self._read())
+        self._allocator.ipt = dict(self._allocator.exp_avg_ipt)
+        self._update_regulariser(weights)
 
     def export(self, model: Any, folder: Path) -> None:
         """A plain LoRA of rank init_r: E and PEFT's scaling folded into A, pruned ranks zero."""

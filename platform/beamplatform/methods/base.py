@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from beamlora.fragments import Fragment, Fragments
 
 ExportKind = Literal["adapter", "merged"]
 
@@ -62,11 +64,26 @@ class RunPlan:
     accumulation: int = 1
 
 
+@dataclass(frozen=True)
+class MethodState:
+    """A method's part of a checkpoint.
+
+    Attributes:
+        values: plain values, the same on every worker.
+        tensors: whole tensors by name, the same on every worker; saved once, flattened.
+        parts: tensors of which each worker holds a stretch: name -> (start, stretch).
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Fragment] = field(default_factory=dict)
+
+
 class Method(ABC):
     """One trial's method. The training loop calls, in this order:
 
     build and attach once; for every optimizer step before_step, the optimizer's own step and after_step; export at the
-    end. state_dict and load_state_dict carry the method through a checkpoint.
+    end. state and restore carry the method through a checkpoint.
     """
 
     name: ClassVar[str]
@@ -100,12 +117,12 @@ class Method(ABC):
         """After optimizer step `step` (from 1); collective on all workers. Returns metrics of this step, if any."""
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond parameters and optimizer state."""
-        return {}
+    def state(self) -> MethodState:
+        """What a resumed run needs beyond parameters and optimizer state; on this worker."""
+        return MethodState()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a hook
-        """Restore what `state_dict` gave."""
+    def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:  # noqa: B027 - a hook
+        """Go on from a state that was saved by any number of workers; `attach` came before."""
 
     def export(self, model: Any, folder: Path) -> None:
         """Write the trained model as `export_kind` says, in safetensors; called on one worker with whole parameters."""

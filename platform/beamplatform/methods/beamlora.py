@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from beamplatform.methods.base import AdapterHyperparameters, Method
+from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from beamlora.fragments import Fragments
 
 
 class BeamLoraHyperparameters(AdapterHyperparameters):
@@ -33,6 +35,7 @@ class BeamLoraHyperparameters(AdapterHyperparameters):
     expansion: bool = True
     assessment: bool = True
     history: bool = True
+    snapshot_device: Literal["cpu", "parameter"] = Field("cpu", description="where each worker keeps its snapshot")
 
     @field_validator("interval")
     @classmethod
@@ -77,11 +80,12 @@ class BeamLora(Method):
             return {}
         return {"beam/threshold": report.threshold, "beam/operated_ranks": float(report.operated_ranks)}
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._search.state_dict()
+    def state(self) -> MethodState:
+        found = self._search.state_dict()
+        return MethodState(parts=found.pop("snapshot"), values=found)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._search.load_state_dict(dict(state))
+    def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
+        self._search.load_state_dict({**values, "snapshot": tensors})
 
     def export(self, model: Any, folder: Path) -> None:
         from beamlora import export_lora

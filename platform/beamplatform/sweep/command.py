@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from beamplatform.errors import UserError
 from beamplatform.options import has_gpu
-from beamplatform.storage import is_uri
+from beamplatform.storage import is_uri, join, read_text
+from beamplatform.suite import Suite
 from beamplatform.sweep.output import output_to_file
 from beamplatform.sweep.preflight import Plan, plan_sweep
 from beamplatform.sweep.progress import SweepProgress, TrialProgress
+from beamplatform.sweep.saved import SavedSweep, find_sweep, only_driver
 
 if TYPE_CHECKING:
-    from beamplatform.suite import Preset, Suite
+    from beamplatform.suite import Preset
     from beamplatform.tracking import Tracker
 
 HOW_TO_GET_REAL = (
@@ -60,9 +63,11 @@ def sweep(
     name: str,
     storage: str,
     tracking_uri: str | None,
+    resume: bool = False,
 ) -> int:
-    """Run a sweep to its table; returns the exit code: 0, or 1 when trials failed."""
-    from beamplatform.tracking import Tracker, ui_command
+    """Run a sweep to its table, or what is left of it; returns the exit code: 0, or 1 when trials failed."""
+    from beamplatform.tracking import Tracker
+    from beamplatform.tracking.store import redact
 
     console = Console()
     if preset.training.device == "gpu" and not has_gpu():
@@ -72,38 +77,87 @@ def sweep(
         )
     storage = storage if is_uri(storage) else str(Path(storage).resolve())
     folder = Path("runs" if is_uri(storage) else storage) / name
-    if folder.exists():
-        raise UserError(f"--name {name}: {folder} exists already; choose another name")
+    if not resume and read_text(join(storage, name, "sweep.json")) is not None:
+        raise UserError(
+            f"--name {name}: {join(storage, name)} exists already; choose another name, or go on with --resume {name}"
+        )
     with console.status("Checking the plan"):
         plan = plan_sweep(suite.name, preset_name, preset, methods)
     if preset.data.source == "embedded" and preset.model.path == "tiny":
         console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
     tracker = Tracker(tracking_uri, suite.name)
     tracker.prepare()
-    if name in {known.name for known in tracker.sweeps()}:
-        raise UserError(f"--name {name}: {tracker.uri} has a sweep of that name already; choose another name")
-    folder.mkdir(parents=True)
+    parent = next((known.run_id for known in tracker.sweeps() if known.name == name), None)
+    if parent is not None and not resume:
+        raise UserError(f"--name {name}: {redact(tracker.uri)} has a sweep of that name already; choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / "log.txt"
     console.print(
-        f"Sweep {name}: {len(plan.trials)} trials ({', '.join(methods)}), {max(plan.steps)} steps each, "
-        f"then {sum(map(len, plan.test.values()))} test questions each. Log: {log_file}",
+        f"{'Going on with sweep' if resume else 'Sweep'} {name}: {len(plan.trials)} trials ({', '.join(methods)}), "
+        f"{max(plan.steps)} steps each, then {sum(map(len, plan.test.values()))} test questions each. Log: {log_file}",
         highlight=False,
         soft_wrap=True,
     )
-    parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
+    with only_driver(folder, name):
+        if not resume:
+            values = preset.model_dump(mode="json")
+            SavedSweep(name, suite.name, preset_name, values, list(methods), time.time()).save(storage)
+        if parent is None:
+            parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
+        else:
+            tracker.reopen(parent)
+        return _to_the_end(plan, tracker, parent, name, suite.name, methods, storage, folder, console, resume)
+
+
+def resume(suite: str, name: str | None, *, storage: str, tracking_uri: str | None, concurrent: int | None) -> int:
+    """Go on with a sweep as it was started: the one that is named, else the suite's last one."""
+    storage = storage if is_uri(storage) else str(Path(storage).resolve())
+    saved = find_sweep(storage, suite, name)
+    preset = saved.resolved()
+    if concurrent is not None:
+        preset = preset.model_copy(update={"search": preset.search.model_copy(update={"max_concurrent": concurrent})})
+    return sweep(
+        Suite(name=saved.suite, presets={saved.preset_name: preset}),
+        saved.preset_name,
+        preset,
+        saved.methods,
+        name=saved.name,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        resume=True,
+    )
+
+
+def _to_the_end(
+    plan: Plan,
+    tracker: Tracker,
+    parent: str,
+    name: str,
+    suite: str,
+    methods: Sequence[str],
+    storage: str,
+    folder: Path,
+    console: Console,
+    resume: bool,
+) -> int:
+    """Trials, table and the sweep's own run, whatever happens to the trials; returns the exit code."""
+    log_file = folder / "log.txt"
     try:
-        failed = _run(plan, tracker, parent, name, storage, preset.search.max_concurrent, log_file, console)
+        failed = _run(plan, tracker, parent, name, storage, log_file, console, resume)
         if len(failed) < len(plan.trials):
-            _compare(tracker, parent, name, suite.name, methods, folder / "comparison", console)
+            _compare(tracker, parent, name, suite, methods, folder / "comparison", console)
         tracker.finish(parent, "FAILED" if failed else "FINISHED")
     except KeyboardInterrupt:
-        killed = tracker.finish_unfinished(parent, "KILLED")
-        print(f"stopped; recorded as KILLED in MLflow: {', '.join(killed)}", file=sys.stderr)
+        _close_runs(tracker, parent, "KILLED")
+        print(f"go on with: python pipelines/sweep.py --suite {suite} --resume {name}", file=sys.stderr)
         raise
     except BaseException:
-        tracker.finish_unfinished(parent, "FAILED")
         print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
+        _close_runs(tracker, parent, "FAILED")
+        print(f"go on with: python pipelines/sweep.py --suite {suite} --resume {name}", file=sys.stderr)
         raise
+    from beamplatform.tracking import ui_command
+
     console.print(f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True)
     if failed:
         title = f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):"
@@ -113,15 +167,25 @@ def sweep(
     return 1 if failed else 0
 
 
+def _close_runs(tracker: Tracker, parent: str, status: Literal["KILLED", "FAILED"]) -> None:
+    """End what is open, and say so; a store that is away must not hide why the sweep ends."""
+    try:
+        closed = tracker.finish_unfinished(parent, status)
+        print(f"stopped; recorded as {status} in MLflow: {', '.join(closed)}", file=sys.stderr)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"stopped; MLflow could not be told ({first}): its runs stay RUNNING", file=sys.stderr)
+
+
 def _run(
     plan: Plan,
     tracker: Tracker,
     parent: str,
     name: str,
     storage: str,
-    concurrent: int | None,
     log_file: Path,
     console: Console,
+    resume: bool,
 ) -> dict[int, str]:
     """The trials, with everything the libraries print in the log."""
     from beamplatform.sweep.run import run_sweep
@@ -137,8 +201,9 @@ def _run(
                 storage=storage,
                 tracker=tracker,
                 parent=parent,
-                concurrent=concurrent,
+                concurrent=plan.max_concurrent,
                 progress=progress,
+                resume=resume,
             )
 
 

@@ -30,6 +30,7 @@ class Plan:
         test: the records of each task.
         train_examples: examples each trial learns from.
         largest_rank: the largest rank of an exported adapter.
+        max_concurrent: most trials at once; None = as many as fit.
     """
 
     trials: list[Trial]
@@ -38,6 +39,7 @@ class Plan:
     test: dict[str, list[Record]]
     train_examples: int
     largest_rank: int
+    max_concurrent: int | None = None
 
 
 def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[str]) -> Plan:
@@ -64,4 +66,4 @@ def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[s
         ranks.append(values.largest_rank)
     if test:
         Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=max(ranks)).check()
-    return Plan(trials, steps, memory, test, count, max(ranks))
+    return Plan(trials, steps, memory, test, count, max(ranks), preset.search.max_concurrent)

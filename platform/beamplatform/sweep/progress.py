@@ -42,9 +42,10 @@ class SweepProgress:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
         self._training_ended: float | None = None
         self._answered = 0
+        self._before = 0
+        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> SweepProgress:
         if self.console.is_terminal:
@@ -68,6 +69,12 @@ class SweepProgress:
         self._training_ended = time.monotonic()
         self._line(f"trained   {trial.name}" + (f"  loss {trial.loss:.3f}" if trial.loss is not None else ""))
 
+    def done_before(self, index: int) -> None:
+        """In the sweep that this one resumes."""
+        trial = self.trials[index]
+        trial.state, trial.step, trial.note = "done", trial.total_steps, "before"
+        self._before += 1
+
     def evaluating(self, index: int) -> None:
         self.trials[index].state = "evaluating"
 
@@ -90,7 +97,7 @@ class SweepProgress:
         now = time.monotonic()
         total = sum(t.total_steps for t in self.trials if t.state != "failed")
         steps = sum(t.step for t in self.trials if t.state != "failed")
-        asked = self.questions * sum(t.state != "failed" for t in self.trials)
+        asked = self.questions * (sum(t.state != "failed" for t in self.trials) - self._before)
         if steps < total:
             # Evaluation takes a small part of a trial; its pace is not known before it starts.
             return (now - self.started) / steps * (total - steps) if steps else None

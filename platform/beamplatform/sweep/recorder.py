@@ -1,65 +1,297 @@
-"""Training metrics on their way to MLflow: written by the driver alone, kept while the tracking server is away."""
+"""What becomes of the trials, on its way to MLflow: in order, once, and kept while the tracking store is away."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.storage import local_folder
+from beamplatform.tracking.outage import is_away
+from beamplatform.tracking.store import redact
 
 if TYPE_CHECKING:
-    from beamplatform.tracking import Tracker
+    from beamplatform.tracking import Status, Tracker
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
-"""How long an unreachable server is left alone before the next try, so that trying does not hold up the sweep."""
+"""How long a store that is away is left alone before the next try."""
+
+TIMEOUT_SECONDS = 600.0
+"""How long the end of a sweep waits for a store that takes nothing."""
+
+INTERRUPT_SECONDS = 5.0
+"""How long a sweep that was stopped with Ctrl-C waits for a store that is there."""
 
 Rows = Sequence[tuple[int, dict[str, float]]]
 
 
+@dataclass(frozen=True)
+class _Write:
+    """One write: of which trial, how many of what it brings, and how it is made."""
+
+    index: int
+    what: str
+    count: int
+    make: Callable[[], None]
+
+
 class Recorder:
-    """Writes each trial's metrics once and in order.
+    """Makes the writes about a sweep's trials one after the other, on a thread of its own.
 
     Workers report to Ray, and Ray to the driver, which is where this stands: an SQLite store is then written by one
-    process, and the workers of a cluster need no way to the tracking server.
+    process, and the workers of a cluster need no way to the tracking server. No method that records something waits
+    for the store, so neither a dead server nor a full disk holds up training. A write that fails because the store is
+    away is tried again until it succeeds; one that the store refuses for good is left out, and `close` tells.
+
+    A context manager: leaving it closes the recorder, without raising over another error, and without the long wait
+    where the sweep was interrupted.
+
+    Args:
+        run_ids: the MLflow run of each trial; the methods name trials by their index here.
+        resumed: the runs may hold values already, which are then not written again.
+        retry_seconds: how long a store that is away is left alone before the next try.
     """
 
-    def __init__(self, tracker: Tracker, run_ids: Sequence[str]) -> None:
+    def __init__(
+        self, tracker: Tracker, run_ids: Sequence[str], *, resumed: bool = False, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
         self._tracker = tracker
-        self._run_ids = run_ids
-        self._last = [-1] * len(run_ids)
-        self._pending: list[tuple[str, Rows]] = []
-        self._not_before = 0.0
+        self._run_ids = list(run_ids)
+        self._retry_seconds = retry_seconds
+        # Shared by both threads, under the condition's lock.
+        self._changed = threading.Condition()
+        self._queue: deque[_Write] = deque()
+        self._seen: list[set[tuple[str, int]]] = [set() for _ in run_ids]
+        self._away: Exception | None = None
+        self._refused: list[str] = []
+        self._last_progress = time.monotonic()
+        self._stopped = False
+        # The writing thread's own: what the store holds of a run, and the runs of which that must be asked first.
+        self._held: dict[int, set[tuple[str, int]]] = {}
+        self._unknown = set(range(len(run_ids)) if resumed else ())
+        # A daemon, so that a call into MLflow that does not return cannot keep the process from ending.
+        threading.Thread(target=self._work, name="recorder", daemon=True).start()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, Exception):
+            try:
+                self.close()
+            except (ConnectionError, RuntimeError) as also:  # the error that ended the sweep is the one to see
+                log.error("%s", also)
+        else:
+            self.abandon()
+
+    # -- what is recorded ----------------------------------------------------------------------------------
 
     def add(self, index: int, rows: Rows) -> None:
-        """Metrics of trial `index`. Steps that a restarted worker repeats are dropped: they are the same again."""
-        new = [(step, dict(metrics)) for step, metrics in rows if step > self._last[index]]
-        if new:
-            self._last[index] = new[-1][0]
-            self._pending.append((self._run_ids[index], new))
-        if time.monotonic() >= self._not_before:
-            self._try()
+        """Metrics of trial `index`. A metric's step that is known already is dropped: a worker that was started again
+        repeats its last steps, and a resumed sweep repeats whole trials, with the same values."""
+        with self._changed:
+            new, now = _unseen(rows, self._seen[index]), _milliseconds()
+            values = sum(len(metrics) for _, metrics in new)
+            self._put(index, "metric values", values, lambda: self._send(index, new, now))
 
-    def flush(self) -> None:
-        """Write what is still pending, before a run is finished.
+    def set_tags(self, index: int, tags: Mapping[str, Any]) -> None:
+        run_id, kept = self._run_ids[index], dict(tags)
+        self._put(index, "tags", len(kept), lambda: self._tracker.set_tags(run_id, kept))
+
+    def table(self, index: int, rows: Sequence[Mapping[str, Any]], file: str) -> None:
+        """Records as the artifact `file`, see `Tracker.log_table`."""
+        run_id = self._run_ids[index]
+        self._put(index, "tables", 1, lambda: self._tracker.log_table(run_id, rows, file))
+
+    def folder(self, index: int, location: str, artifact_path: str) -> None:
+        """The files of a folder or URI as artifacts; they must stay there until they are written."""
+
+        def make() -> None:
+            with local_folder(location) as folder:
+                self._tracker.log_folder(self._run_ids[index], folder, artifact_path)
+
+        self._put(index, "folders", 1, make)
+
+    def finish(self, index: int, status: Status) -> None:
+        """The end of the trial's run, at the time of this call."""
+        run_id, now = self._run_ids[index], _milliseconds()
+        self._put(index, "ends of runs", 1, lambda: self._tracker.finish(run_id, status, at=now))
+
+    # -- waiting for it ------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many writes are not made yet."""
+        with self._changed:
+            return len(self._queue)
+
+    def flush(self, timeout: float = TIMEOUT_SECONDS) -> None:
+        """Wait until everything is written, however long that takes as long as it goes on.
 
         Raises:
-            ConnectionError: the server is still away; says how many values are missing.
+            ConnectionError: nothing could be written for `timeout` seconds; says what is missing.
         """
-        self._try()
-        if self._pending:
-            values = sum(len(metrics) for _, rows in self._pending for _, metrics in rows)
-            raise ConnectionError(f"the tracking store {self._tracker.uri} is away, and {values} values are not in it")
+        started = time.monotonic()
+        with self._changed:
+            while self._queue:
+                left = max(started, self._last_progress) + timeout - time.monotonic()
+                if left <= 0:
+                    raise ConnectionError(self._missing())
+                self._changed.wait(left)
 
-    def _try(self) -> None:
-        while self._pending:
-            run_id, rows = self._pending[0]
+    def close(self, timeout: float = TIMEOUT_SECONDS) -> None:
+        """Wait as `flush` does, and write nothing afterwards.
+
+        Raises:
+            ConnectionError: see `flush`.
+            RuntimeError: everything else is written, but the store refused some of it for good; says what.
+        """
+        try:
+            self.flush(timeout)
+        finally:
+            self._stop()
+        if self._refused:
+            raise RuntimeError(self._refusals())
+
+    def abandon(self, seconds: float = INTERRUPT_SECONDS) -> None:
+        """Write what can be written in so many seconds, nothing where the store is away, and drop the rest."""
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._queue or self._away is not None, seconds)
+        finally:
+            self._stop()
+        if self._queue:
+            log.warning("%s", self._missing())
+        if self._refused:
+            log.error("%s", self._refusals())
+
+    # -- the writing thread --------------------------------------------------------------------------------
+
+    def _put(self, index: int, what: str, count: int, make: Callable[[], None]) -> None:
+        with self._changed:
+            if self._stopped:
+                raise RuntimeError("the recorder is closed: nothing can be recorded any more")
+            if count:
+                self._queue.append(_Write(index, what, count, make))
+                self._changed.notify_all()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._stopped)
+                if self._stopped:
+                    return
+                write = self._queue[0]
+            refused = ""
             try:
-                self._tracker.log_metrics(run_id, rows)
-            # MLflow raises errors of its own, of requests and of SQLAlchemy. None may end a training run.
+                write.make()
+            # MLflow raises errors of its own, of requests, of SQLAlchemy and of the artifacts' storage.
             except Exception as error:
-                self._not_before = time.monotonic() + RETRY_SECONDS
-                log.warning("metrics are kept until the tracking store answers again: %s", error)
-                return
-            self._pending.pop(0)
+                if is_away(error):
+                    self._pause(error)
+                    continue
+                refused = f"{write.count} {write.what} of run {self._run_ids[write.index]}: {_reason(error)}"
+                log.error("the tracking store refuses %s", refused)
+            self._done(refused)
+
+    def _pause(self, error: Exception) -> None:
+        """Tell so once, and let some time pass before the next try."""
+        with self._changed:
+            if self._away is None:
+                log.warning(
+                    "the tracking store %s cannot be written to (%s); the sweep goes on, and its values are kept until "
+                    "the store is back: %d writes are waiting",
+                    redact(self._tracker.uri), _reason(error), len(self._queue),
+                )  # fmt: skip
+            self._away = error
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped, self._retry_seconds)
+
+    def _done(self, refused: str) -> None:
+        with self._changed:
+            if refused:
+                self._refused.append(refused)
+            if self._away is not None:
+                log.warning(
+                    "the tracking store %s is back; the %d writes that waited are sent now",
+                    redact(self._tracker.uri), len(self._queue),
+                )  # fmt: skip
+            self._away = None
+            self._queue.popleft()
+            self._last_progress = time.monotonic()
+            self._changed.notify_all()
+
+    def _send(self, index: int, rows: Rows, now: int) -> None:
+        """Write metrics that the run does not hold yet.
+
+        A request whose answer was lost may have been carried out, in part or whole, so after a failure the store is
+        asked what it has. Should it carry out that request even later, the equal times make the repeated values equal
+        in every field, and MLflow's databases keep such a value once.
+        """
+        run_id = self._run_ids[index]
+        if index in self._unknown:
+            self._held[index] = self._tracker.logged(run_id)
+            self._unknown.discard(index)
+        new = _unseen(rows, self._held.get(index, set()))
+        try:
+            self._tracker.log_metrics(run_id, new, at=now)
+        except Exception:
+            self._unknown.add(index)
+            raise
+
+    # -- words ---------------------------------------------------------------------------------------------
+
+    def _missing(self) -> str:
+        counts: Counter[str] = Counter()
+        for write in self._queue:
+            counts[write.what] += write.count
+        missing = ", ".join(f"{what}: {count}" for what, count in counts.items())
+        runs = len({write.index for write in self._queue})
+        why = f" ({_reason(self._away)})" if self._away is not None else ""
+        text = (
+            f"the tracking store {redact(self._tracker.uri)} cannot be written to{why}; of {runs} of "
+            f"{len(self._run_ids)} trials it lacks {missing}; `sweep.py --resume` sends that later"
+        )
+        return f"{text}; {self._refusals()}" if self._refused else text
+
+    def _refusals(self) -> str:
+        shown = "; ".join(self._refused[:3]) + ("; ..." if len(self._refused) > 3 else "")
+        return f"the tracking store {redact(self._tracker.uri)} refused {len(self._refused)} writes: {shown}"
+
+
+def _unseen(rows: Rows, seen: set[tuple[str, int]]) -> list[tuple[int, dict[str, float]]]:
+    """The rows without the values whose name and step are in `seen`, which gets those of all others."""
+    new = []
+    for step, metrics in rows:
+        rest = {name: value for name, value in metrics.items() if (name, step) not in seen}
+        seen.update((name, step) for name in rest)
+        if rest:
+            new.append((step, rest))
+    return new
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, of nested ones the innermost; without passwords."""
+    innermost = getattr(error.__cause__, "orig", None) or error  # a database's own, which SQLAlchemy and MLflow wrap
+    line = (str(innermost).splitlines() or [""])[0]
+    if "Caused by " in line:
+        line = line.rpartition("Caused by ")[2].removesuffix(")")
+    return redact(line)[:300] or type(error).__name__

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.methods import get_method
-from beamplatform.storage import join, local_folder
+from beamplatform.storage import join, read_text
 from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
+from beamplatform.training.run import METRICS, TRIAL
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
@@ -64,7 +66,8 @@ def start_ray() -> Cluster:
         ray.init()
     else:
         # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
-        ray.init(include_dashboard=True, dashboard_host="127.0.0.1")
+        # "local": a new one, whatever an interrupted sweep has left on this machine.
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1")
     total = ray.cluster_resources()
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(max(nodes, default=1)))
@@ -79,16 +82,24 @@ def run_sweep(
     parent: str,
     concurrent: int | None,
     progress: SweepProgress,
+    resume: bool = False,
 ) -> dict[int, str]:
     """Train, evaluate and record every trial of `plan`; Ray is started and shut down here.
+
+    A tracking store that goes away meanwhile ends nothing: the end waits for it, see `Recorder.close`.
 
     Args:
         sweep: the sweep's name; its files go to `storage`/`sweep`.
         tracker: prepared, with the run `parent` of this sweep open.
         concurrent: most trials at once; None = as many as fit.
+        resume: the sweep was started before: trials that are done are left alone, trained ones only evaluated.
 
     Returns:
         index -> reason, for the trials that failed.
+
+    Raises:
+        ConnectionError: the trials are done, but the store is still away; says what it lacks.
+        RuntimeError: the trials are done, but the store refused some of what there is to record.
     """
     import ray
 
@@ -99,30 +110,50 @@ def run_sweep(
         Destination(export=join(root, "trials", trial.name, "export"), storage=join(root, "train"))
         for trial in plan.trials
     ]
-    run_ids = [
-        tracker.start_trial(parent, trial.name, trial.parameters(), trial_tags(trial, sweep, destination.export))
-        for trial, destination in zip(plan.trials, destinations, strict=True)
-    ]
-    records = _Records(plan.trials, run_ids, tracker, progress)
-    recorder = Recorder(tracker, run_ids)
+    known = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if resume else {}
+    run_ids, done, trained = [], set(), set()
+    for index, (trial, destination) in enumerate(zip(plan.trials, destinations, strict=True)):
+        run = known.get(trial.name)
+        if run is not None and run.status == "FINISHED":
+            done.add(index)
+            progress.done_before(index)
+        elif resume and read_text(join(destination.export, TRIAL)) is not None:
+            trained.add(index)
+        if run is None:
+            tags = trial_tags(trial, sweep, destination.export)
+            run_ids.append(tracker.start_trial(parent, trial.name, trial.parameters(), tags))
+        else:
+            run_ids.append(run.run_id)
+            if index not in done:
+                tracker.reopen(run.run_id)
     training = plan.trials[0].training
-    cluster = start_ray()
-    try:
-        failed = train_trials(
-            plan.trials,
-            destinations,
-            storage=root,
-            concurrent=cluster.concurrent(training, concurrent),
-            use_gpu=cluster.uses_gpu(training),
-            progress=progress,
-            recorder=recorder,
-        )
-        recorder.flush()
-        for index, why in failed.items():
-            records.failed(index, why)
-        failed |= _evaluate(plan, destinations, failed, records, cluster)
-    finally:
-        ray.shutdown()
+    with Recorder(tracker, run_ids, resumed=resume) as recorder:  # outside Ray: nodes need not wait for a store
+        records = _Records(plan.trials, recorder, progress)
+        for index in trained:
+            # The driver may have died between the end of the training and its last metrics.
+            recorder.add(index, json.loads(read_text(join(destinations[index].export, METRICS)) or "[]"))
+            progress.trained(index)
+        if len(done) == len(plan.trials):
+            return {}
+        cluster = start_ray()
+        try:
+            outcome = train_trials(
+                plan.trials,
+                destinations,
+                [index for index in range(len(plan.trials)) if index not in done | trained],
+                storage=root,
+                concurrent=cluster.concurrent(training, concurrent),
+                use_gpu=cluster.uses_gpu(training),
+                progress=progress,
+                recorder=recorder,
+            )
+            failed = dict(outcome.failed)
+            for index, why in failed.items():
+                records.failed(index, why)
+            skip = failed.keys() | outcome.stopped.keys() | done
+            failed |= _evaluate(plan, destinations, skip, records, cluster)
+        finally:
+            ray.shutdown()
     return failed
 
 
@@ -144,38 +175,35 @@ class _Records:
     """What becomes of each trial, told to MLflow and to the display."""
 
     trials: list[Trial]
-    run_ids: list[str]
-    tracker: Tracker
+    recorder: Recorder
     progress: SweepProgress
 
     def evaluating(self, index: int) -> None:
-        self.tracker.set_tags(self.run_ids[index], {"stage": "evaluate"})
+        self.recorder.set_tags(index, {"stage": "evaluate"})
         self.progress.evaluating(index)
 
     def failed(self, index: int, why: str) -> None:
-        self.tracker.set_tags(self.run_ids[index], {"error": why})
-        self.tracker.finish(self.run_ids[index], "FAILED")
+        self.recorder.set_tags(index, {"error": why})
+        self.recorder.finish(index, "FAILED")
         self.progress.failed(index, why)
 
     def done(self, index: int, export: str, result: Evaluation | None) -> None:
         """Scores as metrics, every prediction as a table, an adapter as an artifact (a merged model is too large)."""
-        run_id = self.run_ids[index]
         if result is not None:
             metrics = {f"eval/{task}": score for task, score in result.scores.items()}
-            self.tracker.log_metrics(run_id, [(0, metrics | {"eval/average": result.average})])
+            self.recorder.add(index, [(0, metrics | {"eval/average": result.average})])
             for task, predictions in result.predictions.items():
-                self.tracker.log_table(run_id, [vars(p) for p in predictions], f"predictions/{task}.jsonl")
+                self.recorder.table(index, [vars(p) for p in predictions], f"predictions/{task}.jsonl")
         if get_method(self.trials[index].method).export_kind == "adapter":
-            with local_folder(export) as folder:
-                self.tracker.log_folder(run_id, folder, "export")
-        self.tracker.set_tags(run_id, {"stage": "done"})
-        self.tracker.finish(run_id, "FINISHED")
+            self.recorder.folder(index, export, "export")
+        self.recorder.set_tags(index, {"stage": "done"})
+        self.recorder.finish(index, "FINISHED")
         answered = sum(len(predictions) for predictions in result.predictions.values()) if result else 0
         self.progress.done(index, answered, result.average if result is not None else None)
 
 
 def _evaluate(
-    plan: Plan, destinations: list[Destination], skip: Mapping[int, str], records: _Records, cluster: Cluster
+    plan: Plan, destinations: list[Destination], skip: Collection[int], records: _Records, cluster: Cluster
 ) -> dict[int, str]:
     """Evaluate the trained trials one after the other through one engine, and finish their runs."""
     import ray

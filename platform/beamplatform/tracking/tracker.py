@@ -56,9 +56,15 @@ class Tracker:
 
             # With a server MLflow prints two lines to stdout when a run ends; only this variable stops it.
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+            # Read at every request. MLflow's own numbers (7 tries, 120 s each) keep a caller waiting for minutes; the
+            # sweep's recorder tries again by itself. A large file must be stored by the server within this time.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
             if "MLFLOW_LOGGING_LEVEL" not in os.environ:
                 for name in ("mlflow", "alembic"):
                     logging.getLogger(name).setLevel(logging.WARNING)
+                # It prints a hundred lines for each error of a database, and raises the error as well.
+                logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
             self._client = MlflowClient(tracking_uri=self.uri)
         return self._client
 
@@ -140,12 +146,19 @@ class Tracker:
 
         self.client.log_batch(run_id, params=[Param(name, value) for name, value in flatten(params).items()])
 
-    def log_metrics(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Record ``(step, metrics)`` rows in as few calls as can be: each is a transaction or a request."""
+    def log_metrics(
+        self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]], *, at: int | None = None
+    ) -> None:
+        """Record ``(step, metrics)`` rows in as few calls as can be: each is a transaction or a request.
+
+        Args:
+            at: when the values were measured, in milliseconds since the epoch; ``None``: now. The same values at the
+                same time are one to MLflow, so that a call can be repeated.
+        """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, step) for step, metrics in rows for key, value in metrics.items()]
+        at = at if at is not None else int(time.time() * 1000)
+        entries = [Metric(key, float(value), at, step) for step, metrics in rows for key, value in metrics.items()]
         self.client.log_batch(run_id, metrics=entries)  # split by MLflow into calls of at most 1000 values
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
@@ -174,11 +187,17 @@ class Tracker:
         """Store one JSON document, for example ``environment.json``."""
         self.client.log_text(run_id, json.dumps(dict(value), ensure_ascii=False, indent=2) + "\n", artifact_file)
 
-    def finish(self, run_id: str, status: Status) -> None:
-        """End a run as FINISHED, FAILED or KILLED."""
+    def finish(self, run_id: str, status: Status, *, at: int | None = None) -> None:
+        """End a run as FINISHED, FAILED or KILLED, now or ``at`` a time in milliseconds since the epoch."""
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
-        self.client.set_terminated(run_id, status)
+        self.client.set_terminated(run_id, status, end_time=at)
+
+    def reopen(self, run_id: str) -> None:
+        """Set a run that ended, or whose driver died, going again; what it said of its end is taken back."""
+        self.client.update_run(run_id, status="RUNNING")
+        if "error" in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, "error")
 
     def finish_unfinished(self, parent: str, status: Status) -> list[str]:
         """End every run of a sweep that is still open, the parent last, and return the names of those."""
@@ -191,6 +210,11 @@ class Tracker:
         return [str(run.info.run_name) for run in still_open]
 
     # -- reading -------------------------------------------------------------------------------------------
+
+    def logged(self, run_id: str) -> set[tuple[str, int]]:
+        """The name and step of every metric value that a run holds already."""
+        names = self.client.get_run(run_id).data.metrics
+        return {(name, point.step) for name in names for point in self.client.get_metric_history(run_id, name)}
 
     def sweeps(self, suite: str | None = None) -> list[SweepRun]:
         """The sweeps of a suite (``None``: this tracker's experiment), newest first. Creates nothing.

@@ -1,51 +1,217 @@
-"""Saving and loading a run in mid-training: DeepSpeed's shards, the method's state, each worker's generator."""
+"""A run in mid-training as files, and back: everything that it is, except the frozen base weights.
+
+Every worker writes the stretches of weights and moments that its optimizer holds, so that nothing is gathered, and any
+number of workers can go on: each reads the stretches that it holds then. Checkpoints fall between optimizer steps,
+never inside an accumulation cycle. (DeepSpeed's own checkpoints are pickles, bound to the number of workers.)
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import random
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from beamplatform.training.loop import Progress
+from beamplatform.training.checkpoint_store import CheckpointStore, describe
+from beamplatform.training.loop import Place, Progress
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from beamlora.optimizer_access import OptimizerAccess
     from beamplatform.methods.base import Method
 
-_ENGINE = "engine"
+log = logging.getLogger(__name__)
 
 
-def save_checkpoint(folder: Path, engine: Any, method: Method, progress: Progress, worker: int) -> None:
-    """Write this worker's part into `folder`; a collective. Frozen weights are left out.
+def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progress: Progress, place: Place) -> None:
+    """Write the checkpoint of `progress.step`. A collective; on every worker it succeeds or fails alike.
 
-    Ray Train joins the workers' folders into one checkpoint, so each worker writes files of its own names.
+    Raises:
+        OSError: it could not be written, on this worker or another.
     """
+    from torch import distributed
+
+    written: dict[str, Any] = {}
+    failure = None
+    try:
+        with store.writing(progress.step) as folder:
+            for path in _write(folder, engine, method, progress, place):
+                written[path.name] = describe(path)
+    except Exception as error:
+        failure = (_error_number(error), str(error))
+    everywhere: list[Any] = [None] * place.workers
+    distributed.all_gather_object(everywhere, (written, failure))
+    failures = [failure for _, failure in everywhere if failure]
+    if not failures and place.worker == 0:
+        try:
+            store.commit(progress.step, {name: entry for files, _ in everywhere for name, entry in files.items()})
+        except OSError as error:
+            failures = [(error.errno, str(error))]
+    outcome = [failures]
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[0]:
+        code, why = outcome[0][0]
+        text = f"the checkpoint of step {progress.step} cannot be written to {store.location}: {why}"
+        raise OSError(code, text) if code is not None else OSError(text)
+
+
+def load_checkpoint(store: CheckpointStore, engine: Any, method: Method, place: Place, seed: int) -> Progress | None:
+    """Restore the newest whole checkpoint, saved by any number of workers; None where there is none. A collective.
+
+    Raises:
+        ValueError: the checkpoint belongs to a run with other settings.
+    """
+    from torch import distributed
+
+    chosen = [store.newest() if place.worker == 0 else None]
+    distributed.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return None
+    with store.open(chosen[0]) as folder:
+        return _read(folder, engine, method, place, seed)
+
+
+def _write(folder: Path, engine: Any, method: Method, progress: Progress, place: Place) -> Iterator[Path]:
+    from beamlora.fragments import write_fragments
+    from beamlora.optimizer_access import optimizer_access
+
+    access = optimizer_access(engine.optimizer)
+    own = method.state()
+    fragments = {f"method/{name}": fragment for name, fragment in own.parts.items()}
+    if access.sharded or place.worker == 0:
+        for name, parameter in _trained(engine.module):
+            shard = access.shard(parameter)
+            fragments |= {f"parameter/{name}/{e}": (shard.start, tensor) for e, tensor in shard.tensors().items()}
+    if place.worker == 0:
+        fragments |= {f"method/{name}": (0, tensor.flatten()) for name, tensor in own.tensors.items()}
+    path = folder / f"worker-{place.worker:05}.safetensors"
+    write_fragments(path, fragments)
+    yield path
+    path = folder / f"worker-{place.worker:05}.json"
+    path.write_text(json.dumps({"generators": _generators(place), "meter": progress.meter.state()}), encoding="utf-8")
+    yield path
+    if place.worker == 0:
+        path = folder / "state.json"
+        state = {
+            "step": progress.step,
+            "workers": place.workers,
+            "rows": progress.rows,
+            "method": own.values,
+            "optimizer": _step_counts(access),
+        }
+        path.write_text(json.dumps(state), encoding="utf-8")
+        yield path
+
+
+def _read(folder: Path, engine: Any, method: Method, place: Place, seed: int) -> Progress:
     import torch
 
-    engine.save_checkpoint(str(folder), tag=_ENGINE, exclude_frozen_parameters=True)
-    torch.save(_generators(), folder / f"generators-{worker}.pt")
-    if worker == 0:
-        torch.save({"step": progress.step, "method": method.state_dict()}, folder / "run.pt")
+    from beamlora.fragments import Fragments
+    from beamlora.optimizer_access import optimizer_access
+
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    fragments = Fragments.from_files(sorted(folder.glob("worker-*.safetensors")))
+    access = optimizer_access(engine.optimizer)
+    _make_optimizer_state(access, fragments, state["optimizer"])
+    with torch.no_grad():
+        for name, parameter in _trained(engine.module):
+            shard = access.shard(parameter)
+            for entry, tensor in shard.tensors().items():
+                tensor.copy_(fragments.read(f"parameter/{name}/{entry}", shard.start, tensor.numel()))
+            whole = fragments.whole(f"parameter/{name}/value")
+            access.refresh(parameter, slice(0, whole.numel()), whole)
+    method.restore(state["method"], fragments.below("method/"))
+    engine.global_steps = state["step"]
+    progress = Progress(step=state["step"], rows=[(step, metrics) for step, metrics in state["rows"]])
+    workers = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("worker-*.json"))]
+    if state["workers"] == place.workers:
+        progress.meter.restore(workers[place.worker]["meter"])
+        _set_generators(workers[place.worker]["generators"], place)
+        return progress
+    log.warning("step %d was saved by %d workers, now there are %d", progress.step, state["workers"], place.workers)
+    if place.worker == 0:
+        for worker in workers:
+            progress.meter.restore(worker["meter"])
+    # Streams of as many generators cannot be divided anew: new ones, of this step and worker.
+    torch.manual_seed(random.Random(f"resumed:{seed}:{progress.step}:{place.worker}").getrandbits(63))
+    return progress
 
 
-def load_checkpoint(folder: Path, engine: Any, method: Method, worker: int) -> Progress:
-    """Restore what `save_checkpoint` wrote, for the same number of workers."""
+def _error_number(error: Exception) -> int | None:
+    """The errno; safetensors raises an error of its own, which has it in its text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _step_counts(access: OptimizerAccess) -> dict[str, float]:
+    """What the optimizer counts beside its moments (Adam: step); the same for all its tensors."""
     import torch
 
-    # Frozen weights are not in the checkpoint, so the module's state is incomplete by design.
-    engine.load_checkpoint(str(folder), tag=_ENGINE, load_module_strict=False)
-    run = torch.load(folder / "run.pt", weights_only=True)
-    method.load_state_dict(run["method"])
-    generators = torch.load(folder / f"generators-{worker}.pt", weights_only=True)
-    torch.set_rng_state(generators["cpu"])
-    if "cuda" in generators:
-        torch.cuda.set_rng_state(generators["cuda"])
-    return Progress(step=run["step"])
+    counts: dict[str, float] = {}
+    for tensor, state in access.stretches():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == tensor.shape and value.ndim:
+                continue
+            if counts.setdefault(name, float(value)) != float(value):
+                raise ValueError(
+                    f"the optimizer's {name} differs between parameters: {counts[name]} and {float(value)}"
+                )
+    return counts
 
 
-def _generators() -> dict[str, Any]:
-    """The state of every generator that dropout draws from."""
+def _make_optimizer_state(access: OptimizerAccess, fragments: Any, counts: dict[str, float]) -> None:
+    """State as after a step, with empty moments: a fresh optimizer has none to read a checkpoint into."""
     import torch
 
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    entries = {name.rpartition("/")[2] for name in fragments.below("parameter/").names} - {"value"}
+    for tensor, state in access.stretches():
+        state.clear()
+        state |= {name: torch.tensor(count, dtype=torch.float32) for name, count in counts.items()}
+        state |= {name: torch.zeros_like(tensor, requires_grad=False) for name in sorted(entries)}
+
+
+def _generators(place: Place) -> dict[str, Any]:
+    """The state of every generator of this process: torch's (dropout), its GPU's, Python's and NumPy's."""
+    import numpy
+    import torch
+
+    kind, keys, *rest = cast("tuple[str, Any, int, int, float]", numpy.random.get_state(legacy=True))
+    states = {
+        "torch": _hex(torch.get_rng_state()),
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+    }
+    if place.device.type == "cuda":
+        states["cuda"] = _hex(torch.cuda.get_rng_state(place.device))
     return states
+
+
+def _set_generators(states: dict[str, Any], place: Place) -> None:
+    import numpy
+    import torch
+
+    torch.set_rng_state(_bytes(states["torch"]))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    if place.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(_bytes(states["cuda"]), place.device)
+
+
+def _hex(state: Tensor) -> str:
+    return bytes(state.numpy()).hex()
+
+
+def _bytes(text: str) -> Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

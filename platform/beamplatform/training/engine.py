@@ -23,6 +23,7 @@ def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]
         "zero_optimization": {
             "stage": training.zero_stage,
             "stage3_param_persistence_threshold": training.zero_persistence,
+            "offload_optimizer": {"device": "cpu" if training.offload_optimizer else "none"},
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -49,6 +50,9 @@ def make_engine(model: torch.nn.Module, training: TrainingSection, learning_rate
         config=deepspeed_config(training, bf16=bf16),
         dist_init_required=False,
     )
+    if bf16 and training.zero_stage == 0:
+        # DeepSpeed has taken a step with empty gradients here, which Adam would count.
+        engine.optimizer.optimizer.state.clear()
     return engine
 
 

@@ -26,11 +26,74 @@ Row = tuple[int, dict[str, float]]
 
 
 @dataclass
+class Meter:
+    """Loss and tokens since the last reading, of this worker."""
+
+    loss: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    pending: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, losses: Sequence[torch.Tensor], tokens: int) -> None:
+        """One step; its losses stay on their device until they are asked for, so that no step waits for a GPU."""
+        self.pending += losses
+        self.steps += 1
+        self.tokens += tokens
+
+    def state(self) -> list[float]:
+        """What `restore` takes back: plain numbers."""
+        self._settle()
+        return [self.loss, self.steps, self.tokens]
+
+    def _settle(self) -> None:
+        for loss in self.pending:
+            self.loss += float(loss)
+        self.pending = []
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Add what a checkpoint holds of a worker's."""
+        self.loss += state[0]
+        self.steps, self.tokens = int(state[1]), int(state[2])
+
+    def read(self, step: int, place: Place) -> dict[str, float]:
+        """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes; then zero.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        import torch
+        from torch import distributed
+
+        self._settle()
+        summed = torch.tensor(self.loss, dtype=torch.float64, device=place.device)
+        distributed.all_reduce(summed)
+        loss = float(summed) / self.steps
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}: lower the learning rate, or look at the training data"
+            )
+        read = {
+            "train/loss": loss,
+            "train/tokens_per_second": self.tokens / (time.perf_counter() - self.started),
+            "train/peak_memory_bytes": float(_peak_memory(place.device)),
+        }
+        self.loss, self.steps, self.tokens, self.started = 0.0, 0, 0, time.perf_counter()
+        return read
+
+
+@dataclass
 class Progress:
-    """What a resumed run needs to know beyond the engine's and the method's own state."""
+    """How far a run is: what a resumed one needs beyond the engine's and the method's own state.
+
+    Attributes:
+        step: optimizer steps taken.
+        rows: the metrics of all steps so far that have some.
+    """
 
     step: int = 0
     rows: list[Row] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
 
 
 @dataclass(frozen=True)
@@ -79,7 +142,8 @@ def train(
     batches = plan.from_step(progress.step)
     warmup = warmup_steps(training.warmup, total)
     peak = trial.hyperparameters["learning_rate"]
-    meter = _Meter(place)
+    meter = progress.meter
+    meter.started = time.perf_counter()
     engine.train()
     while progress.step < total:
         batch = next(batches)
@@ -88,20 +152,21 @@ def train(
             group["lr"] = rate
         targets = max(1, sum(examples[i].targets for i in batch))
         parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
+        losses = []
         for number, part in enumerate(parts, start=1):
             loss = summed_loss(engine, collate([examples[i] for i in part], pad_id, place.device)) / targets
-            meter.add(loss)
+            losses.append(loss.detach())
             # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
             engine.backward(loss * (len(parts) * place.workers))
             if number == len(parts):
                 method.before_step()
             engine.step()
         progress.step += 1
-        meter.count(sum(len(examples[i].ids) for i in batch))
+        meter.add(losses, sum(len(examples[i].ids) for i in batch))
         metrics = method.after_step(progress.step)
         last = progress.step == total
         if last or progress.step % training.log_every == 0:
-            metrics |= {"train/learning_rate": rate, **meter.read(progress.step)}
+            metrics |= {"train/learning_rate": rate, **meter.read(progress.step, place)}
         if last or (training.validate_every and progress.step % training.validate_every == 0):
             metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
         if metrics:
@@ -135,46 +200,6 @@ def validation_loss(engine: Any, examples: Sequence[Example], place: Place, micr
     distributed.all_reduce(counted)
     engine.train()
     return float(counted[0] / counted[1].clamp(min=1))
-
-
-class _Meter:
-    """Loss and speed since the last reading."""
-
-    def __init__(self, place: Place) -> None:
-        import torch
-
-        self._place = place
-        self._loss = torch.zeros((), dtype=torch.float64, device=place.device)
-        self._steps = self._tokens = 0
-        self._started = time.perf_counter()
-
-    def add(self, loss: torch.Tensor) -> None:
-        self._loss += loss.detach().double()
-
-    def count(self, tokens: int) -> None:
-        self._steps += 1
-        self._tokens += tokens
-
-    def read(self, step: int) -> dict[str, float]:
-        """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes."""
-        from torch import distributed
-
-        distributed.all_reduce(self._loss)
-        loss = float(self._loss) / self._steps
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}: lower the learning rate, or look at the training data"
-            )
-        seconds = time.perf_counter() - self._started
-        read = {
-            "train/loss": loss,
-            "train/tokens_per_second": self._tokens / seconds,
-            "train/peak_memory_bytes": float(_peak_memory(self._place.device)),
-        }
-        self._loss.zero_()
-        self._steps = self._tokens = 0
-        self._started = time.perf_counter()
-        return read
 
 
 def _peak_memory(device: torch.device) -> int:

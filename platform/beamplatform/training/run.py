@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,19 @@ from beamplatform.data.examples import Example, tokenise
 from beamplatform.data.splits import training_records
 from beamplatform.models import load_base, load_tokenizer, torch_dtype
 from beamplatform.storage import put_folder
-from beamplatform.training.checkpoint import load_checkpoint
+from beamplatform.training.checkpoint import load_checkpoint, save_checkpoint
+from beamplatform.training.checkpoint_store import CheckpointStore
 from beamplatform.training.engine import make_engine, whole_parameters
 from beamplatform.training.loop import Place, Progress, train
 
 if TYPE_CHECKING:
     from beamplatform.methods.base import Method
     from beamplatform.trial import Trial
+
+
+TRIAL, METRICS = "trial.json", "metrics.json"
+"""Files of an export beside the model: the trial it came from, and [step, {metric: value}] of its whole training. An
+export that has the first is complete."""
 
 
 @dataclass
@@ -33,6 +40,7 @@ class Run:
     method: Method
     engine: Any
     progress: Progress
+    checkpoints: CheckpointStore | None
 
     @property
     def trainable_parameters(self) -> int:
@@ -41,8 +49,14 @@ class Run:
         parameters = (p for p in self.engine.module.parameters() if p.requires_grad)
         return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
-    def train(self, report: Callable[[Progress, bool], None]) -> None:
+    def train(self, report: Callable[[Progress], None]) -> None:
         """All remaining steps; see `beamplatform.training.loop.train`."""
+
+        def reached(progress: Progress, checkpoint: bool) -> None:
+            if checkpoint and self.checkpoints is not None:
+                save_checkpoint(self.checkpoints, self.engine, self.method, progress, self.place)
+            report(progress)
+
         train(
             self.trial,
             self.engine,
@@ -52,7 +66,7 @@ class Run:
             self.validation,
             self.tokenizer.pad_token_id,
             self.progress,
-            report,
+            reached,
         )
 
     def export(self, destination: str) -> None:
@@ -68,18 +82,22 @@ class Run:
                     if self.method.export_kind == "merged":
                         self.tokenizer.save_pretrained(str(folder))
                     text = self.trial.model_dump_json(indent=2)
-                    (folder / "trial.json").write_text(text, encoding="utf-8")
-                    put_folder(folder, destination)
+                    (folder / TRIAL).write_text(text, encoding="utf-8")
+                    rows = json.dumps(self.progress.rows)
+                    (folder / METRICS).write_text(rows, encoding="utf-8")
+                    put_folder(folder, destination, last=TRIAL)
         distributed.barrier()
 
 
-def start_run(trial: Trial, place: Place, resume: Path | None = None) -> Run:
+def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = None) -> Run:
     """Load the model and the data, put the method on the model and the engine around it.
+
+    The run goes on from its newest whole checkpoint, if there is one.
 
     Args:
         trial: what to run.
         place: this worker's place; torch.distributed is initialised.
-        resume: folder of a checkpoint to go on from.
+        checkpoints: where this run keeps its checkpoints; None = nowhere.
 
     Raises:
         UserError: the model or the data cannot be read.
@@ -106,5 +124,6 @@ def start_run(trial: Trial, place: Place, resume: Path | None = None) -> Run:
     method.attach(engine.module, engine.optimizer)
     # From here on randomness is dropout's, which must differ between workers.
     torch.manual_seed(trial.seed * 1_000_003 + place.worker + 1)
-    progress = load_checkpoint(resume, engine, method, place.worker) if resume else Progress()
-    return Run(trial, place, tokenizer, examples, validation, method, engine, progress)
+    saved = load_checkpoint(checkpoints, engine, method, place, trial.seed) if checkpoints else None
+    progress = saved or Progress()
+    return Run(trial, place, tokenizer, examples, validation, method, engine, progress, checkpoints)

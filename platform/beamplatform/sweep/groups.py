@@ -1,0 +1,71 @@
+"""Giving back the cores and GPUs that a Train run leaves reserved when it is ended from outside.
+
+Ray ends an actor whose owner is dead: a trial's actor owns the controller of its Train run, and that its workers. What
+stays is the placement group, which holds the cores and GPUs, until the whole job ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.tune import Callback
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_SETTLE_SECONDS = 60.0
+
+
+def remove_orphaned_groups() -> int:
+    """Remove the placement groups whose creator is dead; returns how many others actors of this job still hold.
+
+    Ray removes a placement group with its job only, not with the actor that made it. What is looked at is the state and
+    no event, so it does not matter how, when or in which phase of a (re)start a Train run's controller has died.
+    """
+    # The public table does not say who made a group.
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    held = 0
+    for data in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        creator = ray.ActorID(group.creator_actor_id)
+        # Those of the driver, which are Tune's own, have no actor.
+        if group.creator_job_id != job or creator.is_nil() or group.state == PlacementGroupTableData.REMOVED:
+            continue
+        if group.creator_actor_dead or state.actor_table(creator.hex()).get("State") == "DEAD":
+            log.info("removing placement group %s, whose Train run has ended", group.placement_group_id.hex())
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+        else:
+            held += 1
+    return held
+
+
+def settle() -> None:
+    """Wait until no trial holds anything; all have ended, so only the last of their processes may still be dying."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while held := remove_orphaned_groups():
+        if time.monotonic() > deadline:
+            log.warning("%d placement groups are still held by trials that have ended", held)
+            return
+        time.sleep(0.1)
+
+
+class Reaper(Callback):
+    """While trials run, gives back what those left that have ended, so that the next ones can start."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if time.monotonic() >= self._next:
+            remove_orphaned_groups()
+            self._next = time.monotonic() + _LOOK_SECONDS

@@ -1,0 +1,165 @@
+"""Where a run's checkpoints lie: complete or absent, checked when they are opened; a folder or any fsspec URI.
+
+    <location>/step-00000040/worker-00000.safetensors, worker-00000.json, ..., state.json, manifest.json
+
+A local checkpoint is written aside and renamed. An object store cannot rename, so there the manifest is written last,
+and a checkpoint without one does not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from beamplatform.storage import is_uri, join
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Checkpoints that are kept: the newest, and one to fall back on should it be damaged."""
+
+_MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is not what was written; says which file, and how it differs."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        location: a folder or fsspec URI of its own; made when it is first written to.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._remote = is_uri(location)
+
+    @contextlib.contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """A local folder for the files that one worker writes, shared with the others or its own.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self._remote:
+            folder = Path(self._place(step) + _PARTIAL)
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="beamplatform-") as name:
+            yield Path(name)
+            for path in Path(name).iterdir():
+                self._filesystem().put_file(str(path), f"{self._remote_place(step)}/{path.name}")
+
+    def commit(self, step: int, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make the checkpoint exist, once all workers have written. One worker calls it (files: `describe` of each)."""
+        text = json.dumps({"step": step, "files": dict(files)}, indent=2)
+        if self._remote:
+            with self._filesystem().open(f"{self._remote_place(step)}/{_MANIFEST}", "w") as file:
+                file.write(text)
+        else:
+            partial, final = Path(self._place(step) + _PARTIAL), Path(self._place(step))
+            (partial / _MANIFEST).write_text(text, encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+        self._prune()
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, the newest first."""
+        if self._remote:
+            filesystem = self._filesystem()
+            root = filesystem._strip_protocol(self.location)
+            filesystem.invalidate_cache()
+            found = [path.split("/")[-2] for path in filesystem.glob(f"{root}/step-*/{_MANIFEST}")]
+        else:
+            found = [path.parent.name for path in Path(self.location).glob(f"step-*/{_MANIFEST}")]
+        return sorted((int(name.removeprefix("step-")) for name in found if not name.endswith(_PARTIAL)), reverse=True)
+
+    @contextlib.contextmanager
+    def open(self, step: int) -> Iterator[Path]:
+        """The checkpoint as a local folder: itself, or a copy that is deleted afterwards."""
+        if not self._remote:
+            yield Path(self._place(step))
+            return
+        with tempfile.TemporaryDirectory(prefix="beamplatform-") as name:
+            self._filesystem().get(f"{self._remote_place(step)}/", name, recursive=True)
+            yield Path(name)
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+        for step in self.steps():
+            try:
+                with self.open(step) as folder:
+                    verify(folder)
+            except (DamagedCheckpoint, OSError) as error:
+                log.warning("checkpoint %s is not used: %s", self._place(step), error)
+                continue
+            return step
+        return None
+
+    def clear(self) -> None:
+        """Delete every checkpoint: the run is done."""
+        if self._remote:
+            filesystem = self._filesystem()
+            if filesystem.exists(self.location):
+                filesystem.rm(self.location, recursive=True)
+        else:
+            shutil.rmtree(self.location, ignore_errors=True)
+
+    def _prune(self) -> None:
+        """Delete all but the newest, and what an interrupted run left half-written before them."""
+        for step in self.steps()[KEPT:]:
+            if self._remote:
+                self._filesystem().rm(self._remote_place(step), recursive=True)
+            else:
+                shutil.rmtree(self._place(step), ignore_errors=True)
+        if not self._remote:
+            for partial in Path(self.location).glob(f"step-*{_PARTIAL}"):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _place(self, step: int) -> str:
+        return join(self.location, f"step-{step:08}")
+
+    def _remote_place(self, step: int) -> str:
+        return str(self._filesystem()._strip_protocol(self._place(step)))
+
+    def _filesystem(self) -> Any:
+        import fsspec
+
+        return fsspec.core.url_to_fs(self.location)[0]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file: its size in bytes and its SHA-256."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, truncated or altered.
+    """
+    try:
+        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{_MANIFEST} cannot be read ({error})") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedCheckpoint(f"{name} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if describe(path)["sha256"] != expected["sha256"]:
+            raise DamagedCheckpoint(f"{name} was altered: its SHA-256 is another")
