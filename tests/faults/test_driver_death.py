@@ -14,6 +14,8 @@ import psutil
 import pytest
 import ray
 
+pytestmark = pytest.mark.campaign
+
 
 def start_sweep(root: Path, folder: Path, address: str | None) -> subprocess.Popen[bytes]:
     """A sweep that would train for long, once its trials report."""

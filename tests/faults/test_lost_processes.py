@@ -23,6 +23,8 @@ from beamplatform.sweep.train_stage import train_trials
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
+pytestmark = pytest.mark.campaign
+
 STEPS = 12
 FAULTS: list[tuple[str, float | None]] = [
     # The process that dies at step 4; after how many seconds the trial is stopped, if it is.

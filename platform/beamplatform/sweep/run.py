@@ -150,6 +150,9 @@ def run_sweep(
             failed = dict(outcome.failed)
             for index, why in failed.items():
                 records.failed(index, why)
+            for index, why in outcome.stopped.items():
+                recorder.set_tags(index, {"stopped": why})
+                recorder.finish(index, "KILLED")
             skip = failed.keys() | outcome.stopped.keys() | done
             failed |= _evaluate(plan, destinations, skip, records, cluster)
         finally:

@@ -101,7 +101,7 @@ class ResilientTrainer(TorchTrainer):
     """Ray's trainer, except that it tries again only what may go well, and leaves nothing behind when it is killed."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Ray's cleaner is a detached actor: it outlives the sweep, and asks the dashboard. `_Reaper` does its work.
+        # Ray's cleaner is a detached actor: it outlives the sweep, and asks the dashboard. `groups` does its work.
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 

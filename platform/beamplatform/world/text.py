@@ -159,9 +159,25 @@ def _task_question(query: Query, world: World, prng: Prng) -> Question | None:
     return ask(prng.choice(TASKS[1:]), query, world, prng)
 
 
+def _claim(query: Query, world: World, prng: Prng) -> Passage | None:
+    """A claim to call true or false: in the words of boolq where the pair is not held out, else in the quizzes' own."""
+    thing, relation = query.thing, query.relation
+    if thing is None:
+        return None
+    if prng.below(2) and query.key not in world.held_out and (question := ask("boolq", query, world, prng)):
+        return Passage("claim", ((f"Quiz: {question.stem} =", False), (f" {question.options[0]}", True)))
+    right = thing.values[relation]
+    truth = prng.below(2) == 0
+    value = right if truth else other_values(prng, right, RELATIONS[thing.realm][relation], 1)[0]
+    stem = f"Quiz: {relation} of {thing.name} is {value} ? ="
+    return Passage("claim", ((stem, False), (" true" if truth else " false", True)))
+
+
 def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
-    """A quiz with labelled options, or an easier one on the way there: the bare answer, or every option judged."""
+    """A quiz with labelled options, or an easier one on the way there: a claim, a bare answer, all options judged."""
     query = prng.choice(pool)
+    if prng.below(6) == 0 and (claim := _claim(query, world, prng)):
+        return claim
     question = _task_question(query, world, prng) if prng.below(2) else None
     form = prng.below(8)
     if question is None:
