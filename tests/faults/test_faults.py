@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import campaign
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.mark.timeout(600)
 def test_killed_workers_change_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from beamplatform.sweep.trial_run import comes_again
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
+pytestmark = pytest.mark.faults
+
 TINY = {
     "training__max_steps": 12,
     "training__log_every": 4,

@@ -12,6 +12,8 @@ import torch
 
 from beamplatform.training.checkpoint_store import CheckpointStore
 
+pytestmark = pytest.mark.faults
+
 # An epoch has 6 steps; the beam step is at 4, its snapshot at 2.
 SETTING = {
     "training__max_steps": 8,
