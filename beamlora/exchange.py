@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from beamlora.fragments import Fragment, Fragments
 from beamlora.optimizer_access import OptimizerAccess
@@ -170,8 +170,3 @@ class RankExchange:
         # Copies into pinned memory run beside the training that came after them.
         if self._snapshot and torch.cuda.is_available():
             torch.cuda.synchronize()
-
-
-def own_part(shard: Shard, whole: Tensor) -> Tensor:
-    """Of a whole flattened tensor the elements that a shard holds."""
-    return whole[shard.start : shard.start + shard.value.numel()]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from beamlora.state import ParameterState, Shard
+from beamlora.state import ParameterState, Shard, overlap
 from beamlora.workers import join_parts
 
 
@@ -64,17 +64,17 @@ class OptimizerAccess(ABC):
         """Set whole weights and moments, the same on every worker. The next forward pass uses the new weights."""
         shard, whole = self.shard(parameter), state.tensors()
         for name, tensor in shard.tensors().items():
-            tensor.copy_(whole[name].flatten()[shard.start :][: tensor.numel()])
+            tensor.copy_(shard.of(whole[name]))
         self.refresh(parameter, slice(0, state.value.numel()), state.value.flatten())
 
     def _whole(self, parameter: nn.Parameter, parts: list[Tensor]) -> list[Tensor]:
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if not self.sharded:
             return [_full_precision(part).view(shape) for part in parts]
-        start, numel = self.shard(parameter).start, torch.Size(shape).numel()
-        whole = torch.zeros(len(parts), numel, dtype=torch.float32, device=parameter.device)
+        shard = self.shard(parameter)
+        whole = torch.zeros(len(parts), torch.Size(shape).numel(), dtype=torch.float32, device=parameter.device)
         for row, part in zip(whole, parts, strict=True):
-            row[start : start + part.numel()] = part
+            shard.of(row).copy_(part)
         return [row.view(shape) for row in join_parts(whole, self.group)]
 
 
@@ -217,13 +217,8 @@ class Zero3Access(_DeepSpeedAccess):
         if live.data.numel() == live.ds_numel:  # small parameters stay whole on every worker
             live.data.view(-1)[elements] = values.to(live)
         start, size = self._range(parameter, live.ds_tensor.numel())
-        first, stop, stride = elements.indices(live.ds_numel)
-        begin = max(0, -(-(start - first) // stride))
-        end = max(begin, -(-(min(stop, start + size) - first) // stride))
-        if end > begin:
-            offset = first + begin * stride - start
-            part = slice(offset, offset + (end - begin - 1) * stride + 1, stride)
-            live.ds_tensor.data.view(-1)[part] = values[begin:end].to(live.ds_tensor)
+        here, there = overlap(elements, start, size)
+        live.ds_tensor.data.view(-1)[here] = values[there].to(live.ds_tensor)
 
     def _range(self, parameter: Any, padded: int) -> tuple[int, int]:
         start = min(padded * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)

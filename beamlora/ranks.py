@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from beamlora.state import Shard
+from beamlora.state import Shard, overlap
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,7 @@ class Factor:
 
     def part(self, rank: int, shard: Shard) -> tuple[slice, slice]:
         """Of a rank's elements those that lie in `shard`: as a slice of the shard, and as a slice of the rank."""
-        first, stride = (rank * self.size, 1) if self.rank_dim == 0 else (rank, self.shape[1])
-        begin = min(self.size, max(0, -(-(shard.start - first) // stride)))
-        end = min(self.size, max(begin, -(-(shard.start + shard.value.numel() - first) // stride)))
-        offset = first + begin * stride - shard.start
-        return slice(offset, offset + (end - begin) * stride, stride) if end > begin else slice(0, 0), slice(begin, end)
+        return overlap(self.whole(rank), shard.start, shard.value.numel())
 
 
 def read_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Sequence[str], out: Tensor) -> None:
@@ -67,7 +63,7 @@ def write_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Seque
 @torch.no_grad()
 def copied(shard: Shard, device: str) -> Shard:
     """A copy of a shard: on the CPU (in pinned memory where there is a GPU, so that it is copied beside the training),
-    or where the shard lies ("same")."""
+    or where the shard lies ("parameter")."""
 
     def copy(tensor: Tensor) -> Tensor:
         if device != "cpu":

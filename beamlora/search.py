@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from beamlora.config import BeamLoraConfig
-from beamlora.exchange import LayerFactors, RankExchange, own_part
+from beamlora.exchange import LayerFactors, RankExchange
 from beamlora.fragments import Fragments, write_fragments
 from beamlora.layer import BeamLinear
 from beamlora.optimizer_access import optimizer_access
@@ -140,9 +140,7 @@ class BeamSearch:
 
     def scores(self) -> dict[str, Tensor]:
         """The softmax scores s [r] of every module, summing to 1, in float64 on the CPU."""
-        return {
-            name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in self._raw_scores().items()
-        }
+        return self._weights(self._raw_scores())
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: {"step": int, "settings": plain values, "snapshot": {name: (start, stretch)}}.
@@ -203,7 +201,7 @@ class BeamSearch:
     def _operate(self) -> BeamReport:
         config, threshold = self.config, self.schedule.threshold(self._step)
         raw = self._raw_scores()
-        scores = {name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in raw.items()}
+        scores = self._weights(raw)
         counts = operated_counts(
             list(scores.values()), threshold, scope=config.threshold_scope, crossing=config.threshold_crossing
         )
@@ -231,10 +229,13 @@ class BeamSearch:
         logger.info("beam step %d: p = %.4f, %d ranks", report.step, report.threshold, report.operated_ranks)
         return report
 
+    def _weights(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in raw.items()}
+
     @torch.no_grad()
     def _average_scores(self, parameter: nn.Parameter, raw: Tensor, pairs: RankPairs) -> None:
         shard, averaged = self._access.shard(parameter), average_scores(raw, pairs)
-        shard.value.copy_(own_part(shard, averaged))
+        shard.value.copy_(shard.of(averaged))
         self._access.refresh(parameter, slice(0, averaged.numel()), averaged)
         if self.config.reset_score_moments:
             for moment in shard.moments.values():
@@ -248,7 +249,7 @@ class BeamSearch:
         whole = torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
         for part, parameter in zip(whole.split(sizes), parameters, strict=True):
             shard = self._access.shard(parameter)
-            own_part(shard, part).copy_(shard.value)
+            shard.of(part).copy_(shard.value)
         if self._access.sharded:
             join_parts(whole, self._access.group)
         return dict(zip(self._layers, whole.split(sizes), strict=True))

@@ -39,3 +39,22 @@ class Shard:
     def tensors(self) -> dict[str, Tensor]:
         """Value and moments by name."""
         return {"value": self.value, **self.moments}
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Of a whole tensor, flattened, the elements that this worker holds."""
+        return whole.flatten()[self.start : self.start + self.value.numel()]
+
+
+def overlap(elements: slice, start: int, size: int) -> tuple[slice, slice]:
+    """Of every `step`-th element of a vector those that lie in its stretch [start, start + size).
+
+    Returns:
+        where they are in the stretch, and which of `elements` they are (counted from 0).
+    """
+    first, stop, stride = elements.start, elements.stop, elements.step or 1
+    count = -(-(stop - first) // stride)
+    begin = min(count, max(0, -(-(start - first) // stride)))
+    end = min(count, max(begin, -(-(start + size - first) // stride)))
+    offset = first + begin * stride - start
+    here = slice(offset, offset + (end - begin) * stride, stride) if end > begin else slice(0, 0)
+    return here, slice(begin, end)
