@@ -13,12 +13,12 @@ from rich.table import Table
 
 from beamplatform.errors import UserError
 from beamplatform.options import has_gpu
-from beamplatform.storage import is_uri, join, read_text
+from beamplatform.storage import is_uri, join
 from beamplatform.suite import Suite
 from beamplatform.sweep.output import output_to_file
 from beamplatform.sweep.preflight import Plan, plan_sweep
 from beamplatform.sweep.progress import SweepProgress, TrialProgress
-from beamplatform.sweep.saved import SavedSweep, find_sweep, only_driver
+from beamplatform.sweep.saved import SavedSweep, find_sweep, is_started, only_driver
 
 if TYPE_CHECKING:
     from beamplatform.suite import Preset
@@ -77,7 +77,7 @@ def sweep(
         )
     storage = storage if is_uri(storage) else str(Path(storage).resolve())
     folder = Path("runs" if is_uri(storage) else storage) / name
-    if not resume and read_text(join(storage, name, "sweep.json")) is not None:
+    if not resume and is_started(storage, name):
         raise UserError(
             f"--name {name}: {join(storage, name)} exists already; choose another name, or go on with --resume {name}"
         )
@@ -148,13 +148,11 @@ def _to_the_end(
             _compare(tracker, parent, name, suite, methods, folder / "comparison", console)
         tracker.finish(parent, "FAILED" if failed else "FINISHED")
     except KeyboardInterrupt:
-        _close_runs(tracker, parent, "KILLED")
-        print(f"go on with: python pipelines/sweep.py --suite {suite} --resume {name}", file=sys.stderr)
+        _close_runs(tracker, parent, "KILLED", suite, name)
         raise
     except BaseException:
         print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
-        _close_runs(tracker, parent, "FAILED")
-        print(f"go on with: python pipelines/sweep.py --suite {suite} --resume {name}", file=sys.stderr)
+        _close_runs(tracker, parent, "FAILED", suite, name)
         raise
     from beamplatform.tracking import ui_command
 
@@ -167,14 +165,15 @@ def _to_the_end(
     return 1 if failed else 0
 
 
-def _close_runs(tracker: Tracker, parent: str, status: Literal["KILLED", "FAILED"]) -> None:
-    """End what is open, and say so; a store that is away must not hide why the sweep ends."""
+def _close_runs(tracker: Tracker, parent: str, status: Literal["KILLED", "FAILED"], suite: str, name: str) -> None:
+    """End what is open, say so and how to go on; a store that is away must not hide why the sweep ends."""
     try:
         closed = tracker.finish_unfinished(parent, status)
         print(f"stopped; recorded as {status} in MLflow: {', '.join(closed)}", file=sys.stderr)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"stopped; MLflow could not be told ({first}): its runs stay RUNNING", file=sys.stderr)
+    print(f"go on with: python pipelines/sweep.py --suite {suite} --resume {name}", file=sys.stderr)
 
 
 def _run(

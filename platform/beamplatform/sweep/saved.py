@@ -36,6 +36,11 @@ class SavedSweep:
         return Preset.model_validate(self.preset)
 
 
+def is_started(storage: str, name: str) -> bool:
+    """Whether there is a sweep of that name."""
+    return read_text(join(storage, name, _FILE)) is not None
+
+
 def find_sweep(storage: str, suite: str, name: str | None) -> SavedSweep:
     """The sweep `name` of a suite, or the one that was started last.
 
