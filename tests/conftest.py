@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,31 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
         return Trained(folder, trial, rows, torch.load(folder / "final.pt", weights_only=True), output)
 
     return run
+
+
+def train_under_ray(trials: Sequence[Trial], folder: Path, recorder: Any, **options: Any) -> tuple[Any, Any]:
+    """`train_trials` on the Ray that is running, each trial in a folder of its name: its outcome and its display."""
+    import io
+
+    from rich.console import Console
+
+    from beamplatform.sweep.progress import SweepProgress, TrialProgress
+    from beamplatform.sweep.train_stage import train_trials
+    from beamplatform.training.worker import Destination
+
+    rows = [TrialProgress(trial.name, trial.training.max_steps or 0) for trial in trials]
+    progress = SweepProgress(rows, Console(file=io.StringIO()))
+    destinations = [Destination(str(folder / t.name / "export"), str(folder / "train")) for t in trials]
+    outcome = train_trials(
+        trials, destinations, storage=str(folder), use_gpu=False, progress=progress, recorder=recorder, **options
+    )
+    return outcome, progress
+
+
+@pytest.fixture(scope="session")
+def trained_under_ray() -> Callable[..., tuple[Any, Any]]:
+    """`train_under_ray` as a fixture."""
+    return train_under_ray
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ There is room for one trial only: were any core lost with one of them, the next 
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import time
@@ -16,11 +15,7 @@ from typing import Any
 import pytest
 import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from rich.console import Console
 
-from beamplatform.sweep.progress import SweepProgress, TrialProgress
-from beamplatform.sweep.train_stage import train_trials
-from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
 pytestmark = pytest.mark.campaign
@@ -80,7 +75,9 @@ def processes(class_name: str) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_every_trial_gives_way_to_the_next(trial: Callable[..., Trial], tmp_path: Path) -> None:
+def test_every_trial_gives_way_to_the_next(
+    trial: Callable[..., Trial], trained_under_ray: Callable[..., tuple[Any, Any]], tmp_path: Path
+) -> None:
     trials = [
         trial(
             "lora",
@@ -93,16 +90,7 @@ def test_every_trial_gives_way_to_the_next(trial: Callable[..., Trial], tmp_path
     ]
     ray.init(address="local", num_cpus=1, include_dashboard=True, dashboard_host="127.0.0.1")
     try:
-        outcome = train_trials(
-            trials,
-            [Destination(str(tmp_path / t.name / "export"), str(tmp_path / "train")) for t in trials],
-            storage=str(tmp_path),
-            concurrent=1,
-            use_gpu=False,
-            progress=SweepProgress([TrialProgress(t.name, STEPS) for t in trials], Console(file=io.StringIO())),
-            recorder=NotRecorded(),
-            scheduler=Faults(),
-        )
+        outcome, _ = trained_under_ray(trials, tmp_path, NotRecorded(), concurrent=1, scheduler=Faults())
         stopped = {index for index, (_, after) in enumerate(FAULTS) if after is not None}
         assert set(outcome.stopped) == stopped
         assert set(outcome.stopped.values()) == {"stopped by Faults at step 4"}

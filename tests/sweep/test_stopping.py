@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +11,11 @@ from typing import Any
 
 import pytest
 import ray
-from rich.console import Console
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.progress import SweepProgress, TrialProgress
-from beamplatform.sweep.train_stage import Outcome, train_trials
+from beamplatform.sweep.progress import SweepProgress
+from beamplatform.sweep.train_stage import Outcome
 from beamplatform.sweep.trial_run import comes_again
-from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
 pytestmark = pytest.mark.faults
@@ -88,21 +85,16 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ray.shutdown()
 
 
-def run(trials: list[Trial], folder: Path, **options: Any) -> tuple[Outcome, Rows, SweepProgress]:
-    rows = Rows()
-    total = TINY["training__max_steps"]
-    progress = SweepProgress([TrialProgress(trial.name, total) for trial in trials], Console(file=io.StringIO()))
-    outcome = train_trials(
-        trials,
-        [Destination(str(folder / trial.name / "export"), str(folder / "train")) for trial in trials],
-        storage=str(folder),
-        concurrent=2,
-        use_gpu=False,
-        progress=progress,
-        recorder=rows,
-        **options,
-    )
-    return outcome, rows, progress
+@pytest.fixture
+def run(trained_under_ray: Callable[..., tuple[Outcome, SweepProgress]], tmp_path: Path) -> Callable[..., Any]:
+    """Train with room for two; gives the outcome, what was recorded, and the display."""
+
+    def started(trials: list[Trial], **options: Any) -> tuple[Outcome, Rows, SweepProgress]:
+        rows = Rows()
+        outcome, progress = trained_under_ray(trials, tmp_path, rows, concurrent=2, **options)
+        return outcome, rows, progress
+
+    return started
 
 
 def actors(*filters: tuple[str, str, str]) -> list[Any]:
@@ -131,7 +123,9 @@ def assert_nothing_left() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_all_trials_end_and_give_everything_back(faults: Path, trial: Callable[..., Trial], tmp_path: Path) -> None:
+def test_all_trials_end_and_give_everything_back(
+    faults: Path, trial: Callable[..., Trial], run: Callable[..., Any], tmp_path: Path
+) -> None:
     from ray.tune.schedulers import ASHAScheduler
 
     # ASHA never stops the best and always the sixth, which diverges; their workers die just before that is decided.
@@ -141,7 +135,7 @@ def test_all_trials_end_and_give_everything_back(faults: Path, trial: Callable[.
     faults.write_text(json.dumps({trials[index].name: [8, "killed"] for index in (best, worst)}))
     asha = ASHAScheduler("step", metric="train/loss", mode="min", grace_period=8, reduction_factor=2, max_t=12)
 
-    outcome, rows, progress = run(trials, tmp_path, scheduler=asha)
+    outcome, rows, progress = run(trials, scheduler=asha)
 
     assert all((faults.parent / f"killed-{trials[index].name}").exists() for index in (best, worst))
     assert not outcome.failed
@@ -156,13 +150,13 @@ def test_all_trials_end_and_give_everything_back(faults: Path, trial: Callable[.
 
 @pytest.mark.timeout(600)
 def test_a_failing_trial_is_not_tried_again_and_others_finish(
-    faults: Path, trial: Callable[..., Trial], tmp_path: Path
+    faults: Path, trial: Callable[..., Trial], run: Callable[..., Any], tmp_path: Path
 ) -> None:
     trials = [trial("dora", **TINY), trial("lora", **TINY)]
     faults.write_text(json.dumps({trials[0].name: [8, "not a number"]}))
     before = workers_started()
 
-    outcome, rows, _ = run(trials, tmp_path)
+    outcome, rows, _ = run(trials)
 
     assert set(outcome.failed) == {0} and not outcome.stopped
     assert (
