@@ -66,6 +66,8 @@ def train_trials(
     Raises:
         KeyboardInterrupt: at once on Ctrl-C, not after the trials that are running; the caller shuts Ray down.
     """
+    if indices is not None and not indices:
+        return Outcome({}, {})  # a sweep resumed when all had been trained; Tune fails on an empty search space
     # Tune's own handler would let running trials end first; here the caller shuts Ray down and records them.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
