@@ -42,8 +42,16 @@ class OptimizerAccess(ABC):
     def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """What the inner optimizer steps: each of its tensors with its state (moments and step counts)."""
 
-    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:  # noqa: B027
+    def live(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
+        """The forward weights that this worker holds, as views: stretches of the flattened parameter, each with the
+        element it starts at. Of frozen parameters too."""
+        yield 0, parameter.data.view(-1)
+
+    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
         """Set elements of the flattened forward weights, where these are other tensors than the master weights."""
+        for start, stretch in self.live(parameter):
+            here, there = overlap(elements, start, stretch.numel())
+            stretch[here] = values[there].to(stretch)
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """The whole gradient of the coming optimizer step, the mean over workers. Call after backward."""
@@ -138,6 +146,9 @@ class TorchAccess(OptimizerAccess):
                 )
         return Shard(0, parameter.detach().view(-1), {name: tensor.view(-1) for name, tensor in tensors.items()})
 
+    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
+        """Nothing: the forward weights are the ones that the optimizer steps."""
+
     def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
@@ -192,9 +203,6 @@ class Zero12Access(_DeepSpeedAccess):
         there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
         return self._views(self._flats[mapping.param_group_index], here.start, here.numel, there.start)
 
-    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
-        parameter.data.view(-1)[elements] = values.to(parameter)
-
 
 class Zero3Access(_DeepSpeedAccess):
     """ZeRO stage 3: forward and master weights are both sharded, each parameter cut into equal, padded parts."""
@@ -212,13 +220,12 @@ class Zero3Access(_DeepSpeedAccess):
         start, size = self._range(parameter, padded)
         return self._views(self._flats[group], offset, size, start)
 
-    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
-        live: Any = parameter
-        if live.data.numel() == live.ds_numel:  # small parameters stay whole on every worker
-            live.data.view(-1)[elements] = values.to(live)
-        start, size = self._range(parameter, live.ds_tensor.numel())
-        here, there = overlap(elements, start, size)
-        live.ds_tensor.data.view(-1)[here] = values[there].to(live.ds_tensor)
+    def live(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
+        found: Any = parameter
+        if found.data.numel() == found.ds_numel:  # small parameters stay whole on every worker, beside their parts
+            yield 0, found.data.view(-1)
+        start, size = self._range(parameter, found.ds_tensor.numel())
+        yield start, found.ds_tensor.data.view(-1)[:size]
 
     def _range(self, parameter: Any, padded: int) -> tuple[int, int]:
         start = min(padded * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)
@@ -243,9 +250,6 @@ class MasterCopyAccess(_DeepSpeedAccess):
         state = self._optimizer.optimizer.state.get(master, {})
         moments = {n: t.view(-1) for n, t in sorted(state.items()) if isinstance(t, Tensor) and t.shape == master.shape}
         return Shard(0, master.detach().view(-1), moments)
-
-    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
-        parameter.data.view(-1)[elements] = values.to(parameter)
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         return OptimizerAccess.gradient(self, parameter)

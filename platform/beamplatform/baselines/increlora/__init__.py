@@ -1,0 +1,47 @@
+"""IncreLoRA (Zhang et al. 2023, arXiv 2308.12043): adapters that start with few ranks and grow where it matters most.
+
+    config = IncreLoraConfig(r=32, lora_alpha=16, target_modules="all-linear")     # r: the most ranks of one module
+    model = get_increlora_model(base_model, config)
+    optimizer = GrowingAdamW(parameters, lr=1e-3, new_warmup=50)
+    plan = plan_growth(total_steps=1000, modules=len(increlora_layers(model)), target_rank=8)
+    growth = RankGrowth(model, optimizer, plan)
+    ...loss.backward(); growth.before_step(); optimizer.step(); growth.step()
+    folded_factors(model)                                                         # plain LoRA factors, to export
+
+The layer (Eq. 2 and 3): y = W0 x + alpha / (n + 1e-5) B diag(E) A x, with n the module's current number of ranks, E
+zero at the start, and A, B ~ N(0, 0.02). A module's importance is s = sum |dW * grad dW| / sqrt(numel) (Eq. 5),
+smoothed as in AdaLoRA; after a warm-up, at every interval, the most important modules gain ranks until the total is
+target_rank * modules (Section 3.2). Reserve ranks train their A and B ahead ("advance learning", Section 3.3), with E
+fixed at 1e-5. New parameters have a warm-up of their own, and a regulariser keeps A and B near orthogonal. Constants
+are those of the authors' code.
+
+Two things differ from the authors' code, and why:
+
+- Parameters are made once, for the most ranks that a module may come to have, and ranks in waiting have exact zeros for
+  gradients: a parameter that appears in mid-training cannot be sharded by DeepSpeed ZeRO.
+- The last growth adds what is left and no more, so that the total meets the target exactly; theirs ends only if it
+  happens to.
+"""
+
+from beamplatform.baselines.increlora.growth import GrowthPlan, RankGrowth, choose_modules, plan_growth
+from beamplatform.baselines.increlora.layer import (
+    IncreLinear,
+    IncreLoraConfig,
+    folded_factors,
+    get_increlora_model,
+    increlora_layers,
+)
+from beamplatform.baselines.increlora.optimizer import GrowingAdamW
+
+__all__ = [
+    "GrowingAdamW",
+    "GrowthPlan",
+    "IncreLinear",
+    "IncreLoraConfig",
+    "RankGrowth",
+    "choose_modules",
+    "folded_factors",
+    "get_increlora_model",
+    "increlora_layers",
+    "plan_growth",
+]

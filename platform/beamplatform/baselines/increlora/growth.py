@@ -1,0 +1,283 @@
+"""Where ranks are added, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from beamlora.optimizer_access import OptimizerAccess, optimizer_access
+from beamlora.workers import check_agreement, worker_count
+from beamplatform.baselines.increlora.layer import RESERVE_VALUE, increlora_layers
+from beamplatform.baselines.orthogonality import orthogonality_gradient
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """When how many ranks are added.
+
+    Attributes:
+        steps: the optimizer steps after which modules grow; rising.
+        top: modules that grow each time.
+        ranks: ranks that each of them gains.
+        target: ranks of all modules together at the end.
+    """
+
+    steps: tuple[int, ...]
+    top: int
+    ranks: int
+    target: int
+
+
+def plan_growth(
+    *,
+    total_steps: int,
+    modules: int,
+    target_rank: int,
+    init_r: int = 1,
+    warmup: int = 0,
+    interval: int = 1,
+    until: int | None = None,
+    ranks: int | None = None,
+    top: int | None = None,
+) -> GrowthPlan:
+    """The growth of a run: after steps warmup, warmup + interval, ... up to `until`.
+
+    Args:
+        target_rank: ranks per module at the end, on average.
+        until: the last step that may add ranks; None = the last but one.
+        ranks: ranks that a growing module gains; None = as few as reach the target in time, if no more than half of the
+            modules grow each time.
+        top: modules that grow each time; None = as few as reach the target in time.
+
+    Raises:
+        ValueError: no growth would happen, or the target is not reached; says which value would do.
+    """
+    last = total_steps - 1 if until is None else min(until, total_steps - 1)
+    first = max(1, warmup)
+    steps = tuple(range(first, last + 1, interval))
+    missing = (target_rank - init_r) * modules
+    if missing <= 0:
+        raise ValueError(f"the target rank ({target_rank}) must be above the first one ({init_r})")
+    if not steps:
+        raise ValueError(f"no rank would ever be added: growth would be from step {first} to step {last}")
+    if ranks is None:
+        ranks = math.ceil(missing / (len(steps) * (top or max(1, modules // 2))))
+    needed = math.ceil(missing / (len(steps) * ranks))
+    chosen = needed if top is None else top
+    if chosen > modules or len(steps) * chosen * ranks < missing:
+        reached = init_r * modules + len(steps) * min(chosen, modules) * ranks
+        fits = f"top_h = {needed} would do" if needed <= modules else "add more ranks each time, or more often"
+        raise ValueError(
+            f"only {reached} of {target_rank * modules} ranks ({target_rank} for each of {modules} modules) are "
+            f"reached by {len(steps)} growths between step {first} and step {last} of {chosen} modules by {ranks}: "
+            f"{fits}"
+        )
+    return GrowthPlan(steps, chosen, ranks, target_rank * modules)
+
+
+def choose_modules(
+    scores: Mapping[str, float], ranks: Mapping[str, int], capacity: Mapping[str, int], plan: GrowthPlan
+) -> dict[str, int]:
+    """How many ranks each module gains: the plan's number for the `top` most important ones that have room.
+
+    At most what is missing to the target is given, so that the last growth meets it exactly. Equal scores are decided
+    by the modules' order.
+    """
+    left = plan.target - sum(ranks.values())
+    gains: dict[str, int] = {}
+    for name in sorted(scores, key=lambda name: -scores[name]):
+        gain = min(plan.ranks, capacity[name] - ranks[name], left)
+        if gain > 0 and len(gains) < plan.top:
+            gains[name] = gain
+            left -= gain
+    return gains
+
+
+class RankGrowth:
+    """Grows one IncreLoRA adapter.
+
+    Call `before_step` after the last backward pass of a step, while gradients exist, and `step` after the optimizer's
+    step; both are collective on all workers.
+
+    Measuring importance takes the gradient of dW, which is as large as the weights [d_out, d_in], in float32, until the
+    last growth (the authors' code keeps it, too).
+
+    Args:
+        model: with an IncreLoRA adapter, bare or inside DeepSpeed's engine.
+        optimizer: torch's or DeepSpeed's (ZeRO 0 to 3).
+        plan: see `plan_growth`.
+        accumulation: micro-batches of a step; each adds its share of the regulariser's gradient.
+        beta1, beta2: smoothing of the importance and of its uncertainty.
+        regulariser: weight of |A A^T - I|_F + |B^T B - I|_F, the mean over modules.
+        reserve: ranks of every module that train ahead of being needed; None = as many as a growth adds.
+
+    Raises:
+        ValueError: the model has no such adapter, or too little room for the target.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        plan: GrowthPlan,
+        *,
+        accumulation: int = 1,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        regulariser: float = 0.1,
+        reserve: int | None = None,
+        adapter_name: str = "default",
+    ) -> None:
+        self._layers = increlora_layers(model, adapter_name)
+        if not self._layers:
+            raise ValueError(f"the model has no IncreLoRA adapter {adapter_name!r}")
+        self._access: OptimizerAccess = optimizer_access(optimizer)
+        self._adapter = adapter_name
+        self._capacity = {name: int(layer.r[adapter_name]) for name, layer in self._layers.items()}
+        if sum(self._capacity.values()) < plan.target:
+            raise ValueError(
+                f"{plan.target} ranks do not fit: the modules have room for {sum(self._capacity.values())}"
+            )
+        self.plan = plan
+        self._accumulation = accumulation
+        self._betas = (beta1, beta2)
+        self._regulariser = regulariser
+        self._reserve = plan.ranks if reserve is None else reserve
+        self._step = 0
+        self._averages = {name: (0.0, 0.0) for name in self._layers}
+        self._values: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._pulls: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in self._layers.items():
+            a, b, e = layer.parameters_of(adapter_name)
+            a.register_hook(lambda gradient, name=name: self._pulled(gradient, name, 0))
+            b.register_hook(lambda gradient, name=name: self._pulled(gradient, name, 1))
+            e.register_hook(lambda gradient, name=name: self._masked(gradient, name))
+            self._set_reserve(name)
+        self._read()
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The current number of ranks of every module."""
+        return {name: layer.ranks[self._adapter] for name, layer in self._layers.items()}
+
+    @property
+    def growing(self) -> bool:
+        """Whether ranks are still to come."""
+        return self._step < self.plan.steps[-1] and sum(self.ranks.values()) < self.plan.target
+
+    def before_step(self) -> None:
+        """Update the importance of every module from this step's gradients (Eq. 5)."""
+        if not self.growing:
+            return
+        workers = worker_count(self._access.group)
+        beta1, beta2 = self._betas
+        for name, layer in self._layers.items():
+            gradient, layer.gradient = layer.gradient, None
+            if gradient is None:
+                raise RuntimeError(f"layer {name!r} saw no backward pass in this step")
+            if workers > 1:
+                dist.all_reduce(gradient, group=self._access.group)
+            a, b, e = self._values[name]
+            update = (b * e) @ a * layer.rank_scaling(self._adapter)
+            # The optimizer's gradient is the mean over workers.
+            s = float((update * gradient).abs().sum()) / workers / math.sqrt(update.numel())
+            importance, uncertainty = self._averages[name]
+            importance = beta1 * importance + (1 - beta1) * s
+            uncertainty = beta2 * uncertainty + (1 - beta2) * abs(s - importance)
+            self._averages[name] = (importance, uncertainty)
+
+    def step(self) -> dict[str, int]:
+        """Count one optimizer step; the modules that have grown now, with the ranks they gained.
+
+        Raises:
+            RuntimeError: the workers do not agree on the modules.
+        """
+        growing = self.growing
+        self._step += 1
+        gains: dict[str, int] = {}
+        if growing and self._step in self.plan.steps:
+            scores = {name: importance * uncertainty for name, (importance, uncertainty) in self._averages.items()}
+            gains = self._choose(scores)
+            device = next(iter(self._values.values()))[0].device
+            check_agreement(f"growth at step {self._step}", gains, device, self._access.group)
+            for name, gain in gains.items():
+                self._layers[name].ranks[self._adapter] += gain
+            for name in self._layers if not self.growing else gains:
+                self._set_reserve(name)
+        self._read()
+        return gains
+
+    def trained_ranks(self) -> dict[str, int]:
+        """The ranks of every module whose A and B are trained: its own and its reserve."""
+        ahead = self._reserve if self.growing else 0
+        return {name: min(n + ahead, self._capacity[name]) for name, n in self.ranks.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside parameters and optimizer state: plain values."""
+        return {"step": self._step, "ranks": self.ranks, "averages": {n: list(a) for n, a in self._averages.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; parameters have been restored before."""
+        self._step = int(state["step"])
+        for name, n in state["ranks"].items():
+            self._layers[name].ranks[self._adapter] = n
+        self._averages = {name: (float(i), float(u)) for name, (i, u) in state["averages"].items()}
+        self._read()
+
+    def _choose(self, scores: Mapping[str, float]) -> dict[str, int]:
+        gains = choose_modules(scores, self.ranks, self._capacity, self.plan)
+        if self._step == self.plan.steps[-1]:
+            # Where modules are full, the rest goes to those that are not.
+            every = dataclasses.replace(self.plan, top=len(self._layers))
+            while sum(_sums(self.ranks, gains).values()) < self.plan.target:
+                gains = _sums(gains, choose_modules(scores, _sums(self.ranks, gains), self._capacity, every))
+        return gains
+
+    @torch.no_grad()
+    def _set_reserve(self, name: str) -> None:
+        """E of the ranks after a module's own: 1e-5 in the reserve, else zero; no reserve when all have grown."""
+        parameter = self._layers[name].parameters_of(self._adapter)[2]
+        state = self._access.read(parameter)
+        value, n = state.value, self.ranks[name]
+        value[self.trained_ranks()[name] :] = 0
+        fresh = value[n : self.trained_ranks()[name]]
+        fresh[fresh == 0] = RESERVE_VALUE
+        self._access.write(parameter, dataclasses.replace(state, value=value))
+
+    def _read(self) -> None:
+        """Whole weights for the next step: what they pull towards, and what importance is measured at."""
+        growing = self.growing
+        trained = self.trained_ranks()
+        scale = self._regulariser / len(self._layers)
+        for name, layer in self._layers.items():
+            layer.observing = growing
+            a, b, e = (self._access.value(parameter) for parameter in layer.parameters_of(self._adapter))
+            self._values[name] = (a, b, e)
+            n = trained[name]
+            pull_a, pull_b = torch.zeros_like(a), torch.zeros_like(b)
+            pull_a[:n] = scale * orthogonality_gradient(a[:n])
+            pull_b[:, :n] = scale * orthogonality_gradient(b[:, :n].T).T
+            self._pulls[name] = (pull_a, pull_b)
+        if not growing:
+            self._values = {}
+
+    def _pulled(self, gradient: Tensor, name: str, which: int) -> Tensor:
+        # Called in each micro-batch's backward pass, with a gradient that will be averaged over them.
+        return gradient + (self._pulls[name][which] / self._accumulation).to(gradient)
+
+    def _masked(self, gradient: Tensor, name: str) -> Tensor:
+        """E is trained for a module's own ranks only."""
+        gradient = gradient.clone()
+        gradient[self.ranks[name] :] = 0
+        return gradient
+
+
+def _sums(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    return {name: some.get(name, 0) + more.get(name, 0) for name in {**some, **more}}

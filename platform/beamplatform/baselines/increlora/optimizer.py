@@ -1,0 +1,79 @@
+"""AdamW in which every element counts its own steps, for parameters that start to train in the middle of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+
+class GrowingAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter 2019) with bias correction and warm-up by element.
+
+    An element starts with its first gradient that is not zero. From then on its bias correction is that of a parameter
+    that was made then, and its learning rate rises linearly over `new_warmup` steps; elements that are there from the
+    first step have no warm-up of their own. Before its start an element does not change, by weight decay neither.
+
+    All state is of the parameter's shape but for the number of steps, so that DeepSpeed can shard it and a checkpoint
+    can hold it.
+
+    Args:
+        params: parameters or groups, as for torch's optimizers.
+        new_warmup: steps of the warm-up of elements that start later than step 1.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        new_warmup: int = 0,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "new_warmup": new_warmup}
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for name in ("exp_avg", "exp_avg_sq", "age"):
+                state[name] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        average, square, age = state["exp_avg"], state["exp_avg_sq"], state["age"]
+        state["step"] += 1
+        step = float(state["step"])
+        started = (age > 0) | (gradient != 0)
+        age.add_(started)
+        average.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        # Where nothing has started all of these are 0, and so is the update.
+        correction1 = (1 - beta1**age).clamp(min=1 - beta1)
+        correction2 = (1 - beta2**age).clamp(min=1 - beta2)
+        update = average / correction1 / ((square / correction2).sqrt() + group["eps"])
+        rate = started * group["lr"]
+        if group["new_warmup"]:
+            rate = rate * torch.where(age < step, (age / group["new_warmup"]).clamp(max=1), 1.0)
+        parameter.mul_(1 - rate * group["weight_decay"]).sub_(rate * update)

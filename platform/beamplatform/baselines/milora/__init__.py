@@ -1,0 +1,77 @@
+"""MiLoRA (Wang et al. 2024, arXiv 2406.09044): LoRA that starts in the minor singular components of the weights.
+
+    from beamplatform.baselines.milora import get_milora_model
+
+    model = get_milora_model(base_model, LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"))
+
+The paper (Section 3) writes W = U S V^T and splits it into principal and minor components, W = W_p + W_m, where W_m
+holds the r smallest singular values. The adapter starts as W_m, and W_p is frozen in the place of W. Defaults:
+lora_alpha = r (the paper's experiments, and as in PiSSA, whose counterpart it is), the SVD in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+
+def get_milora_model(base_model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> PeftModel:
+    """Put an adapter of minor components into `base_model`, in place, and return PEFT's model around it.
+
+    The base weights become W - scaling * B A: the model's function is as before, up to rounding.
+
+    Args:
+        base_model: with floating-point weights, not quantized nor sharded.
+        config: PEFT's; rank, alpha, dropout and target modules are used, `init_lora_weights` is not.
+
+    Raises:
+        ValueError: DoRA, which would scale the principal components too; a layer that is not linear; or a rank above a
+            layer's smaller side.
+    """
+    if config.use_dora:
+        raise ValueError("use_dora=True: MiLoRA is an initialisation of plain LoRA")
+    config = copy.deepcopy(config)
+    config.init_lora_weights = True
+    model = get_peft_model(base_model, config, adapter_name=adapter_name)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and adapter_name in layer.r:
+            _start_in_minor_components(name, layer, adapter_name)
+    return model
+
+
+def minor_components(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """The r smallest singular components of a weight [d_out, d_in] as factors: B = U sqrt(S), A = sqrt(S) V^T.
+
+    Returns:
+        B [d_out, r] and A [r, d_in] in at least float32; B A is the minor part of the weight.
+
+    Raises:
+        ValueError: r above the smaller side.
+    """
+    if r > min(weight.shape):
+        raise ValueError(f"r={r}: a weight of shape {list(weight.shape)} has {min(weight.shape)} singular components")
+    whole = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    u, s, vt = torch.linalg.svd(whole, full_matrices=False)  # singular values fall
+    root = s[-r:].sqrt()
+    return u[:, -r:] * root, root[:, None] * vt[-r:]
+
+
+@torch.no_grad()
+def _start_in_minor_components(name: str, layer: LoraLayer, adapter_name: str) -> None:
+    base = layer.get_base_layer()
+    weight = getattr(base, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or adapter_name not in layer.lora_A:
+        raise ValueError(f"layer {name!r} is a {type(base).__name__}: MiLoRA adapts linear layers")
+    transposed = bool(getattr(layer, "fan_in_fan_out", False))  # transformers' Conv1D
+    matrix = weight.T if transposed else weight
+    scaling = layer.scaling[adapter_name]
+    b, a = minor_components(matrix, layer.r[adapter_name])
+    residual = matrix.to(b.dtype) - b @ a
+    # S is divided by the scaling, so that scaling * B A is the minor part: a square root of it in each factor.
+    for factor, value in ((layer.lora_B, b), (layer.lora_A, a)):
+        factor[adapter_name].weight.copy_(value / scaling**0.5)
+    weight.copy_(residual.T if transposed else residual)

@@ -1,0 +1,22 @@
+"""ReLoRA (Lialin et al. 2023, arXiv 2307.05695): a sequence of low-rank updates, merged into the weights one by one.
+
+    model = get_peft_model(base_model, LoraConfig(...))
+    schedule = RestartSchedule(total_steps=3000, restarts=(1000, 2000))
+    relora = ReLora(model, optimizer, schedule.restarts, seed=0)
+    for step, batch in enumerate(batches):
+        ...set the learning rate to peak * schedule.factor(step)...
+        optimizer.step()
+        relora.step()                       # True when it merged
+
+Algorithm 1 of the paper: every K updates W <- W + scaling * B A; A is drawn anew (Kaiming-uniform, a = sqrt(5)) and B
+is zero; most of the adapter's optimizer state is pruned; the learning rate starts again from 0 (Section 3, "jagged
+cosine"). After k merges the update's rank is up to (k + 1) r. Defaults are those of the authors' code: moments below
+the 90th percentile of magnitude pruned, a first warm-up of 500 and re-warm-ups of 100 steps, a cosine to 0.1 of the
+peak.
+"""
+
+from beamplatform.baselines.relora.merging import ReLora
+from beamplatform.baselines.relora.moments import keep_at_random, keep_largest
+from beamplatform.baselines.relora.schedule import RestartSchedule, equal_cycles
+
+__all__ = ["ReLora", "RestartSchedule", "equal_cycles", "keep_at_random", "keep_largest"]

@@ -1,0 +1,37 @@
+"""Pruning an optimizer's moments at a restart (arXiv 2307.05695, Section 3, "optimizer states")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+
+def prune_moments(moments: dict[str, Tensor], prune: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Every moment pruned, and Adam's first one where the second is gone.
+
+    Without the latter, Adam would divide what is left of a first moment by eps alone: B is zero after a restart, so
+    that the gradient of A is zero and no second moment comes after.
+    """
+    pruned = {name: prune(moment) for name, moment in moments.items()}
+    if "exp_avg" in pruned and "exp_avg_sq" in pruned:
+        pruned["exp_avg"] = torch.where(pruned["exp_avg_sq"] == 0, 0.0, pruned["exp_avg"])
+    return pruned
+
+
+def keep_largest(moment: Tensor, prune: float) -> Tensor:
+    """The moment with its smallest elements by magnitude set to zero: a share `prune` of them, rounded up."""
+    cut = math.ceil(prune * moment.numel())
+    if cut == 0:
+        return moment.clone()
+    # Not torch.quantile, which the authors' code uses: it refuses tensors of more than 16 million elements.
+    threshold = moment.abs().flatten().kthvalue(cut).values
+    return torch.where(moment.abs() > threshold, moment, torch.zeros_like(moment))
+
+
+def keep_at_random(moment: Tensor, prune: float, generator: Generator) -> Tensor:
+    """The moment with every element set to zero with probability `prune`."""
+    draw = torch.rand(moment.shape, generator=generator).to(moment.device)
+    return torch.where(draw > prune, moment, torch.zeros_like(moment))
