@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   python pipelines/sweep.py --suite commonsense                 the embedded world without a GPU, the paper's with one
   python pipelines/sweep.py --suite commonsense --dry-run       what would run, and its memory; starts nothing
   python pipelines/sweep.py --suite commonsense --methods beamlora,lora --seeds 0,1,2
+  python pipelines/sweep.py --suite commonsense --methods all   all nine methods
   python pipelines/sweep.py --suite commonsense --resume        go on after an interruption
   python pipelines/sweep.py --suite my_suite.yaml --set training.max_steps=500 --set methods.beamlora.p_init=0.97
 """
@@ -25,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_suite_options(parser)
-    parser.add_argument("--methods", metavar="A,B", help="only these methods of the suite, in this order")
+    parser.add_argument(
+        "--methods", metavar="A,B",
+        help="these methods of the suite, in this order, or 'all'; default: those the preset names in search.methods",
+    )  # fmt: skip
     parser.add_argument("--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's")
     parser.add_argument("--samples", metavar="N", help="draws from each method's non-grid domains")
     parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
@@ -49,11 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--max-concurrent": ("search.max_concurrent", arguments.max_concurrent),
         },
     )
-    named = [name.strip() for name in arguments.methods.split(",")] if arguments.methods else preset.methods
-    methods = list(dict.fromkeys(named))
+    named = [name.strip() for name in arguments.methods.split(",")] if arguments.methods else preset.default_methods()
+    methods = list(preset.methods if named == ["all"] else dict.fromkeys(named))
     for method in methods:
         if method not in preset.methods:
-            raise UserError(f"--methods {method}: not in preset {preset_name}; allowed: {', '.join(preset.methods)}")
+            raise UserError(
+                f"--methods {method}: not in preset {preset_name}; allowed: all, {', '.join(preset.methods)}"
+            )
     from beamplatform.sweep.command import dry_run, sweep
 
     if arguments.dry_run:

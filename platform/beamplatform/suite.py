@@ -146,6 +146,9 @@ class SearchSection(Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field((0,), description="training seeds per configuration")
     seed: int = Field(0, description="seed of the draws themselves")
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(None, description="null = as many as fit")
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="compared where --methods names none; null = all of the preset's"
+    )
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> SearchSection:
@@ -176,7 +179,13 @@ class Preset(Section):
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods.{name}: unknown method; allowed: {', '.join(METHODS)}")
-            self.space(name)
+            space = self.space(name)
+            batches = space.domains["global_batch"].probes() if "global_batch" in space.domains else ()
+            for batch in (space.fixed.get("global_batch"), *batches):
+                self.training_of(name, {"global_batch": batch})
+        for name in self.search.methods or ():
+            if name not in self.methods:
+                raise ValueError(f"search.methods: {name!r} is not below methods; allowed: {', '.join(self.methods)}")
         known = {key for name in METHODS for key in get_method(name).hyperparameters.model_fields}
         for key in self.shared:
             if key not in known:
@@ -188,6 +197,24 @@ class Preset(Section):
         fields = get_method(method).hyperparameters.model_fields
         values = {key: value for key, value in self.shared.items() if key in fields}
         return parse_space(method, values | self.methods[method])
+
+    def default_methods(self) -> tuple[str, ...]:
+        """The methods that are compared where the user names none."""
+        return self.search.methods or tuple(self.methods)
+
+    def training_of(self, method: str, values: Mapping[str, Any]) -> TrainingSection:
+        """The training section of one trial: the method's own batch, where its values name one.
+
+        Raises:
+            ValueError: the batch does not go with workers and micro_batch.
+        """
+        batch = values.get("global_batch")
+        if batch is None:
+            return self.training
+        try:
+            return TrainingSection.model_validate(self.training.model_dump() | {"global_batch": batch})
+        except ValidationError as error:
+            raise ValueError(f"methods.{method}.global_batch: {describe_error(error, TrainingSection)[1]}") from None
 
 
 class Suite(Section):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from beamplatform.methods import get_method
 from beamplatform.methods.base import Method, RunPlan
+from beamplatform.schedule import warmup_steps
 from beamplatform.suite import DataSection, EvaluationSection, ModelSection, Preset, TrainingSection
 
 
@@ -70,11 +71,13 @@ class Trial(BaseModel):
         Raises:
             ValueError: the method could not do its work in a run of this length.
         """
+        steps = self.total_steps(train_examples)
         plan = RunPlan(
-            total_steps=self.total_steps(train_examples),
+            total_steps=steps,
             schedule=self.training.schedule,
             seed=self.seed,
             accumulation=self.training.accumulation,
+            warmup=warmup_steps(self.training.warmup, steps),
         )
         method = get_method(self.method)(self.hyperparameters, plan)
         method.check()
@@ -93,7 +96,7 @@ def plan_trials(suite: str, preset_name: str, preset: Preset, methods: Sequence[
                 seed=seed,
                 model=preset.model,
                 data=preset.data,
-                training=preset.training,
+                training=preset.training_of(method, values),
                 evaluation=preset.evaluation,
             )
             for seed in preset.search.seeds

@@ -226,3 +226,24 @@ def test_a_missing_task_leaves_a_gap_and_no_average() -> None:
         assert row_of(comparison, method).cells["piqa"] is None
         assert row_of(comparison, method).average is None
     assert cell_of(comparison, "lora", "boolq").best
+
+
+def test_an_uneven_comparison_says_so() -> None:
+    """Against LoRA: 1.02 times is even, 1.5 times is not, however it ends; nor are unequal seeds and searches."""
+    sizes = {"lora": (100, 100), "beamlora": (102, 102), "adalora": (150, 100), "full": (1600, 1600)}
+    runs = []
+    for method, (first, last) in sizes.items():
+        run = trial(method, "c", 0, 1.0, {"boolq": 0.5})
+        counted = {"train/trainable_parameters": first, "train/final_parameters": last}
+        runs.append(replace(run, metrics={**run.metrics, **counted}))
+    comparison = compare(runs)
+    assert comparison.uneven == (
+        "AdaLoRA trains 1.50 times the parameters of LoRA (1.00 times at the end)",
+        "Full fine-tuning trains 16.00 times the parameters of LoRA",
+    )
+    assert (row_of(comparison, "adalora").parameters, row_of(comparison, "adalora").kept) == (150, 100)
+    more = [*runs[:2], trial("beamlora", "c", 1, 1.0, {"boolq": 0.5}), trial("lora", "d", 0, 2.0, {"boolq": 0.5})]
+    assert compare(more).uneven == (
+        "BeamLoRA has 2 seeds, LoRA 1",
+        "BeamLoRA was chosen from 1 configurations, LoRA from 2",
+    )

@@ -7,7 +7,7 @@ import pytest
 from beamplatform.errors import UserError
 from beamplatform.methods import get_method
 from beamplatform.models import skeleton
-from beamplatform.sweep.memory import check_ranks, estimate, target_shapes
+from beamplatform.sweep.memory import estimate, target_shapes
 from beamplatform.sweep.run import Cluster
 from beamplatform.trial import Trial
 
@@ -33,25 +33,45 @@ def test_all_linear_leaves_out_the_output_head(trial) -> None:
     values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": "all-linear"})
     shapes = target_shapes(model, values)
     assert len(shapes) == 7 * model.config.num_hidden_layers
-    side = min(min(shape) for shape in shapes.values())
-    check_ranks("lora", values.model_copy(update={"r": side}), shapes)
-    with pytest.raises(UserError, match=f"rank {side + 1} is larger than .*at most {side}"):
-        check_ranks("lora", values.model_copy(update={"r": side + 1}), shapes)
+    full = get_method("full").hyperparameters.model_validate({"learning_rate": 1e-3})
+    assert target_shapes(model, full) == shapes
 
 
 def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
     model = skeleton("tiny")
     one = trial("lora", training__zero_stage=3)
-    values = get_method("lora").hyperparameters.model_validate(one.hyperparameters)
-    shapes = target_shapes(model, values)
-    alone = estimate(one, model, values, shapes)
+    method = one.make_method(1000)
+    shapes = target_shapes(model, method.values)
+    alone = estimate(one, method, model, shapes)
     assert alone.weights == 4 * sum(p.numel() for p in model.parameters())
     parameters = sum(8 * (a + b) for a, b in shapes.values())
     assert alone.adapter == parameters * (4 + 4 + 8), "weight, gradient and two moments in float32"
     four = trial("lora", training__zero_stage=3, training__workers=4, training__micro_batch=4)
-    sharded = estimate(four, model, values, shapes)
+    sharded = estimate(four, method, model, shapes)
     assert sharded.weights == alone.weights // 4
     assert sharded.activations == alone.activations // 4
+
+
+def test_memory_of_methods_that_take_more_than_an_adapter(trial) -> None:
+    model = skeleton("tiny")
+    total = sum(p.numel() for p in model.parameters())
+    full = trial("full", training__zero_stage=0)
+    found = estimate(full, full.make_method(1000), model, target_shapes(model, full.make_method(1000).values))
+    assert found.adapter == total * (4 + 8), "gradient and two moments; the weights are counted as such"
+    growing = trial("increlora", training__zero_stage=0)
+    method = growing.make_method(1000)
+    shapes = target_shapes(model, method.values)
+    adapter = sum(32 * (a + b) for a, b in shapes.values())
+    dense = sum(a * b for a, b in shapes.values())
+    assert estimate(growing, method, model, shapes).adapter == adapter * (4 + 4 + 8 + 4) + 4 * dense
+
+
+def test_a_method_may_have_a_batch_of_its_own(trial) -> None:
+    own = trial("full", methods__full__global_batch=64)
+    assert own.training.global_batch == 64 and own.training.accumulation == 4
+    assert trial("lora", methods__full__global_batch=64).training.global_batch == 16
+    with pytest.raises(UserError, match=r"methods__full__global_batch: .*must be a multiple of workers x micro_batch"):
+        trial("lora", methods__full__global_batch=40)
 
 
 def test_concurrency_follows_the_cluster(trial) -> None:

@@ -1,10 +1,11 @@
-"""A worker of test_resume.py: `resume_worker.py SPEC RANK WORLD PORT`.
+"""A worker of test_resume.py and of the methods' battery: `resume_worker.py SPEC RANK WORLD PORT`.
 
-SPEC is a JSON file {"trials": {name: trial}, "points": [steps], "interrupt": step, "folder": ...}. Each trial runs from
-start to end, with a checkpoint after every step; then again for four steps from each of `points`, and to the end from a
-run that was interrupted between two micro-batches of step `interrupt`. Every worker writes FOLDER/NAME-RANK.pt:
-{"whole" | point: {step: seen}}, where seen is all that a run is: parameters, moments, the method's state, the tokens of
-the batch, metrics.
+SPEC is a JSON file {"trials": {name: trial}, "points": [steps], "interrupt": step or null, "folder": ...}. Each trial
+runs from start to end, with a checkpoint after every step; then again for four steps from each of `points`, and to the
+end from a run that was interrupted between two micro-batches of step `interrupt`. Every worker writes
+FOLDER/NAME-RANK.pt: {"whole" | point: {step: seen}}, where seen is all that a run is: parameters, moments, the method's
+state, the tokens of the batch, metrics; and {"final": {"live": weights of the forward pass by name, whole, "logits": of
+token ids 3..98}}. The whole run's export is in FOLDER/NAME/export.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
     from beamlora.optimizer_access import optimizer_access
     from beamplatform.training import loop
     from beamplatform.training.checkpoint_store import CheckpointStore
+    from beamplatform.training.engine import whole_parameters
     from beamplatform.training.run import start_run
     from beamplatform.trial import Trial
 
@@ -56,6 +58,16 @@ def main() -> None:
         return collate(examples, *rest)
 
     loop.collate = noted
+
+    final: dict[str, Any] = {}
+
+    def finish(this: Any, name: str) -> None:
+        this.engine.eval()
+        with torch.no_grad():
+            final["logits"] = this.engine(input_ids=torch.arange(3, 99).reshape(4, 24)).logits.float()
+        with whole_parameters(this.engine, everything=False) as model:
+            final["live"] = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
+        this.export(str(folder / name / "export"))
 
     def run(
         trial: Trial, name: str, place_of: str, *, keep: bool = False, until: int = 10**6, interrupt: int | None = None
@@ -100,18 +112,21 @@ def main() -> None:
         with contextlib.suppress(Interrupted):
             this.train(report)
         interrupt_after[0] = None
+        if place_of == "whole":
+            finish(this, name)
         this.engine.destroy()
         gc.collect()
         return seen
 
     for name, value in spec["trials"].items():
         trial = Trial.model_validate(value)
-        found: dict[Any, Any] = {"whole": run(trial, name, "whole", keep=True)}
+        found: dict[Any, Any] = {"whole": run(trial, name, "whole", keep=True), "final": final}
         distributed.barrier()
         for point in spec["points"]:
             found[point] = run(trial, name, f"at-{point}", until=point + 4)
-        run(trial, name, "interrupted", interrupt=spec["interrupt"])
-        found["interrupted"] = run(trial, name, "interrupted")
+        if spec["interrupt"]:
+            run(trial, name, "interrupted", interrupt=spec["interrupt"])
+            found["interrupted"] = run(trial, name, "interrupted")
         torch.save(found, folder / f"{name}-{rank}.pt")
 
 

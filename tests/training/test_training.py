@@ -84,7 +84,8 @@ def test_no_compiler_is_needed(tmp_path: Path) -> None:
         "from beamplatform.suite import TrainingSection\n"
         "from beamplatform.training.engine import make_engine\n"
         "training = TrainingSection(max_steps=1, global_batch=1, micro_batch=1)\n"
-        "make_engine(torch.nn.Linear(4, 4), training, 1e-3, bf16=False)\n"
+        "model = torch.nn.Linear(4, 4)\n"
+        "make_engine(model, training, torch.optim.AdamW(model.parameters()), bf16=False)\n"
         "print('engine made')\n"
     )
     shell = tmp_path / "bin"

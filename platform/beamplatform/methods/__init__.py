@@ -7,13 +7,23 @@ from beamplatform.methods.adalora import AdaLora
 from beamplatform.methods.base import Method
 from beamplatform.methods.beamlora import BeamLora
 from beamplatform.methods.dora import Dora
+from beamplatform.methods.full import Full
+from beamplatform.methods.increlora import IncreLora
 from beamplatform.methods.lora import Lora
+from beamplatform.methods.milora import Milora
+from beamplatform.methods.pissa import Pissa
+from beamplatform.methods.relora import Relora
 
 METHODS: dict[str, type[Method]] = {
+    "beamlora": BeamLora,
+    "full": Full,
     "lora": Lora,
     "dora": Dora,
+    "pissa": Pissa,
+    "milora": Milora,
     "adalora": AdaLora,
-    "beamlora": BeamLora,
+    "relora": Relora,
+    "increlora": IncreLora,
 }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState
+from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method, MethodState, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class AdaLora(Method):
     """W0 x + scaling / r B (E ⊙ A) x with singular values E pruned to a budget that falls over training."""
 
     name: ClassVar[str] = "adalora"
-    hyperparameters: ClassVar[type[AdaLoraHyperparameters]] = AdaLoraHyperparameters
+    hyperparameters: ClassVar[type[Hyperparameters]] = AdaLoraHyperparameters
 
     def check(self) -> None:
         total = self.plan.total_steps
@@ -65,6 +65,10 @@ class AdaLora(Method):
                 f"adalora: no budget update fits between step {first} (tinit) and step {last} (tfinal) of {total} with "
                 f"delta_t = {self.values.delta_t}; lower delta_t, tinit or tfinal, or train longer"
             )
+
+    def extra_memory(self, shapes: Shapes) -> int:
+        """Whole float32 copies of the adapter on every worker: weights, gradients, the pull, three averages."""
+        return 6 * 4 * sum(self.values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from peft import AdaLoraConfig, get_peft_model
@@ -127,6 +131,16 @@ class AdaLora(Method):
         # A metric where it says something new: at a budget update.
         return {"adalora/budget": float(budget)} if pattern and step <= last else {}
 
+    def trained_parameters(self) -> int:
+        pattern = self._config.rank_pattern
+        if not pattern:
+            return super().trained_parameters()
+        tuner, kept = self.model.base_model.model, 0
+        for name, mask in pattern.items():
+            layer = tuner.get_submodule(name.rpartition(".lora_E")[0])
+            kept += sum(mask) * (layer.in_features + layer.out_features + 1)
+        return kept
+
     def state(self) -> MethodState:
         averages = {
             f"{kind}/{name}": tensor for kind in _AVERAGES for name, tensor in getattr(self._allocator, kind).items()
@@ -157,7 +171,7 @@ class AdaLora(Method):
                 layer.lora_A["default"] * layer.lora_E["default"] * scale,
                 layer.lora_B["default"],
             )
-        save_plain_lora(factors, rank=self.values.largest_rank, base=model.base_model.model, folder=folder)
+        save_plain_lora(factors, base=model.base_model.model, folder=folder)
 
     def _steps(self, share: float) -> int:
         return int(share * self.plan.total_steps)
@@ -168,9 +182,10 @@ class AdaLora(Method):
     def _update_regulariser(self, values: Mapping[str, torch.Tensor]) -> None:
         """The regulariser's gradient at these weights, which the next backward passes add to the loss's own.
 
-        PEFT adds the regulariser to the loss. Under ZeRO-3 the weights are whole only inside the model's forward and
-        backward pass, so that there is nothing to compute it from outside; its gradient has a closed form.
+        PEFT adds the regulariser to the loss; see `beamplatform.baselines.orthogonality`.
         """
+        from beamplatform.baselines.orthogonality import orthogonality_gradient
+
         factors = {name: value for name, value in values.items() if "lora_E" not in name}
         scale = self.values.orth_reg_weight / len(factors)
         self._pull = {
@@ -190,14 +205,6 @@ class AdaLora(Method):
             if "lora_E" in name:
                 parameter = self._adapter[name]
                 self._access.write(parameter, dataclasses.replace(self._access.read(parameter), value=value))
-
-
-def orthogonality_gradient(a: torch.Tensor) -> torch.Tensor:
-    """Gradient of |A A^T - I|_F (Eq. 4) at A [r, d]: 2 (A A^T - I) A / |A A^T - I|_F."""
-    import torch
-
-    excess = a @ a.T - torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
-    return 2 * excess @ a / torch.linalg.norm(excess)
 
 
 class _WholeParameters:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from beamplatform.schedule import learning_rate_factor
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -21,13 +23,22 @@ if TYPE_CHECKING:
 
 ExportKind = Literal["adapter", "merged"]
 
+Shapes = Mapping[str, tuple[int, int]]
+"""The layers that a method adapts: name -> (d_out, d_in)."""
 
-class AdapterHyperparameters(BaseModel):
-    """Values every low-rank adapter has; a method's own class adds to them."""
+
+class Hyperparameters(BaseModel):
+    """Values every method has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="peak, after warm-up")]
+    global_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of training.global_batch")
+
+
+class AdapterHyperparameters(Hyperparameters):
+    """Values every low-rank adapter has; a method's own class adds to them."""
+
     r: Annotated[int, Field(ge=1, description="rank of each adapter")] = 8
     lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = 2 r; scaling is alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -39,8 +50,13 @@ class AdapterHyperparameters(BaseModel):
 
     @property
     def largest_rank(self) -> int:
-        """The rank the adapter starts with; no target layer's smaller side may be below it."""
+        """The largest rank a module has in training; no target layer's smaller side may be below it."""
         return self.r
+
+    @property
+    def exported_rank(self) -> int:
+        """The rank of the exported adapter."""
+        return self.largest_rank
 
     def lora_arguments(self) -> dict[str, Any]:
         """The arguments that PEFT's LoraConfig and its subclasses share."""
@@ -54,6 +70,21 @@ class AdapterHyperparameters(BaseModel):
         }
 
 
+class ComponentHyperparameters(AdapterHyperparameters):
+    """Of adapters that start as singular components of the weight, which is rid of them: PiSSA, MiLoRA."""
+
+    lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = r; scaling is alpha / r")
+
+    @property
+    def alpha(self) -> int:
+        return self.lora_alpha if self.lora_alpha is not None else self.r
+
+    @property
+    def exported_rank(self) -> int:
+        # The trained factors and, to be taken off, the first ones: against the original weight.
+        return 2 * self.r
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """What a method must know of the run before it starts."""
@@ -62,6 +93,7 @@ class RunPlan:
     schedule: Literal["cosine", "linear", "constant"]
     seed: int
     accumulation: int = 1
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +119,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    hyperparameters: ClassVar[type[AdapterHyperparameters]] = AdapterHyperparameters
+    hyperparameters: ClassVar[type[Hyperparameters]] = AdapterHyperparameters
     export_kind: ClassVar[ExportKind] = "adapter"
 
     def __init__(self, values: Mapping[str, Any], plan: RunPlan) -> None:
@@ -102,9 +134,38 @@ class Method(ABC):
             ValueError: says which hyperparameter, and which values would do.
         """
 
+    def check_layers(self, shapes: Shapes) -> None:
+        """As `check`, of what depends on the model's layers.
+
+        Raises:
+            ValueError: names the layer, its shape and the largest rank allowed.
+        """
+        smallest = min(shapes, key=lambda name: min(shapes[name]))
+        side = min(shapes[smallest])
+        if self.values.largest_rank > side:
+            raise ValueError(
+                f"rank {self.values.largest_rank} is larger than the smaller side of layer {smallest} "
+                f"{list(shapes[smallest])}; allowed: at most {side}"
+            )
+
+    def extra_memory(self, shapes: Shapes) -> int:
+        """Bytes of a worker that the method takes beside parameters, gradients and two moments. An estimate."""
+        return 0
+
     @abstractmethod
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         """The trainable model (a PeftModel for adapters); only trainable parameters require gradients."""
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters: AdamW."""
+        import torch
+
+        return torch.optim.AdamW(parameters, lr=self.values.learning_rate, weight_decay=weight_decay)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor on the peak learning rate for optimizer step `step` (from 0)."""
+        plan = self.plan
+        return learning_rate_factor(step, total_steps=plan.total_steps, warmup=plan.warmup, schedule=plan.schedule)
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
         """Called once when the optimizer exists: torch's own, or DeepSpeed's around it."""
@@ -116,6 +177,11 @@ class Method(ABC):
     def after_step(self, step: int) -> dict[str, float]:
         """After optimizer step `step` (from 1); collective on all workers. Returns metrics of this step, if any."""
         return {}
+
+    def trained_parameters(self) -> int:
+        """Parameters that are trained now, over all workers."""
+        # Under ZeRO-3 a parameter holds only its shard; DeepSpeed keeps the whole size beside it.
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
 
     def state(self) -> MethodState:
         """What a resumed run needs beyond parameters and optimizer state; on this worker."""

@@ -21,7 +21,7 @@ class BeamLoraHyperparameters(AdapterHyperparameters):
     """The options of `beamlora.BeamLoraConfig`, whose docstring explains each."""
 
     r: Annotated[int, Field(ge=2, description="at least 2: a beam step needs a rank to prune and one to copy")] = 8
-    p_init: Annotated[float, Field(gt=0, le=1)] = 0.95
+    p_init: Annotated[float, Field(gt=0, lt=1, description="below 1, where no rank would ever be operated")] = 0.95
     interval: int | float = Field(0.1, description="steps between two beam steps, or a fraction of all steps")
     temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     score_scale: Literal["rank", "unit"] = "rank"

@@ -10,25 +10,27 @@ if TYPE_CHECKING:
     import torch
 
 
-def save_plain_lora(
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, rank: int, base: Any, folder: Path
-) -> None:
-    """Write an adapter with y = W0 x + B A x, that is lora_alpha = r.
+def save_plain_lora(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, base: Any, folder: Path) -> None:
+    """Write an adapter with y = W0 x + B A x, that is lora_alpha = r; its rank is the largest of all modules.
+
+    Modules of lower rank are padded with zeros: vLLM serves adapters of one rank only.
 
     Args:
         factors: module name -> (A [rank, d_in], B [d_out, rank]).
-        rank: the adapter's rank, the same for all modules.
         base: the base model; its name goes into the adapter's configuration.
         folder: made where it does not exist.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
+    from torch.nn.functional import pad
 
     folder.mkdir(parents=True, exist_ok=True)
+    rank = max(a.shape[0] for a, _ in factors.values())
     tensors = {}
     for name, (a, b) in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+        missing = rank - a.shape[0]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = pad(a.detach(), (0, 0, 0, missing)).cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = pad(b.detach(), (0, missing)).cpu().contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = LoraConfig(
         r=rank,

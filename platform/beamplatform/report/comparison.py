@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from beamplatform.errors import UserError
-from beamplatform.report.labels import task_order
+from beamplatform.report.labels import method_label, task_order
 from beamplatform.tracking.runs import TrialRun
 
 VALIDATION = "validation/loss"
 EVAL = "eval/"
+TRAINED, KEPT = "train/trainable_parameters", "train/final_parameters"
 AVERAGE = "average"
 _EQUAL = 1e-9
+_EVEN = 0.05
+"""How much the numbers of trained parameters may differ in an even comparison: BeamLoRA's scores and DoRA's magnitudes
+are a few percent of an adapter."""
 
 Choice = Literal["only one", "lowest validation loss", "first by name"]
 
@@ -51,6 +55,8 @@ class Row:
         validation_loss: mean over the seeds; ``None`` where no seed recorded one or one diverged.
         candidates: configurations the choice was made from.
         settings: the parameters in which those candidates differ, as chosen.
+        parameters: the most that were trained at a time (AdaLoRA prunes, IncreLoRA grows); ``None`` if not recorded.
+        kept: those trained at the end; ``None`` if not recorded.
     """
 
     method: str
@@ -63,11 +69,18 @@ class Row:
     candidates: int
     choice: Choice
     settings: Mapping[str, str] = field(default_factory=dict)
+    parameters: int | None = None
+    kept: int | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods against tasks. ``left_out`` names each trial without scores, with the reason."""
+    """Methods against tasks.
+
+    Attributes:
+        left_out: each trial without scores, with the reason.
+        uneven: sentences on what one method had more of than another.
+    """
 
     suite: str
     sweep: str
@@ -75,6 +88,7 @@ class Comparison:
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
+    uneven: tuple[str, ...] = ()
 
 
 def compare(
@@ -120,7 +134,24 @@ def compare(
         tasks=tuple(kept_tasks),
         rows=_marked(rows, kept_tasks),
         left_out=left_out,
+        uneven=tuple(_unevenness(rows)),
     )
+
+
+def _unevenness(rows: Sequence[Row]) -> Iterator[str]:
+    """What makes a comparison unfair, against LoRA, or the first method where LoRA takes no part."""
+    yardstick = next((row for row in rows if row.method == "lora"), rows[0])
+    name = method_label(yardstick.method)
+    for row in rows:
+        label = method_label(row.method)
+        if row.parameters and yardstick.parameters and abs(row.parameters / yardstick.parameters - 1) > _EVEN:
+            changed = row.kept is not None and row.kept != row.parameters
+            end = f" ({(row.kept or 0) / yardstick.parameters:.2f} times at the end)" if changed else ""
+            yield f"{label} trains {row.parameters / yardstick.parameters:.2f} times the parameters of {name}{end}"
+        if len(row.seeds) != len(yardstick.seeds):
+            yield f"{label} has {len(row.seeds)} seeds, {name} {len(yardstick.seeds)}"
+        if row.candidates != yardstick.candidates:
+            yield f"{label} was chosen from {row.candidates} configurations, {name} from {yardstick.candidates}"
 
 
 def _tasks_of(run: TrialRun) -> list[str]:
@@ -182,7 +213,14 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished
         candidates=len(candidates),
         choice=choice,
         settings=_differing(chosen[0], [seeds[0] for seeds in candidates.values()]),
+        parameters=_most(chosen, (TRAINED, KEPT)),
+        kept=_most(chosen, (KEPT,)),
     )
+
+
+def _most(runs: Sequence[TrialRun], metrics: Sequence[str]) -> int | None:
+    found = [run.metrics[name] for run in runs for name in metrics if name in run.metrics]
+    return int(max(found)) if found else None
 
 
 def _mean_loss(runs: Sequence[TrialRun]) -> float | None:

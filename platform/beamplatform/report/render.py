@@ -71,9 +71,10 @@ def chosen_table(comparison: Comparison) -> Table:
     table.add_column("method", no_wrap=True)
     table.add_column("validation loss", justify="right")
     table.add_column("chosen from", justify="right")
+    table.add_column("parameters", justify="right")
     table.add_column("settings")
     for row in comparison.rows:
-        table.add_row(method_label(row.method), _loss(row), _origin(row), _settings(row))
+        table.add_row(method_label(row.method), _loss(row), _origin(row), _parameters(row), _settings(row))
     return table
 
 
@@ -89,6 +90,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if comparison.tasks:
         console.print(scores_table(comparison, upright=needed > console.width))
     console.print(chosen_table(comparison))
+    for sentence in comparison.uneven:
+        console.print(f"uneven: {sentence}", style="yellow", markup=False, highlight=False)
     if comparison.left_out:
         console.print(f"left out: {', '.join(comparison.left_out)}", style="dim", markup=False, highlight=False)
 
@@ -112,10 +115,15 @@ def to_markdown(comparison: Comparison) -> str:
     lines += ["", _legend(comparison).replace("* best", "**bold**: best"), ""]
     lines += ["Chosen by the lowest mean validation loss over the seeds; test scores take no part.", ""]
     lines += _grid(
-        ["method", "validation loss", "chosen from", "settings"],
-        "lrrl",
-        [[method_label(row.method), _loss(row), _origin(row), _escape(_settings(row))] for row in comparison.rows],
+        ["method", "validation loss", "chosen from", "trained parameters", "settings"],
+        "lrrrl",
+        [
+            [method_label(row.method), _loss(row), _origin(row), _parameters(row), _escape(_settings(row))]
+            for row in comparison.rows
+        ],
     )
+    if comparison.uneven:
+        lines += ["", "Uneven:", "", *(f"- {_escape(sentence)}" for sentence in comparison.uneven)]
     if comparison.left_out:
         lines += ["", f"Left out: {_escape(', '.join(comparison.left_out))}"]
     return "\n".join(lines) + "\n"
@@ -137,6 +145,7 @@ def to_csv(comparison: Comparison) -> str:
             "standard_error",
             "seeds",
             "best",
+            "trained_parameters",
         ]
     )
     for row in comparison.rows:
@@ -155,6 +164,7 @@ def to_csv(comparison: Comparison) -> str:
                     *numbers,
                     len(row.seeds),
                     str(best).lower(),
+                    "" if row.parameters is None else row.parameters,
                 ]
             )
     return text.getvalue()
@@ -223,6 +233,14 @@ def _origin(row: Row) -> str:
         if row.choice == "lowest validation loss"
         else f"{row.candidates}, first by name: no finite loss"
     )
+
+
+def _parameters(row: Row) -> str:
+    """The most that were trained at a time, and where the number changed, that of the end."""
+    if row.parameters is None:
+        return _MISSING
+    end = f" -> {row.kept:,}" if row.kept is not None and row.kept != row.parameters else ""
+    return f"{row.parameters:,}{end}"
 
 
 def _settings(row: Row) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError
-from beamplatform.methods.base import AdapterHyperparameters
+from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,8 +29,8 @@ class MemoryEstimate:
         return self.weights + self.adapter + self.activations
 
 
-def target_shapes(skeleton: PreTrainedModel, values: AdapterHyperparameters) -> dict[str, Shape]:
-    """Module name -> (d_out, d_in) of the layers the adapter is put on.
+def target_shapes(skeleton: PreTrainedModel, values: Hyperparameters) -> dict[str, Shape]:
+    """Module name -> (d_out, d_in) of the layers the adapter is put on; of all linear layers where there is none.
 
     Raises:
         UserError: no layer matches target_modules.
@@ -47,7 +47,7 @@ def target_shapes(skeleton: PreTrainedModel, values: AdapterHyperparameters) -> 
             linear[name] = (module.weight.shape[1], module.weight.shape[0])
     if not linear:
         raise UserError(f"{type(skeleton).__name__} has no linear layers that an adapter could be put on")
-    if values.target_modules == "all-linear":
+    if not isinstance(values, AdapterHyperparameters) or values.target_modules == "all-linear":
         return linear
     chosen = {n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)}
     if not chosen:
@@ -58,42 +58,31 @@ def target_shapes(skeleton: PreTrainedModel, values: AdapterHyperparameters) -> 
     return chosen
 
 
-def check_ranks(method: str, values: AdapterHyperparameters, shapes: dict[str, Shape]) -> None:
-    """Refuse a rank that is larger than a target layer's smaller side: it could add nothing but cost.
+def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: dict[str, Shape]) -> MemoryEstimate:
+    """Weights, adapter with its optimizer state, and activations of one micro-batch.
 
-    Raises:
-        UserError: names the layer, its shape and the largest rank allowed.
-    """
-    smallest = min(shapes, key=lambda name: min(shapes[name]))
-    side = min(shapes[smallest])
-    if values.largest_rank > side:
-        raise UserError(
-            f"{method}: rank {values.largest_rank} is larger than the smaller side of layer {smallest} "
-            f"{list(shapes[smallest])}; allowed: at most {side}"
-        )
+    (DoRA needs more activations than this: 1.35 times LoRA's memory in the BeamLoRA paper's Fig. 9.)
 
-
-def estimate(
-    trial: Trial, skeleton: PreTrainedModel, values: AdapterHyperparameters, shapes: dict[str, Shape]
-) -> MemoryEstimate:
-    """Weights, adapter with its optimizer state, and activations of one micro-batch, for plain LoRA of this rank.
-
-    (DoRA needs more activations, 1.35 times LoRA's memory in the BeamLoRA paper's Fig. 9; AdaLoRA six more copies of
-    the adapter in float32.)
-
-    Weights: 2 or 4 bytes a parameter, shared by the workers under ZeRO-3. Adapter: weight and gradient in the model's
-    type, float32 master weight (where the model's type is bfloat16) and two moments; the optimizer's part is shared
-    from ZeRO-1 on, the gradient from ZeRO-2 on. Activations per token and layer (Korthikanti et al. 2022, Eq. 2,
+    Weights: 2 or 4 bytes a parameter, shared by the workers under ZeRO-3. Adapter, or all weights where they are
+    trained: weight and gradient in the model's type, float32 master weight (where the model's type is bfloat16) and two
+    moments; the optimizer's part is shared from ZeRO-1 on, the gradient from ZeRO-2 on; and what the method says of
+    itself. Activations per token and layer (Korthikanti et al. 2022, Eq. 2,
     without attention scores, which fused attention does not keep): 34 hidden bytes at 2 bytes a value; with gradient
     checkpointing the layer inputs and one whole layer. Logits and their gradient are float32.
     """
     training, config = trial.training, skeleton.config
     width = 4 if trial.model.dtype == "float32" else 2
     workers, stage = training.workers, training.zero_stage
-    weights = sum(p.numel() for p in skeleton.parameters()) * width // (workers if stage == 3 else 1)
-    parameters = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+    total = sum(p.numel() for p in skeleton.parameters())
+    weights = total * width // (workers if stage == 3 else 1)
+    values, own = method.values, width
+    if isinstance(values, AdapterHyperparameters):
+        parameters = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+    else:
+        parameters, own = total, 0  # the weights are counted already
     master = 0 if width == 4 else 4
-    adapter = parameters * (width + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1))
+    adapter = parameters * (own + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1))
+    adapter += method.extra_memory(shapes)
     tokens = training.micro_batch * trial.data.max_length
     layer = 34 * config.hidden_size * width // 2
     layers = config.num_hidden_layers

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from beamplatform.data.records import Record
 from beamplatform.data.splits import test_records, training_records
 from beamplatform.errors import UserError
-from beamplatform.methods import get_method
+from beamplatform.methods.base import AdapterHyperparameters
 from beamplatform.models import skeleton
 from beamplatform.sweep.evaluator import Evaluator
-from beamplatform.sweep.memory import MemoryEstimate, check_ranks, estimate, target_shapes
+from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
 from beamplatform.trial import Trial, plan_trials
 
 if TYPE_CHECKING:
@@ -55,15 +55,16 @@ def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[s
     model = skeleton(preset.model.path)
     steps, memory, ranks = [], [], []
     for trial in trials:
-        values = get_method(trial.method).hyperparameters.model_validate(trial.hyperparameters)
-        shapes = target_shapes(model, values)
-        check_ranks(trial.method, values, shapes)
         try:
-            steps.append(trial.make_method(count).plan.total_steps)
+            method = trial.make_method(count)
+            shapes = target_shapes(model, method.values)
+            method.check_layers(shapes)
         except ValueError as error:
             raise UserError(f"{trial.name}: {error}") from None
-        memory.append(estimate(trial, model, values, shapes))
-        ranks.append(values.largest_rank)
+        steps.append(method.plan.total_steps)
+        memory.append(estimate(trial, method, model, shapes))
+        if method.export_kind == "adapter" and isinstance(method.values, AdapterHyperparameters):
+            ranks.append(method.values.exported_rank)
     if test:
-        Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=max(ranks)).check()
-    return Plan(trials, steps, memory, test, count, max(ranks), preset.search.max_concurrent)
+        Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=max(ranks, default=1)).check()
+    return Plan(trials, steps, memory, test, count, max(ranks, default=1), preset.search.max_concurrent)

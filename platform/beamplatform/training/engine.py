@@ -32,20 +32,19 @@ def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]
     }
 
 
-def make_engine(model: torch.nn.Module, training: TrainingSection, learning_rate: float, *, bf16: bool) -> Any:
-    """A DeepSpeed engine with torch's AdamW over the trainable parameters; uses Ray Train's process group."""
+def make_engine(
+    model: torch.nn.Module, training: TrainingSection, optimizer: torch.optim.Optimizer, *, bf16: bool
+) -> Any:
+    """A DeepSpeed engine around a model and the optimizer of its trainable parameters; uses the process group."""
     import deepspeed
-    import torch
 
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         # DeepSpeed would compile a shared-memory collective at its first use, and fail where there is no compiler.
         # Gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=training.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=trainable,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
         optimizer=optimizer,
         config=deepspeed_config(training, bf16=bf16),
         dist_init_required=False,

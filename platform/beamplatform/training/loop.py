@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.batches import BatchPlan, collate, micro_batches
 from beamplatform.data.examples import IGNORED, Example
-from beamplatform.training.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
     import torch
@@ -140,14 +139,13 @@ def train(
     training, total = trial.training, method.plan.total_steps
     plan = BatchPlan([len(e.ids) for e in examples], training.global_batch, trial.seed)
     batches = plan.from_step(progress.step)
-    warmup = warmup_steps(training.warmup, total)
     peak = trial.hyperparameters["learning_rate"]
     meter = progress.meter
     meter.started = time.perf_counter()
     engine.train()
     while progress.step < total:
         batch = next(batches)
-        rate = peak * learning_rate_factor(progress.step, total_steps=total, warmup=warmup, schedule=training.schedule)
+        rate = peak * method.learning_rate_factor(progress.step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         targets = max(1, sum(examples[i].targets for i in batch))
@@ -167,6 +165,8 @@ def train(
         last = progress.step == total
         if last or progress.step % training.log_every == 0:
             metrics |= {"train/learning_rate": rate, **meter.read(progress.step, place)}
+        if last:
+            metrics["train/final_parameters"] = float(method.trained_parameters())
         if last or (training.validate_every and progress.step % training.validate_every == 0):
             metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
         if metrics:

@@ -42,13 +42,6 @@ class Run:
     progress: Progress
     checkpoints: CheckpointStore | None
 
-    @property
-    def trainable_parameters(self) -> int:
-        """Parameters that are trained, over all workers' shards."""
-        # Under ZeRO-3 a parameter holds only its shard; DeepSpeed keeps the whole size beside it.
-        parameters = (p for p in self.engine.module.parameters() if p.requires_grad)
-        return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
-
     def train(self, report: Callable[[Progress], None]) -> None:
         """All remaining steps; see `beamplatform.training.loop.train`."""
 
@@ -120,7 +113,10 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
     if trial.model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     bf16 = torch_dtype(trial.model.dtype, on_gpu=on_gpu) == torch.bfloat16
-    engine = make_engine(model, trial.training, trial.hyperparameters["learning_rate"], bf16=bf16)
+    optimizer = method.make_optimizer(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], trial.training.weight_decay
+    )
+    engine = make_engine(model, trial.training, optimizer, bf16=bf16)
     method.attach(engine.module, engine.optimizer)
     # From here on randomness is dropout's, which must differ between workers.
     torch.manual_seed(trial.seed * 1_000_003 + place.worker + 1)

@@ -95,7 +95,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if run.progress.step:
         log.warning("%s goes on from step %d", trial.name, run.progress.step)
     else:
-        run.progress.rows.append((0, {"train/trainable_parameters": float(run.trainable_parameters)}))
+        run.progress.rows.append((0, {"train/trainable_parameters": float(run.method.trained_parameters())}))
     sent = 0
 
     def report(progress: Progress) -> None:

@@ -1,0 +1,29 @@
+"""Full fine-tuning: every parameter of the model is trained; no adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from beamplatform.methods.base import ExportKind, Hyperparameters, Method, Shapes
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Full(Method):
+    """The yardstick of all adapters, and the most expensive: moments and master weights of the whole model."""
+
+    name: ClassVar[str] = "full"
+    hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
+    export_kind: ClassVar[ExportKind] = "merged"
+
+    def check_layers(self, shapes: Shapes) -> None:
+        """Any layer will do."""
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        return base.requires_grad_(True)
+
+    def export(self, model: Any, folder: Path) -> None:
+        model.save_pretrained(str(folder), safe_serialization=True)

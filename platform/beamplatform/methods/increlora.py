@@ -1,0 +1,164 @@
+"""IncreLoRA (Zhang et al. 2023, arXiv 2308.12043): this project's `beamplatform.baselines.increlora`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method, MethodState, Shapes
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from beamlora.fragments import Fragments
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class IncreLoraHyperparameters(AdapterHyperparameters):
+    """`r` is the rank at the end (average over modules); tinit and tfinal are fractions of all optimizer steps."""
+
+    r: Annotated[int, Field(ge=2, description="rank at the end, on average over modules")] = 8
+    init_r: Count = Field(1, description="rank of every module at the start")
+    max_r: Count | None = Field(None, description="most ranks of one module; null = 4 r, where the layers allow it")
+    tinit: Fraction = Field(0.1, description="share of the steps before growth starts")
+    tfinal: Fraction = Field(0.3, description="share of the steps after growth has ended")
+    interval: int | float = Field(0.02, description="steps between growths, or a fraction of all steps")
+    ranks_per_growth: Count | None = Field(None, description="ranks a module gains; null = as few as reach r in time")
+    top_h: Count | None = Field(None, description="modules that grow each time; null = as few as reach r in time")
+    reserve: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="ranks of each module that train ahead; null = ranks_per_growth"
+    )
+    new_warmup: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="steps of the warm-up of new ranks; null = the interval"
+    )
+    beta1: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the importance")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of its uncertainty")
+    orth_reg_weight: Annotated[float, Field(ge=0)] = Field(0.1, description="weight of the regulariser")
+
+    @field_validator("interval")
+    @classmethod
+    def _steps_or_fraction(cls, value: int | float) -> int | float:
+        if value >= 1 if isinstance(value, int) else 0 < value < 1:
+            return value
+        raise ValueError(f"must be an integer >= 1 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IncreLoraHyperparameters:
+        if self.init_r >= self.r:
+            raise ValueError(f"init_r ({self.init_r}) must be below the rank at the end r ({self.r})")
+        if self.max_r is not None and self.max_r < self.r:
+            raise ValueError(f"max_r ({self.max_r}) must be at least the rank at the end r ({self.r})")
+        if self.tinit + self.tfinal >= 1:
+            raise ValueError(f"tinit + tfinal must be below 1, got {self.tinit} + {self.tfinal}")
+        return self
+
+    @property
+    def largest_rank(self) -> int:
+        return self.max_r if self.max_r is not None else 4 * self.r
+
+
+class IncreLora(Method):
+    """W0 x + alpha / n B (E ⊙ A) x; the most important modules gain ranks until there are r a module, on average."""
+
+    name: ClassVar[str] = "increlora"
+    hyperparameters: ClassVar[type[Hyperparameters]] = IncreLoraHyperparameters
+
+    def check(self) -> None:
+        # That the target is reached depends on the number of modules: see `check_layers`. One module is the easiest
+        # case.
+        self._plan(1, top=None)
+
+    def check_layers(self, shapes: Shapes) -> None:
+        super().check_layers(shapes)
+        self._plan(len(shapes), top=self.values.top_h)
+
+    def extra_memory(self, shapes: Shapes) -> int:
+        """The gradient of dW of every layer, and the ages of all adapter elements, in float32."""
+        ages = sum(self.values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+        return 4 * (sum(d_out * d_in for d_out, d_in in shapes.values()) + ages)
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        from beamplatform.baselines.increlora import IncreLoraConfig, get_increlora_model
+
+        values = self.values
+        arguments = values.lora_arguments() | {"r": values.largest_rank}
+        return get_increlora_model(base, IncreLoraConfig(init_r=values.init_r, **arguments))
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+        from beamplatform.baselines.increlora import GrowingAdamW
+
+        warmup = self.values.new_warmup
+        return GrowingAdamW(
+            parameters,
+            lr=self.values.learning_rate,
+            weight_decay=weight_decay,
+            new_warmup=self._interval() if warmup is None else warmup,
+        )
+
+    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+        from beamplatform.baselines.increlora import RankGrowth, increlora_layers
+
+        super().attach(model, optimizer)
+        self._layers = increlora_layers(self.model)
+        self._growth = RankGrowth(
+            self.model,
+            optimizer,
+            self._plan(len(self._layers), top=self.values.top_h),
+            accumulation=self.plan.accumulation,
+            beta1=self.values.beta1,
+            beta2=self.values.beta2,
+            regulariser=self.values.orth_reg_weight,
+            reserve=self.values.reserve,
+        )
+
+    def before_step(self) -> None:
+        self._growth.before_step()
+
+    def after_step(self, step: int) -> dict[str, float]:
+        return {"increlora/ranks": float(sum(self._growth.ranks.values()))} if self._growth.step() else {}
+
+    def trained_parameters(self) -> int:
+        ranks = self._growth.trained_ranks()
+        own = self._growth.ranks
+        return sum(
+            ranks[name] * (layer.in_features + layer.out_features) + own[name] for name, layer in self._layers.items()
+        )
+
+    def state(self) -> MethodState:
+        return MethodState(values=self._growth.state_dict())
+
+    def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
+        self._growth.load_state_dict(values)
+
+    def export(self, model: Any, folder: Path) -> None:
+        """A plain LoRA: E and the scaling folded into A, all modules padded with zeros to the largest rank."""
+        from beamplatform.baselines.increlora import folded_factors
+        from beamplatform.methods.plain import save_plain_lora
+
+        save_plain_lora(folded_factors(model), base=model.base_model.model, folder=folder)
+
+    def _interval(self) -> int:
+        interval = self.values.interval
+        return interval if isinstance(interval, int) else max(1, round(interval * self.plan.total_steps))
+
+    def _plan(self, modules: int, *, top: int | None) -> Any:
+        from beamplatform.baselines.increlora.growth import plan_growth
+
+        values, total = self.values, self.plan.total_steps
+        return plan_growth(
+            total_steps=total,
+            modules=modules,
+            target_rank=values.r,
+            init_r=values.init_r,
+            warmup=int(values.tinit * total),
+            interval=self._interval(),
+            until=total - int(values.tfinal * total),
+            ranks=values.ranks_per_growth,
+            top=top,
+        )

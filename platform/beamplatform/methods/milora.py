@@ -1,0 +1,32 @@
+"""MiLoRA (Wang et al. 2024, arXiv 2406.09044): this project's `beamplatform.baselines.milora`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from beamplatform.methods.base import ComponentHyperparameters, Method
+from beamplatform.methods.components import adapter_factors, save_change
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Milora(Method):
+    """LoRA that starts in the minor singular components of the weights, which the frozen weights are rid of."""
+
+    name: ClassVar[str] = "milora"
+    hyperparameters: ClassVar[type[ComponentHyperparameters]] = ComponentHyperparameters
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        from peft import LoraConfig
+
+        from beamplatform.baselines.milora import get_milora_model
+
+        model = get_milora_model(base, LoraConfig(**self.values.lora_arguments()))
+        self._first = adapter_factors(model)
+        return model
+
+    def export(self, model: Any, folder: Path) -> None:
+        save_change(model, self._first, folder)

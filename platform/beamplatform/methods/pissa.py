@@ -1,0 +1,44 @@
+"""PiSSA (Meng et al. 2024, arXiv 2404.02948): PEFT's implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from beamplatform.methods.base import ComponentHyperparameters, Method
+from beamplatform.methods.components import adapter_factors, save_change
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class PissaHyperparameters(ComponentHyperparameters):
+    """Its own defaults are the paper's (Section 5): alpha = r, no dropout."""
+
+    # Dropout would drop parts of what was the model's own weight.
+    lora_dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    svd_iterations: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of a randomised SVD, much faster (the authors use 16); null = exact"
+    )
+
+
+class Pissa(Method):
+    """LoRA that starts in the principal singular components of the weights, which the frozen weights are rid of."""
+
+    name: ClassVar[str] = "pissa"
+    hyperparameters: ClassVar[type[PissaHyperparameters]] = PissaHyperparameters
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        iterations = self.values.svd_iterations
+        start = "pissa" if iterations is None else f"pissa_niter_{iterations}"
+        model = get_peft_model(base, LoraConfig(init_lora_weights=start, **self.values.lora_arguments()))
+        self._first = adapter_factors(model)
+        return model
+
+    def export(self, model: Any, folder: Path) -> None:
+        save_change(model, self._first, folder)

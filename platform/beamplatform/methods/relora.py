@@ -1,0 +1,108 @@
+"""ReLoRA (Lialin et al. 2023, arXiv 2307.05695): this project's `beamplatform.baselines.relora`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from beamplatform.methods.base import AdapterHyperparameters, ExportKind, Hyperparameters, Method, MethodState
+from beamplatform.schedule import warmup_steps
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from beamlora.fragments import Fragments
+
+Length = int | float
+
+
+class ReloraHyperparameters(AdapterHyperparameters):
+    """Lengths are optimizer steps (integers) or fractions of all steps; defaults are the authors'."""
+
+    cycle: Length = Field(0.25, description="steps between merges; the run must be a multiple of it")
+    first_warmup: Length = Field(500, description="warm-up at the start")
+    restart_warmup: Length = Field(100, description="warm-up after each merge, from 0 back to the curve")
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="where the cosine ends, relative to the peak")
+    moments: Literal["largest", "random"] = Field("largest", description="which elements of the moments a merge keeps")
+    prune: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="share of the moments set to zero; null = 0.9 for largest, 0.999 for random"
+    )
+
+    @field_validator("cycle", "first_warmup", "restart_warmup")
+    @classmethod
+    def _steps_or_fraction(cls, value: Length) -> Length:
+        if value >= 1 if isinstance(value, int) else 0 < value < 1:
+            return value
+        raise ValueError(f"must be an integer >= 1 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
+
+
+class Relora(Method):
+    """LoRA that is merged into the base weights every `cycle` steps and starts again, with a warm-up of its own."""
+
+    name: ClassVar[str] = "relora"
+    hyperparameters: ClassVar[type[Hyperparameters]] = ReloraHyperparameters
+    # The base weights have changed, by an update of up to as many times r as there are cycles.
+    export_kind: ClassVar[ExportKind] = "merged"
+
+    def check(self) -> None:
+        schedule = self._schedule()
+        shortest = min(
+            b - a for a, b in zip((0, *schedule.restarts), (*schedule.restarts, schedule.total_steps), strict=True)
+        )
+        for key, steps in (("first_warmup", schedule.warmup), ("restart_warmup", schedule.restart_warmup)):
+            if steps >= shortest:
+                raise ValueError(
+                    f"{key} of {steps} steps takes up the whole cycle of {shortest}: must be below it (a number of "
+                    "steps, or a fraction of all steps)"
+                )
+
+    def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        self._curve = self._schedule()
+        return get_peft_model(base, LoraConfig(**self.values.lora_arguments()))
+
+    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+        from beamplatform.baselines.relora import ReLora
+
+        super().attach(model, optimizer)
+        self._relora = ReLora(
+            self.model,
+            optimizer,
+            self._curve.restarts,
+            seed=self.plan.seed,
+            moments=self.values.moments,
+            prune=self.values.prune,
+        )
+
+    def learning_rate_factor(self, step: int) -> float:
+        return self._curve.factor(step)
+
+    def after_step(self, step: int) -> dict[str, float]:
+        return {"relora/merges": float(self._relora.merges)} if self._relora.step() else {}
+
+    def state(self) -> MethodState:
+        found = self._relora.state_dict()
+        return MethodState(parts=found.pop("merged"), values=found)
+
+    def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
+        self._relora.load_state_dict({**values, "merged": tensors})
+
+    def export(self, model: Any, folder: Path) -> None:
+        model.merge_and_unload().save_pretrained(str(folder), safe_serialization=True)
+
+    def _schedule(self) -> Any:
+        from beamplatform.baselines.relora.schedule import RestartSchedule, equal_cycles
+
+        total = self.plan.total_steps
+        return RestartSchedule(
+            total_steps=total,
+            restarts=equal_cycles(total, self.values.cycle),
+            warmup=warmup_steps(self.values.first_warmup, total),
+            restart_warmup=warmup_steps(self.values.restart_warmup, total),
+            floor=self.values.floor,
+        )
