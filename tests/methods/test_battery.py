@@ -4,15 +4,22 @@ export, equal logits. A new method is in by being registered."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from beamplatform.inference import Export, check_export
+from beamplatform.data import splits
+from beamplatform.inference import Export, check_export, create_engine
 from beamplatform.methods import METHODS, get_method
 from beamplatform.models import load_base, resolve_path
 from beamplatform.suite import ModelSection
+from beamplatform.tasks import TASKS
 
 SETTING = {
     "training__max_steps": 20,
@@ -45,15 +52,17 @@ def battery(trial, workers, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the workers saw, once for every stage: stage -> (folder, {method: [of each worker]})."""
     known: dict[int, Any] = {}
 
-    def run(stage: int) -> Any:
-        if stage not in known:
+    def run(stage: int, *, points: tuple[int, ...] = POINTS, **changes: Any) -> Any:
+        key = (stage, *changes)
+        if key not in known:
             folder = tmp_path_factory.mktemp(f"battery-{stage}")
-            trials = {method: trial(method, **SETTING, training__zero_stage=stage).model_dump() for method in METHODS}
-            spec = {"trials": trials, "points": list(POINTS), "interrupt": None, "folder": str(folder)}
+            setting = SETTING | {"training__zero_stage": stage} | changes
+            trials = {method: trial(method, **setting).model_dump() for method in METHODS}
+            spec = {"trials": trials, "points": list(points), "interrupt": None, "folder": str(folder)}
             workers("resume_worker.py", spec, 2, folder)
             seen = {method: [torch.load(folder / f"{method}-{rank}.pt") for rank in range(2)] for method in METHODS}
-            known[stage] = (folder, seen)
-        return known[stage]
+            known[key] = (folder, seen)
+        return known[key]
 
     return run
 
@@ -94,6 +103,31 @@ def test_live_and_master_weights_agree_at_the_end(battery, stage: int, method: s
             assert torch.equal(live, masters[f"{name}/value"]), name
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adaloras_masks_under_sharding_are_those_of_the_unsharded_run(battery, stage: int) -> None:
+    """PEFT's own update loses them there. (Live weights equal the masters: see above.)"""
+    expected = battery(0)[1]["adalora"][0]["final"]["live"]
+    masks = {name: value != 0 for name, value in expected.items() if "lora_E" in name}
+    assert sum(int(mask.sum()) for mask in masks.values()) == 8 * len(masks) < sum(m.numel() for m in masks.values())
+    for worker in battery(stage)[1]["adalora"]:
+        for name, mask in masks.items():
+            assert torch.equal(worker["final"]["live"][name] != 0, mask), name
+            assert torch.equal(worker["whole"][20]["tensors"][f"{name}/value"] != 0, mask), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_setting_of_the_paper_presets_on_a_cpu(battery, method: str) -> None:
+    """bfloat16 with gradient checkpointing under ZeRO-2: the live weights are the rounded masters."""
+    changes = {"model__dtype": "bfloat16", "model__gradient_checkpointing": True}
+    found = battery(2, points=(), **changes)[1][method]
+    curve = losses(found[0])
+    assert len(curve) == 20 and sum(curve[-5:]) < sum(curve[:5])
+    for worker in found:
+        for name, live in worker["final"]["live"].items():
+            assert live.dtype == torch.bfloat16, name
+            assert torch.equal(live, worker["whole"][20]["tensors"][f"{name}/value"].bfloat16()), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_export_is_the_trained_model(battery, stage: int, method: str) -> None:
@@ -107,6 +141,36 @@ def test_the_export_is_the_trained_model(battery, stage: int, method: str) -> No
     assert (logits - seen[method][0]["final"]["logits"]).abs().max() / logits.abs().max() < 1e-5
     base = exported_logits("base", resolve_path("tiny"))
     assert (logits - base).abs().max() > 1e-2, "the export must be in use: it differs from the base model"
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="could not import 'vllm': not installed")
+def test_vllm_serves_every_export(battery, trial, tmp_path: Path, root: Path) -> None:
+    """In float32 it says what transformers says with the same export, and that is not what the base model says."""
+    folder, _ = battery(2)
+    kinds = {method: get_method(method).export_kind for method in METHODS}
+    order = [None, *sorted(METHODS, key=lambda method: kinds[method])]  # adapters first: a merged model is an engine
+    requests = [
+        {"export": [kinds[method], str(folder / method / "export")] if method else None, "max_new_tokens": 6}
+        for method in order
+    ]
+    wanted = trial("lora")
+    questions = splits.test_records(wanted.data, wanted.evaluation.tasks, 4)
+    prompts = [TASKS[task].prompt(record) for task, records in questions.items() for record in records]
+    options = {"dtype": "float32", "batch_size": 32, "max_adapters": 1, "max_lora_rank": 32}
+    job = {"base": resolve_path("tiny"), "prompts": prompts, "options": options, "requests": requests}
+    (tmp_path / "requests.json").write_text(json.dumps(job))
+    line = [sys.executable, str(root / "tests" / "inference" / "vllm_scenarios.py")]
+    done = subprocess.run(
+        [*line, str(tmp_path / "requests.json"), str(tmp_path / "answers.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    served = dict(zip(order, json.loads((tmp_path / "answers.json").read_text())["answers"], strict=True))
+    engine = create_engine("transformers", resolve_path("tiny"), **options)
+    for method, request in zip(order, requests, strict=True):
+        export = Export(*request["export"]) if request["export"] else None
+        assert served[method] == engine.generate(prompts, export=export, max_new_tokens=6), method
+        assert method is None or served[method] != served[None], f"{method}: the base model answered"
 
 
 def exported_logits(kind: str, folder: str) -> torch.Tensor:

@@ -7,15 +7,10 @@ import errno
 import itertools
 import json
 import logging
-import os
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,54 +20,13 @@ import requests
 import sqlalchemy.exc
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, ENDPOINT_NOT_FOUND
+from mlflow_server import Server
 
 from beamplatform.sweep.recorder import Recorder
 from beamplatform.tracking import Tracker
 from beamplatform.tracking.outage import is_away
 
 TAGS = {"method": "lora", "sweep": "s", "stage": "train", "preset": "tiny", "configuration": "c"}
-
-
-class Server:
-    """MLflow's own server on a store of its own, which can be killed and started again on the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self.uri = f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        arguments = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        places = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        places += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "server.txt").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *arguments, *places],
-                cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )  # fmt: skip
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                time.sleep(0.2)
-        pytest.fail((self._folder / "server.txt").read_text()[-3000:])
-
-    def freeze(self) -> None:
-        """It takes connections and never answers, as behind a broken network."""
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)
-
-    def kill(self) -> None:
-        """At once and with its workers, as a crash of the machine would."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from mlflow.tracking import MlflowClient
 
 from beamplatform.errors import UserError
 from beamplatform.sweep.progress import SweepProgress
@@ -144,8 +145,29 @@ def test_all_trials_end_and_give_everything_back(
     assert exported | set(outcome.stopped) == set(range(8)) and best not in outcome.stopped
     assert outcome.stopped[worst] == "stopped by ASHA at step 8"
     assert rows.steps(best) == [4, 8, 12] and rows.steps(worst) == [4, 8], "up to the result that decided"
-    assert [progress.trials[index].state for index in (best, worst)] == ["trained", "failed"]
+    assert [progress.trials[index].state for index in (best, worst)] == ["trained", "stopped"]
     assert_nothing_left()
+    stopped_in_mlflow(trials, outcome, progress, tmp_path)
+
+
+def stopped_in_mlflow(trials: list[Trial], outcome: Outcome, progress: SweepProgress, folder: Path) -> None:
+    """What the sweep records of its outcome: stopped trials end as KILLED, with who stopped them and where."""
+    from beamplatform.sweep.recorder import Recorder
+    from beamplatform.sweep.run import Records, trial_tags
+    from beamplatform.tracking import Tracker
+
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "stopping")
+    tracker.prepare()
+    parent = tracker.start_sweep("s", {}, {})
+    run_ids = [tracker.start_trial(parent, t.name, {}, trial_tags(t, "s", "")) for t in trials]
+    with Recorder(tracker, run_ids) as recorder:
+        for index, why in outcome.stopped.items():
+            Records(trials, recorder, progress).stopped(index, why)
+    client = MlflowClient(tracker.uri)
+    found = {index: client.get_run(run_id) for index, run_id in enumerate(run_ids)}
+    killed = {index: run.data.tags["stopped"] for index, run in found.items() if run.info.status == "KILLED"}
+    assert killed == outcome.stopped and len(killed) < len(trials)
+    assert progress.trials[5].note == killed[5] == "stopped by ASHA at step 8"
 
 
 @pytest.mark.timeout(600)

@@ -29,6 +29,9 @@ SETTING = {
     "shared__lora_dropout": 0.1,
     "methods__beamlora__interval": 4,
     "methods__adalora__delta_t": 1,
+    "methods__relora__cycle": 2,
+    "methods__relora__first_warmup": 1,
+    "methods__relora__restart_warmup": 1,
 }
 POINTS = {
     1: "just before a snapshot",
@@ -89,12 +92,19 @@ def test_the_run_has_what_the_points_are_named_for(resumed) -> None:
     )
 
 
-@pytest.mark.parametrize(("stage", "numbers"), [(3, (4, 2, 1)), (1, (2, 1))])
-def test_another_number_of_workers_goes_on(stage: int, numbers: tuple[int, ...], trial, train, tmp_path: Path) -> None:
-    """The snapshot of step 2 is used at step 4, whoever holds it; losses within 1e-5."""
+@pytest.mark.parametrize(
+    ("method", "stage", "numbers"),
+    [
+        ("beamlora", 3, (4, 2, 1)), ("beamlora", 1, (2, 1)), ("relora", 3, (2, 1)), ("increlora", 2, (2, 1)),
+    ],
+)  # fmt: skip
+def test_another_number_of_workers_goes_on(
+    method: str, stage: int, numbers: tuple[int, ...], trial, train, tmp_path: Path
+) -> None:
+    """The snapshot of step 2 is used at step 4, whoever holds it, as are a merge and growths; losses within 1e-5."""
     setting = SETTING | {"shared__lora_dropout": 0.0, "training__log_every": 1, "training__zero_stage": stage}
     setting |= {"training__checkpoint_every": 3}
-    first, *others = (trial("beamlora", **setting | {"training__workers": number}) for number in numbers)
+    first, *others = (trial(method, **setting | {"training__workers": number}) for number in numbers)
     whole = train(first, tmp_path)
     assert CheckpointStore(str(tmp_path)).steps() == [6, 3]
     shutil.rmtree(tmp_path / "step-00000006")
@@ -103,7 +113,8 @@ def test_another_number_of_workers_goes_on(stage: int, numbers: tuple[int, ...],
         assert f"step {step} was saved by {before} workers, now there are {other.training.workers}" in found.output
         shutil.rmtree(tmp_path / f"step-{step:08}")  # leaves step 6, written by these
         assert found.series("train/loss") == pytest.approx(whole.series("train/loss"), rel=1e-5)
-        assert found.series("beam/operated_ranks") == whole.series("beam/operated_ranks")
+        for metric in ("beam/operated_ranks", "relora/merges", "increlora/ranks"):
+            assert found.series(metric) == whole.series(metric)
         for name, value in whole.final.items():
             torch.testing.assert_close(found.final[name], value, rtol=1e-3, atol=1e-5, msg=name)
 

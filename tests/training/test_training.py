@@ -74,6 +74,13 @@ def test_a_diverging_run_stops_with_advice(trial, train) -> None:
         train(trial("lora", **SETTING, training__weight_decay=1e30))
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_gradient_that_is_not_finite_stops_the_run(stage: int, trial, train) -> None:
+    """The loss stays finite: DeepSpeed would leave out every step, and the run end with an untrained adapter."""
+    with pytest.raises(AssertionError, match=r"FloatingPointError: the gradient is not finite at step 1"):
+        train(trial("adalora", **SETTING, training__zero_stage=stage, methods__adalora__orth_reg_weight=1e38))
+
+
 def test_no_compiler_is_needed(tmp_path: Path) -> None:
     """A machine with Python and nothing else has no C++ compiler, which DeepSpeed would call on its first use."""
     script = tmp_path / "engine.py"

@@ -14,8 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-State = Literal["waiting", "running", "trained", "evaluating", "done", "failed"]
-_STYLES = {"running": "cyan", "evaluating": "cyan", "done": "green", "failed": "red", "trained": "blue"}
+State = Literal["waiting", "running", "trained", "evaluating", "done", "stopped", "failed"]
 _AT_MOST = 12
 """Rows of running trials that are shown; a large sweep must fit a terminal."""
 
@@ -84,8 +83,14 @@ class SweepProgress:
         trial.state, trial.note = "done", f"{100 * score:.1f} %" if score is not None else ""
         self._line(f"evaluated {trial.name}  {trial.note}".rstrip())
 
-    def ended_early(self, index: int) -> None:
-        self.trials[index].state = "failed"
+    def ended_early(self, index: int, *, stopped: bool) -> None:
+        """Why is told later, by `stopped` or `failed`."""
+        self.trials[index].state = "stopped" if stopped else "failed"
+
+    def stopped(self, index: int, reason: str) -> None:
+        trial = self.trials[index]
+        trial.state, trial.note = "stopped", reason
+        self._line(f"stopped   {trial.name}: {reason}")
 
     def failed(self, index: int, reason: str) -> None:
         trial = self.trials[index]
@@ -95,9 +100,9 @@ class SweepProgress:
     def time_left(self) -> float | None:
         """Seconds, from the pace of all steps so far (start-up included) and of the answers; None at the start."""
         now = time.monotonic()
-        total = sum(t.total_steps for t in self.trials if t.state != "failed")
-        steps = sum(t.step for t in self.trials if t.state != "failed")
-        asked = self.questions * (sum(t.state != "failed" for t in self.trials) - self._before)
+        going = [t for t in self.trials if t.state not in ("failed", "stopped")]
+        total, steps = sum(t.total_steps for t in going), sum(t.step for t in going)
+        asked = self.questions * (len(going) - self._before)
         if steps < total:
             # Evaluation takes a small part of a trial; its pace is not known before it starts.
             return (now - self.started) / steps * (total - steps) if steps else None
@@ -112,7 +117,8 @@ class SweepProgress:
 
     def _render(self) -> RenderableType:
         count = {
-            state: sum(t.state == state for t in self.trials) for state in ("waiting", "trained", "done", "failed")
+            state: sum(t.state == state for t in self.trials)
+            for state in ("waiting", "trained", "done", "stopped", "failed")
         }
         active = [t for t in self.trials if t.state in ("running", "evaluating")]
         left = self.time_left()
@@ -121,6 +127,7 @@ class SweepProgress:
             f"{len(active)} running",
             f"{count['trained']} trained" if count["trained"] else "",
             f"{count['waiting']} waiting",
+            f"{count['stopped']} stopped" if count["stopped"] else "",
             f"[red]{count['failed']} failed[/red]" if count["failed"] else "",
             f"{_clock(time.monotonic() - self.started)} so far",
             f"about {_clock(left)} left" if left is not None else "",
@@ -138,7 +145,7 @@ def _rows(trials: Sequence[TrialProgress]) -> Table:
     for trial in trials:
         what = f"step {trial.step}/{trial.total_steps}" if trial.state == "running" else "answering the test questions"
         loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
-        table.add_row(Text(trial.name, style=_STYLES[trial.state]), what if trial.step else "starting", loss)
+        table.add_row(Text(trial.name, style="cyan"), what if trial.step else "starting", loss)
     return table
 
 

@@ -128,7 +128,7 @@ def run_sweep(
                 tracker.reopen(run.run_id)
     training = plan.trials[0].training
     with Recorder(tracker, run_ids, resumed=resume) as recorder:  # outside Ray: nodes need not wait for a store
-        records = _Records(plan.trials, recorder, progress)
+        records = Records(plan.trials, recorder, progress)
         for index in trained:
             # The driver may have died between the end of the training and its last metrics.
             recorder.add(index, json.loads(read_text(join(destinations[index].export, METRICS)) or "[]"))
@@ -151,8 +151,7 @@ def run_sweep(
             for index, why in failed.items():
                 records.failed(index, why)
             for index, why in outcome.stopped.items():
-                recorder.set_tags(index, {"stopped": why})
-                recorder.finish(index, "KILLED")
+                records.stopped(index, why)
             skip = failed.keys() | outcome.stopped.keys() | done
             failed |= _evaluate(plan, destinations, skip, records, cluster)
         finally:
@@ -174,7 +173,7 @@ def trial_tags(trial: Trial, sweep: str, export: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Records:
+class Records:
     """What becomes of each trial, told to MLflow and to the display."""
 
     trials: list[Trial]
@@ -189,6 +188,11 @@ class _Records:
         self.recorder.set_tags(index, {"error": why})
         self.recorder.finish(index, "FAILED")
         self.progress.failed(index, why)
+
+    def stopped(self, index: int, why: str) -> None:
+        self.recorder.set_tags(index, {"stopped": why})
+        self.recorder.finish(index, "KILLED")
+        self.progress.stopped(index, why)
 
     def done(self, index: int, export: str, result: Evaluation | None) -> None:
         """Scores as metrics, every prediction as a table, an adapter as an artifact (a merged model is too large)."""
@@ -206,7 +210,7 @@ class _Records:
 
 
 def _evaluate(
-    plan: Plan, destinations: list[Destination], skip: Collection[int], records: _Records, cluster: Cluster
+    plan: Plan, destinations: list[Destination], skip: Collection[int], records: Records, cluster: Cluster
 ) -> dict[int, str]:
     """Evaluate the trained trials one after the other through one engine, and finish their runs."""
     import ray

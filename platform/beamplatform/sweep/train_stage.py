@@ -141,10 +141,10 @@ class _Events(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         # The reason is told when all have ended: Tune gives it with the results.
-        self._progress.ended_early(trial.config[INDEX])
+        self._progress.ended_early(trial.config[INDEX], stopped=False)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         if trial.last_result.get(EXPORTED):
             self._progress.trained(trial.config[INDEX])
         else:
-            self._progress.ended_early(trial.config[INDEX])
+            self._progress.ended_early(trial.config[INDEX], stopped=True)

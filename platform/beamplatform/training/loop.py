@@ -69,9 +69,7 @@ class Meter:
         distributed.all_reduce(summed)
         loss = float(summed) / self.steps
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}: lower the learning rate, or look at the training data"
-            )
+            raise FloatingPointError(f"the loss is {loss} at step {step}: lower the learning rate, or look at the data")
         read = {
             "train/loss": loss,
             "train/tokens_per_second": self.tokens / (time.perf_counter() - self.started),
@@ -134,7 +132,7 @@ def train(
     each micro-batch's sum is divided by the tokens of the whole batch, which every worker knows from the plan.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or the gradient is not finite.
     """
     training, total = trial.training, method.plan.total_steps
     plan = BatchPlan([len(e.ids) for e in examples], training.global_batch, trial.seed)
@@ -160,6 +158,10 @@ def train(
                 method.before_step()
             engine.step()
         progress.step += 1
+        if engine.skipped_steps:  # DeepSpeed's ZeRO stages leave such a step out without a word
+            raise FloatingPointError(
+                f"the gradient is not finite at step {progress.step}: lower the learning rate, or look at the data"
+            )
         meter.add(losses, sum(len(examples[i].ids) for i in batch))
         metrics = method.after_step(progress.step)
         last = progress.step == total
