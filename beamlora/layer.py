@@ -41,11 +41,24 @@ class RankScores(nn.Module):
         return f"r={self.weight.numel()}, temperature={self.temperature}, scale={self.scale!r}"
 
 
-class BeamVariant(LoraVariant):
-    """y = W0 x + scaling * B (w * (A dropout(x))), as PEFT's own forward, merge and unmerge call for it.
+class DeltaVariant(LoraVariant):
+    """A variant that merges by its layer's `get_delta_weight`; `module` is the layer that a hook is called for."""
 
-    `module` is the BeamLinear that the hook is called for.
-    """
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+
+class BeamVariant(DeltaVariant):
+    """y = W0 x + scaling * B (w * (A dropout(x))), as PEFT's own forward calls for it in a BeamLinear."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -60,18 +73,6 @@ class BeamVariant(LoraVariant):
         hidden = lora_a(module.lora_dropout[active_adapter](x))
         weights = module.scores(active_adapter)().to(hidden.dtype)
         return result + lora_b(hidden * weights) * module.scaling[active_adapter]
-
-    @staticmethod
-    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
-        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
 
 class BeamLinear(LoraLinear):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -106,7 +107,7 @@ def sweep(
             parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
         else:
             tracker.reopen(parent)
-        return _to_the_end(plan, tracker, parent, name, suite.name, methods, storage, folder, console, resume)
+        return _to_the_end(_Session(plan, tracker, parent, name, suite.name, methods, storage, folder, console, resume))
 
 
 def resume(suite: str, name: str | None, *, storage: str, tracking_uri: str | None, concurrent: int | None) -> int:
@@ -128,31 +129,46 @@ def resume(suite: str, name: str | None, *, storage: str, tracking_uri: str | No
     )
 
 
-def _to_the_end(
-    plan: Plan,
-    tracker: Tracker,
-    parent: str,
-    name: str,
-    suite: str,
-    methods: Sequence[str],
-    storage: str,
-    folder: Path,
-    console: Console,
-    resume: bool,
-) -> int:
+@dataclass(frozen=True)
+class _Session:
+    """A sweep in front of the user: what it runs, where it records, where it shows.
+
+    Attributes:
+        parent: the sweep's own run in `tracker`.
+        suite, methods: what the table is of.
+        folder: the log and the table.
+    """
+
+    plan: Plan
+    tracker: Tracker
+    parent: str
+    name: str
+    suite: str
+    methods: Sequence[str]
+    storage: str
+    folder: Path
+    console: Console
+    resume: bool
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.txt"
+
+
+def _to_the_end(session: _Session) -> int:
     """Trials, table and the sweep's own run, whatever happens to the trials; returns the exit code."""
-    log_file = folder / "log.txt"
+    plan, tracker, console, log_file = session.plan, session.tracker, session.console, session.log_file
     try:
-        failed = _run(plan, tracker, parent, name, storage, log_file, console, resume)
+        failed = _run(session)
         if len(failed) < len(plan.trials):
-            _compare(tracker, parent, name, suite, methods, folder / "comparison", console)
-        tracker.finish(parent, "FAILED" if failed else "FINISHED")
+            _compare(session)
+        tracker.finish(session.parent, "FAILED" if failed else "FINISHED")
     except KeyboardInterrupt:
-        _close_runs(tracker, parent, "KILLED", suite, name)
+        _close_runs(session, "KILLED")
         raise
     except BaseException:
         print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
-        _close_runs(tracker, parent, "FAILED", suite, name)
+        _close_runs(session, "FAILED")
         raise
     from beamplatform.tracking import ui_command
 
@@ -165,44 +181,36 @@ def _to_the_end(
     return 1 if failed else 0
 
 
-def _close_runs(tracker: Tracker, parent: str, status: Literal["KILLED", "FAILED"], suite: str, name: str) -> None:
+def _close_runs(session: _Session, status: Literal["KILLED", "FAILED"]) -> None:
     """End what is open, say so and how to go on; a store that is away must not hide why the sweep ends."""
     try:
-        closed = tracker.finish_unfinished(parent, status)
+        closed = session.tracker.finish_unfinished(session.parent, status)
         print(f"stopped; recorded as {status} in MLflow: {', '.join(closed)}", file=sys.stderr)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"stopped; MLflow could not be told ({first}): its runs stay RUNNING", file=sys.stderr)
-    print(f"go on with: python pipelines/sweep.py --suite {suite} --resume {name}", file=sys.stderr)
+    print(f"go on with: python pipelines/sweep.py --suite {session.suite} --resume {session.name}", file=sys.stderr)
 
 
-def _run(
-    plan: Plan,
-    tracker: Tracker,
-    parent: str,
-    name: str,
-    storage: str,
-    log_file: Path,
-    console: Console,
-    resume: bool,
-) -> dict[int, str]:
+def _run(session: _Session) -> dict[int, str]:
     """The trials, with everything the libraries print in the log."""
     from beamplatform.sweep.run import run_sweep
 
+    plan, console = session.plan, session.console
     trials = [TrialProgress(t.name, steps) for t, steps in zip(plan.trials, plan.steps, strict=True)]
     questions = sum(len(records) for records in plan.test.values())
-    with output_to_file(log_file) as terminal:
+    with output_to_file(session.log_file) as terminal:
         live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
         with SweepProgress(trials, live, questions) as progress:
             return run_sweep(
                 plan,
-                sweep=name,
-                storage=storage,
-                tracker=tracker,
-                parent=parent,
+                sweep=session.name,
+                storage=session.storage,
+                tracker=session.tracker,
+                parent=session.parent,
                 concurrent=plan.max_concurrent,
                 progress=progress,
-                resume=resume,
+                resume=session.resume,
             )
 
 
@@ -218,26 +226,20 @@ def _start_parent(tracker: Tracker, name: str, suite: Suite, preset_name: str, p
     return parent
 
 
-def _compare(
-    tracker: Tracker,
-    parent: str,
-    name: str,
-    suite: str,
-    methods: Sequence[str],
-    folder: Path,
-    console: Console,
-) -> None:
-    """The table on the terminal; table and picture in `folder` and with the sweep's own run."""
+def _compare(session: _Session) -> None:
+    """The table on the terminal; table and picture in the sweep's folder and with its own run."""
     from beamplatform.report import compare, print_comparison
     from beamplatform.report.files import write_comparison
 
-    runs = tracker.trial_runs(sweep=name, every_status=True)
+    tracker, folder = session.tracker, session.folder / "comparison"
+    runs = tracker.trial_runs(sweep=session.name, every_status=True)
     finished = {run.method for run in runs if run.status == "FINISHED"}
-    comparison = compare(runs, suite=suite, methods=[method for method in methods if method in finished])
-    print_comparison(comparison, console)
+    methods = [method for method in session.methods if method in finished]
+    comparison = compare(runs, suite=session.suite, methods=methods)
+    print_comparison(comparison, session.console)
     write_comparison(comparison, folder)
-    tracker.log_folder(parent, folder, "comparison")
-    console.print(f"Table and picture: {folder}", highlight=False, soft_wrap=True)
+    tracker.log_folder(session.parent, folder, "comparison")
+    session.console.print(f"Table and picture: {folder}", highlight=False, soft_wrap=True)
 
 
 def _short(value: object) -> str:

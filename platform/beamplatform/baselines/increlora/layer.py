@@ -11,6 +11,8 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
+from beamlora.layer import DeltaVariant
+
 INIT_STD = 0.02
 """Standard deviation of A and B at the start."""
 RESERVE_VALUE = 1e-5
@@ -67,8 +69,8 @@ class _Observe(torch.autograd.Function):
         return gradient, None, None
 
 
-class _IncreVariant(LoraVariant):
-    """y = W0 x + alpha / (n + 1e-5) B (E * (A dropout(x))), as PEFT's own forward and merge call for it."""
+class _IncreVariant(DeltaVariant):
+    """y = W0 x + alpha / (n + 1e-5) B (E * (A dropout(x))), as PEFT's own forward calls for it."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -88,18 +90,6 @@ class _IncreVariant(LoraVariant):
         if module.observing and torch.is_grad_enabled():
             update = _Observe.apply(update, x, module)
         return result + update
-
-    @staticmethod
-    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
-        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
 
 class IncreLinear(LoraLinear):
