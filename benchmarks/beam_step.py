@@ -1,9 +1,9 @@
-"""What a beam step costs: `python benchmarks/beam_step.py --workers 2 --layers 8 --stage 2`.
+"""What a beam step costs: `python benchmarks/beam_step.py --workers 2 --stage 2`.
 
 An adapter shaped like LLaMA2-7B's (7 linear layers a block, r = 64) with random weights is trained for a few steps by
 DeepSpeed on real workers; the loss is the adapters' own output, so that nothing but the adapter is in memory. Printed
 as ratios within this run: snapshot bytes of a worker to the adapter's and its moments', bytes moved in a beam step to
-the same, and the beam step's time to an optimizer step's. All 32 blocks take 24 GiB and more: --layers scales it down.
+the same, and the beam step's time to an optimizer step's. All 32 blocks fit 24 GiB with two workers; --layers scales it down.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=4, help="transformer blocks of seven linear layers (7B: 32)")
+    parser.add_argument("--layers", type=int, default=32, help="transformer blocks of seven linear layers (7B: 32)")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--stage", type=int, default=2, choices=(0, 1, 2, 3), help="ZeRO stage")
