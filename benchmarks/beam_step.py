@@ -3,7 +3,8 @@
 An adapter shaped like LLaMA2-7B's (7 linear layers a block, r = 64) with random weights is trained for a few steps by
 DeepSpeed on real workers; the loss is the adapters' own output, so that nothing but the adapter is in memory. Printed
 as ratios within this run: snapshot bytes of a worker to the adapter's and its moments', bytes moved in a beam step to
-the same, and the beam step's time to an optimizer step's. All 32 blocks fit 24 GiB with two workers; --layers scales it down.
+the same, and the beam step's time to an optimizer step's. All 32 blocks fit 24 GiB with two workers; --layers scales it
+down.
 """
 
 from __future__ import annotations
