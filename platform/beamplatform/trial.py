@@ -77,6 +77,7 @@ class Trial(BaseModel):
             schedule=self.training.schedule,
             seed=self.seed,
             accumulation=self.training.accumulation,
+            gradient_clipping=self.training.gradient_clipping,
             warmup=warmup_steps(self.training.warmup, steps),
         )
         method = get_method(self.method)(self.hyperparameters, plan)

@@ -108,11 +108,13 @@ def test_importance_is_that_of_a_dense_update(micro_batches: int) -> None:
         assert found[name] == pytest.approx(expected, rel=1e-4), name
 
 
-def test_the_regulariser_is_that_of_the_trained_ranks() -> None:
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_regulariser_is_that_of_the_trained_ranks(micro_batches: int) -> None:
     """0.1 (|A A^T - I| + |B^T B - I|), averaged over modules, of the module's own ranks and its reserve."""
-    model, optimizer, _ = make(regulariser=0.1)
+    model, optimizer, _ = make(regulariser=0.1, accumulation=micro_batches)
     x, y = data(1)
-    (model(x) - y).square().mean().backward()
+    for part, wanted in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
+        ((model(part) - wanted).square().mean() / micro_batches).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer.zero_grad()
     plain, *_ = make(regulariser=0.0)
@@ -179,15 +181,16 @@ def test_full_modules_do_not_keep_the_target_from_being_reached() -> None:
 
 def test_a_plan_says_what_would_do() -> None:
     length = {"total_steps": 100, "modules": 10, "warmup": 10, "interval": 10, "until": 50}
-    plan = plan_growth(**length, target_rank=8)  # 70 ranks in 5 growths: 3 each for 5 modules
-    assert plan == GrowthPlan((10, 20, 30, 40, 50), top=5, ranks=3, target=80)
-    assert plan_growth(**length, target_rank=8, top=2).ranks == 7
+    plan = plan_growth(**length, target_rank=8)  # 70 ranks in 5 growths: 4 each, half of 8, for 4 modules
+    assert plan == GrowthPlan((10, 20, 30, 40, 50), top=4, ranks=4, target=80)
     with pytest.raises(
         ValueError, match=r"only 60 of 80 ranks \(8 for each of 10 modules\) .* by 1: add more ranks each"
     ):
         plan_growth(**length, target_rank=8, ranks=1)
     with pytest.raises(ValueError, match=r"only 30 of 80 ranks .* of 2 modules by 2: top_h = 7 would do"):
         plan_growth(**length, target_rank=8, ranks=2, top=2)
+    with pytest.raises(ValueError, match=r"only 60 of 80 ranks .* of 10 modules by 1"):
+        plan_growth(**length, target_rank=8, ranks=1, top=40)
     with pytest.raises(ValueError, match=r"the target rank .1. must be above the first one .1."):
         plan_growth(total_steps=100, modules=10, target_rank=1)
     with pytest.raises(ValueError, match="no rank would ever be added: growth would be from step 60 to step 50"):
@@ -205,6 +208,15 @@ def test_adam_of_elements_that_are_there_from_the_start_is_torchs() -> None:
         growing.step()
         torchs.step()
     torch.testing.assert_close(one, other)
+
+
+def test_steps_are_counted_beyond_what_bfloat16_can() -> None:
+    parameter = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = GrowingAdamW([parameter], lr=1e-3)
+    for _ in range(300):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert optimizer.state[parameter]["age"].tolist() == [300.0] * 4 and parameter.dtype == torch.bfloat16
 
 
 def test_an_element_that_starts_later_is_as_if_it_were_made_then() -> None:

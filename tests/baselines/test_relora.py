@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from beamplatform.baselines.relora import ReLora, RestartSchedule, equal_cycles, keep_at_random, keep_largest
+from beamplatform.baselines.relora import ReLora, RestartSchedule, equal_cycles, keep_drawn, keep_largest
 
 R = 4
 
@@ -81,11 +81,42 @@ def test_the_largest_moments_are_kept(kept: Any, prune: float | None, expected: 
 
 
 def test_random_moments_are_kept_by_a_seed() -> None:
-    moment = torch.arange(1.0, 10_001)
-    kept = keep_at_random(moment, 0.9, torch.Generator().manual_seed(0))
-    assert 900 < int((kept != 0).sum()) < 1100 and torch.equal(kept[kept != 0], moment[kept != 0])
-    assert torch.equal(kept, keep_at_random(moment, 0.9, torch.Generator().manual_seed(0)))
+    """The same elements of both moments, the share that was asked for, drawn anew for every parameter and restart."""
+
+    def at_restart(seed: int) -> list[torch.Tensor]:
+        model, optimizer, relora = make(moments="random", prune=0.5)
+        relora.seed = seed
+        run(model, optimizer, relora, 1, 3)
+        return moments(model, optimizer)
+
+    found = at_restart(1)
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert torch.equal(first != 0, second != 0)
+    left = torch.cat([moment.flatten() != 0 for moment in found])
+    assert 0.45 < left.float().mean() < 0.55
+    assert all(torch.equal(a, b) for a, b in zip(found, at_restart(1), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found, at_restart(2), strict=True))
+    assert make(moments="random")[2].prune == 0.999 and make()[2].prune == 0.9
+    moment = torch.arange(1.0, 11)
+    assert torch.equal(keep_drawn(moment, 0.3, moment / 10 - 0.1), torch.tensor([0, 0, 0, 4.0, 5, 6, 7, 8, 9, 10]))
     assert torch.equal(keep_largest(moment, 0.0), moment) and keep_largest(moment, 1.0).abs().max() == 0
+
+
+def test_in_bfloat16_a_merge_rounds_once() -> None:
+    """Each weight is the nearest to the exact sum: what is too small for it is lost, as in the authors' code."""
+    model, optimizer, relora = make()
+    layer(model).base_layer.to(torch.bfloat16)
+    weight = layer(model).base_layer.weight.detach().float()
+    with torch.no_grad():
+        layer(model).lora_B["default"].weight.normal_(std=0.01)
+    update = layer(model).get_delta_weight("default").float()
+    for step in (1, 2, 3):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.param_groups[0]["weight_decay"] = 0.0
+        optimizer.step()
+        assert relora.step() == (step == 3)
+    assert torch.equal(layer(model).base_layer.weight, (weight + update).bfloat16())
 
 
 def test_the_summed_updates_rank_grows_with_every_merge() -> None:

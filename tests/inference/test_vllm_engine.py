@@ -16,7 +16,7 @@ import pytest
 from beamplatform.errors import UserError
 from beamplatform.inference import Export, create_engine
 from beamplatform.inference.transformers_engine import TransformersEngine
-from beamplatform.inference.vllm_engine import VllmEngine, check_servable, padded_rank
+from beamplatform.inference.vllm_engine import LARGEST_RANK, VllmEngine, check_servable, padded_rank
 
 NEW_TOKENS = 12
 
@@ -104,6 +104,9 @@ def test_ranks_are_rounded_up_to_what_vllm_serves() -> None:
     assert [padded_rank(rank) for rank in (1, 2, 8, 9, 64, 300, 512)] == [1, 8, 8, 16, 64, 320, 512]
     with pytest.raises(UserError, match="max_lora_rank is 513, vLLM serves adapters up to rank 512"):
         padded_rank(513)
+    assert padded_rank(LARGEST_RANK) == LARGEST_RANK
+    with pytest.raises(UserError, match="adapters of rank 513: vLLM serves at most rank 512"):
+        VllmEngine("base", dtype="float32", batch_size=1, max_adapters=1, max_lora_rank=513)
 
 
 @pytest.mark.parametrize(

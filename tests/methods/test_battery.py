@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from beamplatform.baselines.relora import RestartSchedule
 from beamplatform.data import splits
 from beamplatform.inference import Export, check_export, create_engine
 from beamplatform.methods import METHODS, get_method
@@ -43,6 +44,7 @@ POINTS = (4, 5, 10)
 """Steps to resume from. BeamLoRA's beam steps are 4, 8 and 12, ReLoRA's merges 5, 10 and 15; AdaLoRA prunes at
 even steps from 4 on, IncreLoRA grows at even steps from 2 on."""
 STAGES = range(4)
+TINY = ModelSection(path="tiny", dtype="float32")
 IDS = torch.arange(3, 99).reshape(4, 24)
 """The tokens that the worker gives the trained model."""
 
@@ -53,7 +55,7 @@ def battery(trial, workers, tmp_path_factory: pytest.TempPathFactory) -> Any:
     known: dict[int, Any] = {}
 
     def run(stage: int, *, points: tuple[int, ...] = POINTS, **changes: Any) -> Any:
-        key = (stage, *changes)
+        key = (stage, points, *sorted(changes.items()))
         if key not in known:
             folder = tmp_path_factory.mktemp(f"battery-{stage}")
             setting = SETTING | {"training__zero_stage": stage} | changes
@@ -77,6 +79,45 @@ def test_the_loss_falls_and_is_that_of_unsharded_training(battery, stage: int, m
     found = losses(battery(stage)[1][method][0])
     assert len(found) == 20 and sum(found[-5:]) < sum(found[:5])
     assert found == pytest.approx(losses(battery(0)[1][method][0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_method_did_what_it_is_named_for(battery, trial, stage: int) -> None:
+    """What it says at its own steps, and the numbers of parameters that a comparison is judged by."""
+    _, seen = battery(stage)
+
+    def series(method: str, metric: str) -> list[tuple[int, float]]:
+        steps = seen[method][0]["whole"].items()
+        return [(step, row[metric]) for step, at in steps for row in at["metrics"] if metric in row]
+
+    modules = sum(1 for name in seen["lora"][0]["final"]["live"] if "lora_A" in name)
+    assert [step for step, ranks in series("beamlora", "beam/operated_ranks") if ranks] == [4, 8, 12]
+    assert series("relora", "relora/merges") == [(5, 1), (10, 2), (15, 3)]
+    curve = RestartSchedule(20, (5, 10, 15), warmup=2, restart_warmup=2)
+    rates = [rate / 4e-3 for _, rate in series("relora", "train/learning_rate")]
+    assert rates == pytest.approx([curve.factor(step) for step in range(20)])
+    grown = series("increlora", "increlora/ranks")
+    assert grown[-1][1] == 8 * modules and all(step % 2 == 0 for step, _ in grown) and len(grown) > 3
+    assert any(name.endswith("/age") for name in seen["increlora"][0]["whole"][20]["tensors"])
+    assert series("adalora", "adalora/budget")[-1][1] == 8 * modules
+
+    final = {method: series(method, "train/final_parameters")[-1][1] for method in METHODS}
+    live = {method: seen[method][0]["final"]["live"] for method in METHODS}
+    assert final["lora"] == sum(value.numel() for value in live["lora"].values())
+    assert final["full"] == sum(p.numel() for p in load_base(TINY, on_gpu=False).parameters())
+    kept = 0
+    for name, e in live["adalora"].items():
+        if "lora_E" in name:
+            a, b = (live["adalora"][name.replace("lora_E", kind)] for kind in ("lora_A", "lora_B"))
+            kept += int((e != 0).sum()) * (a.shape[1] + b.shape[0] + 1)
+    assert final["adalora"] == kept
+    ranks = json.loads(seen["increlora"][0]["whole"][20]["values"])["ranks"]
+    grown_to = 0
+    for name, n in ranks.items():
+        a, b = (live["increlora"][f"base_model.model.{name}.lora_{kind}.default.weight"] for kind in "AB")
+        grown_to += n * (a.shape[1] + b.shape[0] + 1)
+    assert final["increlora"] == grown_to
+    assert max(most for _, most in series("increlora", "train/trainable_parameters")) > final["increlora"], "a reserve"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -179,7 +220,7 @@ def exported_logits(kind: str, folder: str) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
     if kind == "adapter":
-        model = PeftModel.from_pretrained(load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False), folder)
+        model = PeftModel.from_pretrained(load_base(TINY, on_gpu=False), folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():

@@ -63,7 +63,10 @@ def test_memory_of_methods_that_take_more_than_an_adapter(trial) -> None:
     shapes = target_shapes(model, method.values)
     adapter = sum(32 * (a + b) for a, b in shapes.values())
     dense = sum(a * b for a, b in shapes.values())
-    assert estimate(growing, method, model, shapes).adapter == adapter * (4 + 4 + 8 + 4) + 4 * dense
+    assert estimate(growing, method, model, shapes).adapter == adapter * (4 + 4 + 8 + 12) + 4 * dense
+    halved = trial("full", training__zero_stage=2, training__workers=16, training__micro_batch=1)
+    found = estimate(halved, full.make_method(1000), model, {})
+    assert found.adapter == total * 4 // 16 + total * 8 // 16, "a share of a byte is not lost"
 
 
 def test_a_method_may_have_a_batch_of_its_own(trial) -> None:

@@ -27,6 +27,10 @@ BATCHES_PER_CALL = 16
 """vLLM refills its batch as sequences end: of this many batches in a call only the last one runs empty."""
 
 
+LARGEST_RANK = 512
+"""Of an adapter that vLLM serves; known here without importing it."""
+
+
 class VllmEngine:
     """One vLLM engine at a time: for the base model with its adapters, or for one merged model.
 
@@ -46,6 +50,8 @@ class VllmEngine:
         self._dtype = dtype
         self._batch_size = batch_size
         self._max_adapters = max_adapters
+        if max_lora_rank > LARGEST_RANK:
+            raise UserError(f"adapters of rank {max_lora_rank}: vLLM serves at most rank {LARGEST_RANK}; lower r")
         self._max_lora_rank = max_lora_rank
         self._engine: tuple[str, Any] | None = None
         self._adapters: OrderedDict[str, int] = OrderedDict()

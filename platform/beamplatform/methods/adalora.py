@@ -107,7 +107,12 @@ class AdaLora(Method):
 
     def before_step(self) -> None:
         gradients = {name: self._access.gradient(p) for name, p in self._adapter.items()}
-        self._gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        # The optimizer clips the gradient in its step; PEFT's sensitivity is that of the clipped one.
+        norm = float(sum(gradient.double().square().sum() for gradient in found.values())) ** 0.5
+        limit = self.plan.gradient_clipping
+        share = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
+        self._gradients = {name: gradient * share for name, gradient in found.items()}
 
     def after_step(self, step: int) -> dict[str, float]:
         """PEFT's order: importance from the stepped weights and this step's gradients, then the mask of this step."""
@@ -195,7 +200,7 @@ class AdaLora(Method):
         self._pull = {name: pull if "lora_A" in name else pull.T for name, pull in self._pull.items()}
 
     def _regularised(self, gradient: torch.Tensor, name: str) -> torch.Tensor:
-        # Called in each micro-batch's backward pass, with a gradient that DeepSpeed will average over them.
+        # Called in each micro-batch's backward pass, whose gradients are summed.
         return gradient + (self._pull[name] / self.plan.accumulation).to(gradient)
 
     def _write_singular_values(self, view: _WholeParameters) -> None:

@@ -94,6 +94,7 @@ class RunPlan:
     seed: int
     accumulation: int = 1
     warmup: int = 0
+    gradient_clipping: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Method(ABC):
         if self.values.largest_rank > side:
             raise ValueError(
                 f"rank {self.values.largest_rank} is larger than the smaller side of layer {smallest} "
-                f"{list(shapes[smallest])}; allowed: at most {side}"
+                f"{list(shapes[smallest])}; allowed: at most {side} (r, or init_r and max_r where a method has them)"
             )
 
     def extra_memory(self, shapes: Shapes) -> int:
@@ -192,4 +193,6 @@ class Method(ABC):
 
     def export(self, model: Any, folder: Path) -> None:
         """Write the trained model as `export_kind` says, in safetensors; called on one worker with whole parameters."""
+        if self.export_kind == "merged" and hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
         model.save_pretrained(str(folder), safe_serialization=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from beamplatform.methods.base import ExportKind, Method
 
@@ -22,6 +21,3 @@ class Dora(Method):
         from peft import LoraConfig, get_peft_model
 
         return get_peft_model(base, LoraConfig(use_dora=True, **self.values.lora_arguments()))
-
-    def export(self, model: Any, folder: Path) -> None:
-        model.merge_and_unload().save_pretrained(str(folder), safe_serialization=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from beamplatform.methods.base import ExportKind, Hyperparameters, Method, Shapes
 
@@ -24,6 +23,3 @@ class Full(Method):
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         return base.requires_grad_(True)
-
-    def export(self, model: Any, folder: Path) -> None:
-        model.save_pretrained(str(folder), safe_serialization=True)

@@ -25,11 +25,11 @@ class IncreLoraHyperparameters(AdapterHyperparameters):
 
     r: Annotated[int, Field(ge=2, description="rank at the end, on average over modules")] = 8
     init_r: Count = Field(1, description="rank of every module at the start")
-    max_r: Count | None = Field(None, description="most ranks of one module; null = 4 r, where the layers allow it")
+    max_r: Count | None = Field(None, description="most ranks of one module; null = 4 r, at most 512")
     tinit: Fraction = Field(0.1, description="share of the steps before growth starts")
     tfinal: Fraction = Field(0.3, description="share of the steps after growth has ended")
     interval: int | float = Field(0.02, description="steps between growths, or a fraction of all steps")
-    ranks_per_growth: Count | None = Field(None, description="ranks a module gains; null = as few as reach r in time")
+    ranks_per_growth: Count | None = Field(None, description="ranks a module gains; null = half of r")
     top_h: Count | None = Field(None, description="modules that grow each time; null = as few as reach r in time")
     reserve: Annotated[int, Field(ge=0)] | None = Field(
         None, description="ranks of each module that train ahead; null = ranks_per_growth"
@@ -60,7 +60,8 @@ class IncreLoraHyperparameters(AdapterHyperparameters):
 
     @property
     def largest_rank(self) -> int:
-        return self.max_r if self.max_r is not None else 4 * self.r
+        # vLLM serves adapters up to rank 512.
+        return self.max_r if self.max_r is not None else max(self.r, min(4 * self.r, 512))
 
 
 class IncreLora(Method):
@@ -69,19 +70,14 @@ class IncreLora(Method):
     name: ClassVar[str] = "increlora"
     hyperparameters: ClassVar[type[Hyperparameters]] = IncreLoraHyperparameters
 
-    def check(self) -> None:
-        # That the target is reached depends on the number of modules: see `check_layers`. One module is the easiest
-        # case.
-        self._plan(1, top=None)
-
     def check_layers(self, shapes: Shapes) -> None:
         super().check_layers(shapes)
-        self._plan(len(shapes), top=self.values.top_h)
+        self._plan(len(shapes))
 
     def extra_memory(self, shapes: Shapes) -> int:
-        """The gradient of dW of every layer, and the ages of all adapter elements, in float32."""
-        ages = sum(self.values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
-        return 4 * (sum(d_out * d_in for d_out, d_in in shapes.values()) + ages)
+        """In float32: the gradient of dW of every layer; of the adapter ages, a whole copy and the pull."""
+        adapter = sum(self.values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+        return 4 * (sum(d_out * d_in for d_out, d_in in shapes.values()) + 3 * adapter)
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from beamplatform.baselines.increlora import IncreLoraConfig, get_increlora_model
@@ -109,19 +105,26 @@ class IncreLora(Method):
         self._growth = RankGrowth(
             self.model,
             optimizer,
-            self._plan(len(self._layers), top=self.values.top_h),
+            self._plan(len(self._layers)),
             accumulation=self.plan.accumulation,
             beta1=self.values.beta1,
             beta2=self.values.beta2,
             regulariser=self.values.orth_reg_weight,
             reserve=self.values.reserve,
         )
+        self._most = self.trained_parameters()
 
     def before_step(self) -> None:
         self._growth.before_step()
 
     def after_step(self, step: int) -> dict[str, float]:
-        return {"increlora/ranks": float(sum(self._growth.ranks.values()))} if self._growth.step() else {}
+        if not self._growth.step():
+            return {}
+        self._most = max(self._most, self.trained_parameters())
+        return {
+            "increlora/ranks": float(sum(self._growth.ranks.values())),
+            "train/trainable_parameters": float(self._most),
+        }
 
     def trained_parameters(self) -> int:
         ranks = self._growth.trained_ranks()
@@ -131,10 +134,11 @@ class IncreLora(Method):
         )
 
     def state(self) -> MethodState:
-        return MethodState(values=self._growth.state_dict())
+        return MethodState(values={**self._growth.state_dict(), "most": self._most})
 
     def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
         self._growth.load_state_dict(values)
+        self._most = values["most"]
 
     def export(self, model: Any, folder: Path) -> None:
         """A plain LoRA: E and the scaling folded into A, all modules padded with zeros to the largest rank."""
@@ -147,7 +151,7 @@ class IncreLora(Method):
         interval = self.values.interval
         return interval if isinstance(interval, int) else max(1, round(interval * self.plan.total_steps))
 
-    def _plan(self, modules: int, *, top: int | None) -> Any:
+    def _plan(self, modules: int) -> Any:
         from beamplatform.baselines.increlora.growth import plan_growth
 
         values, total = self.values, self.plan.total_steps
@@ -160,5 +164,5 @@ class IncreLora(Method):
             interval=self._interval(),
             until=total - int(values.tfinal * total),
             ranks=values.ranks_per_growth,
-            top=top,
+            top=values.top_h,
         )

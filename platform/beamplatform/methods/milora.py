@@ -20,11 +20,13 @@ class Milora(Method):
     hyperparameters: ClassVar[type[ComponentHyperparameters]] = ComponentHyperparameters
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
+        import torch
         from peft import LoraConfig
 
         from beamplatform.baselines.milora import get_milora_model
 
-        model = get_milora_model(base, LoraConfig(**self.values.lora_arguments()))
+        device = "cuda" if torch.cuda.is_available() else None
+        model = get_milora_model(base, LoraConfig(**self.values.lora_arguments()), device=device)
         self._first = adapter_factors(model)
         return model
 

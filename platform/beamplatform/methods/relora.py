@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -91,9 +90,6 @@ class Relora(Method):
 
     def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
         self._relora.load_state_dict({**values, "merged": tensors})
-
-    def export(self, model: Any, folder: Path) -> None:
-        model.merge_and_unload().save_pretrained(str(folder), safe_serialization=True)
 
     def _schedule(self) -> Any:
         from beamplatform.baselines.relora.schedule import RestartSchedule, equal_cycles

@@ -81,8 +81,9 @@ def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: di
     else:
         parameters, own = total, 0  # the weights are counted already
     master = 0 if width == 4 else 4
-    adapter = parameters * (own + width // (workers if stage >= 2 else 1) + (master + 8) // (workers if stage else 1))
-    adapter += method.extra_memory(shapes)
+    gradient = parameters * width // (workers if stage >= 2 else 1)
+    optimizer = parameters * (master + 8) // (workers if stage else 1)
+    adapter = parameters * own + gradient + optimizer + method.extra_memory(shapes)
     tokens = training.micro_batch * trial.data.max_length
     layer = 34 * config.hidden_size * width // 2
     layers = config.num_hidden_layers

@@ -81,8 +81,9 @@ def _write(folder: Path, engine: Any, method: Method, progress: Progress, place:
 
     access = optimizer_access(engine.optimizer)
     own = method.state()
-    fragments = {f"method/{name}": fragment for name, fragment in own.parts.items()}
-    if access.sharded or place.worker == 0:
+    fragments: dict[str, Any] = {}
+    if access.sharded or place.worker == 0:  # else all hold the same
+        fragments |= {f"method/{name}": fragment for name, fragment in own.parts.items()}
         for name, parameter in _trained(engine.module):
             shard = access.shard(parameter)
             fragments |= {f"parameter/{name}/{e}": (shard.start, tensor) for e, tensor in shard.tensors().items()}

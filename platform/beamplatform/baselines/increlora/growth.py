@@ -52,8 +52,7 @@ def plan_growth(
     Args:
         target_rank: ranks per module at the end, on average.
         until: the last step that may add ranks; None = the last but one.
-        ranks: ranks that a growing module gains; None = as few as reach the target in time, if no more than half of the
-            modules grow each time.
+        ranks: ranks that a growing module gains; None = half of target_rank (the authors' code: 1 for 2, 2 for 4, ...).
         top: modules that grow each time; None = as few as reach the target in time.
 
     Raises:
@@ -68,11 +67,11 @@ def plan_growth(
     if not steps:
         raise ValueError(f"no rank would ever be added: growth would be from step {first} to step {last}")
     if ranks is None:
-        ranks = math.ceil(missing / (len(steps) * (top or max(1, modules // 2))))
+        ranks = max(1, target_rank // 2)
     needed = math.ceil(missing / (len(steps) * ranks))
-    chosen = needed if top is None else top
-    if chosen > modules or len(steps) * chosen * ranks < missing:
-        reached = init_r * modules + len(steps) * min(chosen, modules) * ranks
+    chosen = min(needed if top is None else top, modules)
+    if len(steps) * chosen * ranks < missing:
+        reached = init_r * modules + len(steps) * chosen * ranks
         fits = f"top_h = {needed} would do" if needed <= modules else "add more ranks each time, or more often"
         raise ValueError(
             f"only {reached} of {target_rank * modules} ranks ({target_rank} for each of {modules} modules) are "
@@ -269,7 +268,7 @@ class RankGrowth:
             self._values = {}
 
     def _pulled(self, gradient: Tensor, name: str, which: int) -> Tensor:
-        # Called in each micro-batch's backward pass, with a gradient that will be averaged over them.
+        # Called in each micro-batch's backward pass, whose gradients are summed.
         return gradient + (self._pulls[name][which] / self._accumulation).to(gradient)
 
     def _masked(self, gradient: Tensor, name: str) -> Tensor:

@@ -13,15 +13,16 @@ class GrowingAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) with bias correction and warm-up by element.
 
     An element starts with its first gradient that is not zero. From then on its bias correction is that of a parameter
-    that was made then, and its learning rate rises linearly over `new_warmup` steps; elements that are there from the
-    first step have no warm-up of their own. Before its start an element does not change, by weight decay neither.
+    that was made then, and its learning rate rises linearly over `new_warmup` steps. Elements that start in the first
+    two steps (B A needs one of the two to have moved) have no warm-up of their own. Before its start an element does
+    not change, by weight decay neither.
 
     All state is of the parameter's shape but for the number of steps, so that DeepSpeed can shard it and a checkpoint
     can hold it.
 
     Args:
         params: parameters or groups, as for torch's optimizers.
-        new_warmup: steps of the warm-up of elements that start later than step 1.
+        new_warmup: steps of the warm-up of elements that start after step 2.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class GrowingAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
-            for name in ("exp_avg", "exp_avg_sq", "age"):
+            for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter)
+            state["age"] = torch.zeros_like(parameter, dtype=torch.float32)  # bfloat16 cannot count beyond 256
         beta1, beta2 = group["betas"]
         average, square, age = state["exp_avg"], state["exp_avg_sq"], state["age"]
         state["step"] += 1
@@ -75,5 +77,5 @@ class GrowingAdamW(torch.optim.Optimizer):
         update = average / correction1 / ((square / correction2).sqrt() + group["eps"])
         rate = started * group["lr"]
         if group["new_warmup"]:
-            rate = rate * torch.where(age < step, (age / group["new_warmup"]).clamp(max=1), 1.0)
+            rate = rate * torch.where(step - age > 1, (age / group["new_warmup"]).clamp(max=1), 1.0)
         parameter.mul_(1 - rate * group["weight_decay"]).sub_(rate * update)

@@ -19,14 +19,21 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 
-def get_milora_model(base_model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> PeftModel:
+def get_milora_model(
+    base_model: nn.Module,
+    config: LoraConfig,
+    adapter_name: str = "default",
+    *,
+    device: torch.device | str | None = None,
+) -> PeftModel:
     """Put an adapter of minor components into `base_model`, in place, and return PEFT's model around it.
 
-    The base weights become W - scaling * B A: the model's function is as before, up to rounding.
+    The base weights become W - scaling * B A: the model's function is as before, up to the rounding of their type.
 
     Args:
         base_model: with floating-point weights, not quantized nor sharded.
         config: PEFT's; rank, alpha, dropout and target modules are used, `init_lora_weights` is not.
+        device: where the singular value decompositions run; None = where the weights are. A GPU is many times faster.
 
     Raises:
         ValueError: DoRA, which would scale the principal components too; a layer that is not linear; or a rank above a
@@ -39,7 +46,7 @@ def get_milora_model(base_model: nn.Module, config: LoraConfig, adapter_name: st
     model = get_peft_model(base_model, config, adapter_name=adapter_name)
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and adapter_name in layer.r:
-            _start_in_minor_components(name, layer, adapter_name)
+            _start_in_minor_components(name, layer, adapter_name, device)
     return model
 
 
@@ -61,7 +68,9 @@ def minor_components(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _start_in_minor_components(name: str, layer: LoraLayer, adapter_name: str) -> None:
+def _start_in_minor_components(
+    name: str, layer: LoraLayer, adapter_name: str, device: torch.device | str | None
+) -> None:
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or adapter_name not in layer.lora_A:
@@ -69,8 +78,8 @@ def _start_in_minor_components(name: str, layer: LoraLayer, adapter_name: str) -
     transposed = bool(getattr(layer, "fan_in_fan_out", False))  # transformers' Conv1D
     matrix = weight.T if transposed else weight
     scaling = layer.scaling[adapter_name]
-    b, a = minor_components(matrix, layer.r[adapter_name])
-    residual = matrix.to(b.dtype) - b @ a
+    b, a = minor_components(matrix.to(device or weight.device), layer.r[adapter_name])
+    residual = matrix.to(b) - b @ a
     # S is divided by the scaling, so that scaling * B A is the minor part: a square root of it in each factor.
     for factor, value in ((layer.lora_B, b), (layer.lora_A, a)):
         factor[adapter_name].weight.copy_(value / scaling**0.5)

@@ -16,7 +16,7 @@ peak.
 """
 
 from beamplatform.baselines.relora.merging import ReLora
-from beamplatform.baselines.relora.moments import keep_at_random, keep_largest
+from beamplatform.baselines.relora.moments import keep_drawn, keep_largest, prune_moments
 from beamplatform.baselines.relora.schedule import RestartSchedule, equal_cycles
 
-__all__ = ["ReLora", "RestartSchedule", "equal_cycles", "keep_at_random", "keep_largest"]
+__all__ = ["ReLora", "RestartSchedule", "equal_cycles", "keep_drawn", "keep_largest", "prune_moments"]

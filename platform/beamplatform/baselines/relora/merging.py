@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from beamlora.fragments import Fragment, Fragments
 from beamlora.optimizer_access import OptimizerAccess, optimizer_access
 from beamlora.state import ParameterState
-from beamplatform.baselines.relora.moments import keep_at_random, keep_largest, prune_moments
+from beamplatform.baselines.relora.moments import prune_moments
 
 Moments = Literal["largest", "random"]
 PRUNE: dict[Moments, float] = {"largest": 0.9, "random": 0.999}
@@ -100,7 +100,8 @@ class ReLora:
                 (layer.parameters[0], a, redrawn.to(a.value)),
                 (layer.parameters[1], b, torch.zeros_like(b.value)),
             ):
-                pruned = prune_moments(state.moments, lambda moment: self._pruned(moment, generator))
+                draw = torch.rand(value.shape, generator=generator) if self.moments == "random" else None
+                pruned = prune_moments(state.moments, self.prune, draw)
                 self._access.write(parameter, ParameterState(value, pruned))
         self._merged.append(kept)
         return True
@@ -128,7 +129,7 @@ class ReLora:
                     factor = parts.whole(f"{number}/{name}/{kind}")
                     shard = self._access.shard(parameter)
                     kept[f"{name}/{kind}"] = (shard.start, shard.of(factor).clone())
-                    whole.append(factor.view(shape).to(parameter.device))
+                    whole.append(factor.view(shape).to(parameter.device, torch.float32))
                 self._merge(layer, *whole)
             self._merged.append(kept)
         self._step = int(state["step"])
@@ -145,11 +146,6 @@ class ReLora:
             update = (left[first:last] @ right * layer.scaling).flatten()
             update = update[start - first * width :][: stretch.numel()]
             stretch.copy_(stretch.to(update.dtype) + update)
-
-    def _pruned(self, moment: Tensor, generator: torch.Generator) -> Tensor:
-        if self.moments == "largest":
-            return keep_largest(moment, self.prune)
-        return keep_at_random(moment, self.prune, generator)
 
 
 def _adapted_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, _Layer]]:

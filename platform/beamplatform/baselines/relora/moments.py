@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 
-def prune_moments(moments: dict[str, Tensor], prune: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def prune_moments(moments: Mapping[str, Tensor], prune: float, draw: Tensor | None) -> dict[str, Tensor]:
     """Every moment pruned, and Adam's first one where the second is gone.
 
     Without the latter, Adam would divide what is left of a first moment by eps alone: B is zero after a restart, so
     that the gradient of A is zero and no second moment comes after.
+
+    Args:
+        prune: the share set to zero. draw: numbers in [0, 1) of the moments' shape, by which elements are chosen at
+        random; None: the largest are kept.
     """
-    pruned = {name: prune(moment) for name, moment in moments.items()}
+    pruned = {
+        name: keep_largest(moment, prune) if draw is None else keep_drawn(moment, prune, draw)
+        for name, moment in moments.items()
+    }
     if "exp_avg" in pruned and "exp_avg_sq" in pruned:
         pruned["exp_avg"] = torch.where(pruned["exp_avg_sq"] == 0, 0.0, pruned["exp_avg"])
     return pruned
@@ -31,7 +38,6 @@ def keep_largest(moment: Tensor, prune: float) -> Tensor:
     return torch.where(moment.abs() > threshold, moment, torch.zeros_like(moment))
 
 
-def keep_at_random(moment: Tensor, prune: float, generator: Generator) -> Tensor:
-    """The moment with every element set to zero with probability `prune`."""
-    draw = torch.rand(moment.shape, generator=generator).to(moment.device)
-    return torch.where(draw > prune, moment, torch.zeros_like(moment))
+def keep_drawn(moment: Tensor, prune: float, draw: Tensor) -> Tensor:
+    """The moment with the elements set to zero whose number in `draw` [0, 1) is below `prune`."""
+    return torch.where(draw.to(moment.device) >= prune, moment, torch.zeros_like(moment))
