@@ -8,12 +8,14 @@
     ...loss.backward(); growth.before_step(); optimizer.step(); growth.step()
     folded_factors(model)                                                         # plain LoRA factors, to export
 
-The layer (Eq. 2 and 3): y = W0 x + alpha / (n + 1e-5) B diag(E) A x, with n the module's current number of ranks, E
-zero at the start, and A, B ~ N(0, 0.02). A module's importance is s = sum |dW * grad dW| / sqrt(numel) (Eq. 5),
-smoothed as in AdaLoRA; after a warm-up, at every interval, the most important modules gain ranks until the total is
-target_rank * modules (Section 3.2). Reserve ranks train their A and B ahead ("advance learning", Section 3.3), with E
-fixed at 1e-5. New parameters have a warm-up of their own, and a regulariser keeps A and B near orthogonal. Constants
-are those of the authors' code.
+The layer: y = W0 x + dW x with dW = alpha / (n + 1e-5) B diag(E) A, n the module's current number of ranks, E zero at
+the start and A, B ~ N(0, 0.02). A module's importance is s = sum |dW * d loss / d dW| / sqrt(numel), smoothed like
+AdaLoRA's (Zhang et al. 2023, Eq. 5 and 6): I <- b1 I + (1 - b1) s, U <- b2 U + (1 - b2) |s - I|, and its score I * U.
+After a warm-up, at every interval, the most important modules gain ranks until the total is target_rank * modules.
+Reserve ranks train their A and B ahead ("advance learning"), with E fixed at 1e-5. New parameters have a warm-up of
+their own ("restart warm-up"), and a regulariser 0.1 (|A A^T - I| + |B^T B - I|), the mean over modules, keeps factors
+near orthogonal. Formulas and constants are those of the authors' code, loralib/increlora.py: `SVDLinear` (the layer and
+its importance) and `RankAllocator` (growth; as many ranks in reserve as a growth adds, half of the target rank).
 
 Two things differ from the authors' code, and why:
 

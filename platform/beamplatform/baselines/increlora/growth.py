@@ -172,7 +172,7 @@ class RankGrowth:
         return self._step < self.plan.steps[-1] and sum(self.ranks.values()) < self.plan.target
 
     def before_step(self) -> None:
-        """Update the importance of every module from this step's gradients (Eq. 5)."""
+        """Update the importance of every module from this step's gradients: s = sum |dW * grad dW| / sqrt(numel)."""
         if not self.growing:
             return
         workers = worker_count(self._access.group)

@@ -4,9 +4,11 @@
 
     model = get_milora_model(base_model, LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"))
 
-The paper (Section 3) writes W = U S V^T and splits it into principal and minor components, W = W_p + W_m, where W_m
-holds the r smallest singular values. The adapter starts as W_m, and W_p is frozen in the place of W. Defaults:
-lora_alpha = r (the paper's experiments, and as in PiSSA, whose counterpart it is), the SVD in float32.
+The singular value decomposition W = U S V^T is split into principal and minor components, W = W_p + W_m, where
+W_m = U_m S_m V_m^T holds the r smallest singular values. The adapter starts as W_m, with B = U_m sqrt(S_m) and
+A = sqrt(S_m) V_m^T (S divided by the scaling, so that scaling * B A = W_m), and W_p is frozen in the place of W.
+Defaults, where the caller leaves them to the method: lora_alpha = r, as in PiSSA, whose counterpart it is; the
+decomposition in float32. In bfloat16 the split is exact up to the rounding of W_p.
 """
 
 from __future__ import annotations

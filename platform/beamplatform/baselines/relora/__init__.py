@@ -9,10 +9,11 @@
         relora.step()                       # True when it merged
 
 Algorithm 1 of the paper: every K updates W <- W + scaling * B A; A is drawn anew (Kaiming-uniform, a = sqrt(5)) and B
-is zero; most of the adapter's optimizer state is pruned; the learning rate starts again from 0 (Section 3, "jagged
-cosine"). After k merges the update's rank is up to (k + 1) r. Defaults are those of the authors' code: moments below
-the 90th percentile of magnitude pruned, a first warm-up of 500 and re-warm-ups of 100 steps, a cosine to 0.1 of the
-peak.
+is zero; most of the adapter's optimizer state is pruned; the learning rate starts again from 0 and returns to one
+cosine over the whole run ("jagged cosine", Figure 2). As rank(X + Y) <= rank(X) + rank(Y), the update has a rank of up
+to (k + 1) r after k merges. Defaults are those of the authors' code (torchrun_main.py,
+peft_pretraining/training_utils.py): moments below the 90th percentile of magnitude pruned, or 99.9 % of them at random;
+a first warm-up of 500 and re-warm-ups of 100 steps; a cosine to 0.1 of the peak.
 """
 
 from beamplatform.baselines.relora.merging import ReLora

@@ -1,4 +1,4 @@
-"""Pruning an optimizer's moments at a restart (arXiv 2307.05695, Section 3, "optimizer states")."""
+"""Pruning an optimizer's moments at a restart, as `magnitude_pruning_` and `random_pruning_` of the authors' code."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RestartSchedule:
-    """Factors on the peak learning rate ("jagged cosine", arXiv 2307.05695, Section 3).
+    """Factors on the peak learning rate ("jagged cosine", arXiv 2307.05695, Figure 2).
 
     Attributes:
         total_steps: optimizer steps of the run.
