@@ -76,7 +76,7 @@ def test_published_files_parse(shared_data: Path, task: str, split: Any) -> None
         ("[{]", "not valid JSON (line 1"),
         (GOOD, "expected a JSON list of records, found an object"),
         ([], "holds no records"),
-        ([GOOD, "text"], "record 2: expected an object with instruction, output and answer, found a string"),
+        ([GOOD, "text"], "record 2: expected an object, found a string"),
         ([GOOD, GOOD, {"instruction": "a", "output": "b"}], "record 3: no field 'answer'; needed are"),
         (
             [{**GOOD, "output": "  "}],
@@ -126,10 +126,11 @@ import sys
 from beamplatform.data import records
 from beamplatform.errors import UserError
 for task in ("boolq", "piqa"):
-    print([(r.answer, r.input) for r in records._from_hub(task, "test", sys.argv[1])])
+    rows, where = records._from_hub(task, "test", sys.argv[1], f"{task}/test.json")
+    print([(r.answer, r.input) for r in records._parse(rows, where, records.parse_record)])
 for source in (sys.argv[1], "owner/name"):
     try:
-        records._from_hub("winogrande", "test", source)
+        records._from_hub("winogrande", "test", source, "winogrande/test.json")
     except UserError as error:
         print(error)
 """
@@ -163,4 +164,4 @@ def test_hub_data_set_is_read_by_configuration_or_by_file(root: Path, tmp_path: 
     assert piqa == "[('solution1', '')]"
     assert "reading winogrande/test of it from the Hugging Face hub failed (" in missing
     assert offline.startswith("no folder owner/name, and reading winogrande/test of it")
-    assert offline.endswith("or give a folder that holds <task>/<split>.json")
+    assert offline.endswith("or give a folder that holds winogrande/test.json")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,14 +37,22 @@ class Record:
     input: str = ""
 
 
-def load_records(task: str, split: Split, source: str) -> list[Record]:
+RowParser = Callable[[Mapping[str, Any], str], Record]
+"""Makes a record of a row; the second argument names the row in messages. Raises UserError."""
+
+
+def load_records(
+    task: str, split: Split, source: str, *, files: str = "{name}/{split}.json", parse: RowParser | None = None
+) -> list[Record]:
     """Read one split of one task.
 
     Args:
         task: a task's name, such as "boolq", which is also its folder's name.
         split: "train" or "test".
-        source: "embedded"; or a folder that holds `<task>/<split>.json`, each a JSON list of objects; or the
-            id of a data set on the Hugging Face hub (see `_from_hub`).
+        source: "embedded"; or a folder that holds the task's files; or the id of a data set on the Hugging Face hub
+            (see `_from_hub`).
+        files: where a folder has the records: a JSON list, or JSON lines (.jsonl, .jsonl.gz).
+        parse: makes a record of a row; None = `parse_record`.
 
     Raises:
         UserError: the source, the task or the split does not exist, the hub cannot be reached, or a record is
@@ -54,9 +63,11 @@ def load_records(task: str, split: Split, source: str) -> list[Record]:
     if source == EMBEDDED:
         from beamplatform import world
 
-        return _parse(world.records(task, split), f"embedded world, {task}/{split}")
+        return _parse(world.records(task, split), f"embedded world, {task}/{split}", parse_record)
+    parse = parse or parse_record
+    place = files.format(name=task, split=split)
     if Path(source).expanduser().is_dir():
-        return _from_folder(task, split, Path(source).expanduser())
+        return _parse(*_from_folder(task, split, Path(source).expanduser(), place), parse)
     # "data/commonsens" beside a folder "data" is a misspelt folder, not an owner and a name: asking the hub
     # would only delay the answer by its client's retries.
     owner = Path(source).parent
@@ -65,32 +76,38 @@ def load_records(task: str, split: Split, source: str) -> list[Record]:
             f"no data folder at {source}: give {EMBEDDED!r}, a folder that holds <task>/<split>.json, "
             "or a Hugging Face hub id such as owner/name"
         )
-    return _from_hub(task, split, source)
+    return _parse(*_from_hub(task, split, source, place), parse)
 
 
-def _from_folder(task: str, split: Split, folder: Path) -> list[Record]:
-    path = folder / task / f"{split}.json"
+def _from_folder(task: str, split: Split, folder: Path, place: str) -> tuple[list[Any], str]:
+    """The rows of a file, and its name for messages."""
+    path = folder / place
     if not path.parent.is_dir():
         found = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise UserError(f"no task {task!r} in {folder}: its folders are {', '.join(found) or '(none)'}")
     if not path.is_file():
-        found = sorted(p.name for p in path.parent.glob("*.json"))
+        found = sorted(p.name for p in path.parent.glob("*.json*"))
         raise UserError(
             f"no {split} split of {task!r}: {path} is missing, its folder has {', '.join(found) or '(no JSON)'}"
         )
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
+        if ".jsonl" in path.name:
+            return [json.loads(line) for line in text.splitlines() if line.strip()], str(path)
+        rows = json.loads(text)
+    except gzip.BadGzipFile as error:
+        raise UserError(f"{path}: not a gzip file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from error
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of records, found {_json_type(rows)}")
-    return _parse(rows, str(path))
+    return rows, str(path)
 
 
-def _from_hub(task: str, split: Split, hub_id: str) -> list[Record]:
-    """Read the data set's configuration named `task`, or else its file `<task>/<split>.json`.
+def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterable[Any], str]:
+    """Read the data set's configuration named `task`, or else its file at `place`.
 
     A data set that has neither is refused: a mixture of tasks must not pass for the test set of one.
     """
@@ -101,38 +118,59 @@ def _from_hub(task: str, split: Split, hub_id: str) -> list[Record]:
         if task in datasets.get_dataset_config_names(hub_id):
             rows = datasets.load_dataset(hub_id, name=task, split=split)
         else:
-            rows = datasets.load_dataset(hub_id, data_files={split: f"{task}/{split}.json"}, split=split)
+            rows = datasets.load_dataset(hub_id, data_files={split: place}, split=split)
     # The hub's client raises its own errors, httpx's and fsspec's, with no common base below Exception.
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"no folder {hub_id}, and reading {task}/{split} of it from the Hugging Face hub failed "
             f"({type(error).__name__}: {reason[0] if reason else 'no detail'}): check the id, the task "
-            "and the network, or give a folder that holds <task>/<split>.json"
+            f"and the network, or give a folder that holds {place}"
         ) from error
-    return _parse(rows, f"{hub_id}, {task}/{split}")
+    return rows, f"{hub_id}, {task}/{split}"
 
 
-def _parse(rows: Iterable[Any], where: str) -> list[Record]:
+def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
     """Check every row; `where` names the source in messages. Records are counted from 1."""
-    records = [_record(row, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
+    records = []
+    for number, row in enumerate(rows, start=1):
+        name = f"{where}, record {number}"
+        if not isinstance(row, Mapping):
+            raise UserError(f"{name}: expected an object, found {_json_type(row)}")
+        records.append(parse(row, name))
     if not records:
         raise UserError(f"{where}: holds no records")
     return records
 
 
-def _record(row: Any, where: str) -> Record:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with instruction, output and answer, found {_json_type(row)}")
+def text_field(row: Mapping[str, Any], field: str, where: str) -> str:
+    """A field that must be a text and not empty.
+
+    Raises:
+        UserError: names the record, the field and what was found.
+    """
+    if field not in row:
+        raise UserError(f"{where}: no field {field!r}, found {', '.join(map(str, row)) or '(no fields)'}")
+    value = row[field]
+    if not isinstance(value, str) or not value.strip():
+        found = "an empty string" if isinstance(value, str) else _json_type(value)
+        raise UserError(f"{where}: field {field!r} must be a non-empty string, found {found}")
+    return value
+
+
+def parse_record(row: Mapping[str, Any], where: str) -> Record:
+    """A row of LLM-Adapters' data: {"instruction", "input", "output", "answer"}.
+
+    Raises:
+        UserError: names the record, the field and what was found.
+    """
     for field in ("instruction", "output", "answer"):
         if field not in row:
             raise UserError(
                 f"{where}: no field {field!r}; needed are instruction, output and answer, optional is input, "
                 f"found {', '.join(map(str, row)) or '(no fields)'}"
             )
-        if not isinstance(row[field], str) or not row[field].strip():
-            found = "an empty string" if isinstance(row[field], str) else _json_type(row[field])
-            raise UserError(f"{where}: field {field!r} must be a non-empty string, found {found}")
+        text_field(row, field, where)
     given = row.get("input")
     # The hub's columnar format turns an absent optional field into None.
     if given is not None and not isinstance(given, str):

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from beamplatform.data.records import Record, load_records
+from beamplatform.data.records import Record, Split, load_records
 from beamplatform.errors import UserError
+from beamplatform.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from beamplatform.suite import DataSection
@@ -54,7 +55,7 @@ def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> 
         return {}
     if data.source is None:
         raise UserError("data.source: missing, so there are no test records; give --data-dir FOLDER (<task>/test.json)")
-    return {task: load_records(task, "test", data.source)[:limit] for task in tasks}
+    return {task: _records_of(task, "test", data.source)[:limit] for task in tasks}
 
 
 def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
@@ -64,11 +65,16 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
         )
     folder = Path(data.source).expanduser()
     if folder.is_dir():
-        present = [task for task in tasks if (folder / task / "train.json").is_file()]
+        present = [t for t in tasks if (folder / get_task(t).files.format(name=t, split="train")).is_file()]
         if not present:
-            raise UserError(f"{folder}: none of the suite's tasks has a train.json there ({', '.join(tasks)})")
+            raise UserError(f"{folder}: none of the suite's tasks has a training split there ({', '.join(tasks)})")
         tasks = present
-    return [record for task in tasks for record in load_records(task, "train", data.source)]
+    return [record for task in tasks for record in _records_of(task, "train", data.source)]
+
+
+def _records_of(name: str, split: Split, source: str) -> list[Record]:
+    task = get_task(name)
+    return load_records(name, split, source, files=task.files, parse=task.parse)
 
 
 def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str]) -> list[Record]:

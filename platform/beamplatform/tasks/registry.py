@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from beamplatform.errors import UserError
 from beamplatform.tasks.commonsense import COMMONSENSE
+from beamplatform.tasks.gsm8k import GSM8K
+from beamplatform.tasks.math import MATH
 from beamplatform.tasks.task import Task
+from beamplatform.tasks.word_problems import WORD_PROBLEMS
 
-TASKS: dict[str, Task] = {task.name: task for task in (*COMMONSENSE,)}
+TASKS: dict[str, Task] = {task.name: task for task in (*COMMONSENSE, GSM8K, MATH, *WORD_PROBLEMS)}
 
 
 def get_task(name: str) -> Task:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from beamplatform.data.records import Record
+from beamplatform.data.records import Record, parse_record
 
 
 def equals_answer(extracted: str, record: Record) -> bool:
@@ -15,7 +16,7 @@ def equals_answer(extracted: str, record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Task:
-    """How a benchmark asks and how it scores; its records come from elsewhere.
+    """How a benchmark asks and how it scores.
 
     Attributes:
         name: the task's name in suites, in tables and as a data folder.
@@ -24,6 +25,9 @@ class Task:
         extract: the answer a completion gives, None when it gives none (which is scored as wrong).
         correct: compares an extracted answer with the record it belongs to.
         stop: texts that end a completion, themselves left out of it.
+        files: where a data folder has its records, with {name} and {split} to be filled in: a JSON list, or JSON lines
+            (.jsonl, .jsonl.gz).
+        parse: makes a record of a row of such a file; the second argument names the row in messages.
     """
 
     name: str
@@ -32,3 +36,5 @@ class Task:
     extract: Callable[[str], str | None]
     correct: Callable[[str, Record], bool] = equals_answer
     stop: tuple[str, ...] = ()
+    files: str = "{name}/{split}.json"
+    parse: Callable[[Mapping[str, Any], str], Record] = parse_record

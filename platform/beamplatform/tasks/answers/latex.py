@@ -1,0 +1,68 @@
+"""Answers written in LaTeX: the last boxed one of a solution, and a normal form for comparing two of them.
+
+The normal form follows the rules of the MATH data set's own evaluation (Hendrycks et al. 2021, arXiv 2103.03874), which
+published results are scored with: two answers are equal when their normal forms are the same text. It knows nothing of
+mathematics: 1/2 and 0.5 are equal because a rule says so, 0.25 and 1/4 are not.
+"""
+
+from __future__ import annotations
+
+import re
+
+_DROPPED = (
+    "\n", "\\!", "\\left", "\\right", "^{\\circ}", "^\\circ", "\\$", "\\%", "%",
+)  # fmt: skip
+_UNITS = re.compile(r"\\(?:text|mbox)\{ .*", re.DOTALL)
+_MISSING_ZERO = re.compile(r"(^|[ {(\[,=])\.(?=\d)")
+_SHORT_SQRT = re.compile(r"\\sqrt\s*([^\s{\[\\])")
+_SHORT_FRACTION = re.compile(r"\\frac\s*([^\s{\\])\s*([^\s{\\])")
+_SHORT_NUMERATOR = re.compile(r"\\frac\s*([^\s{\\])\s*\{")
+_SHORT_DENOMINATOR = re.compile(r"(\\frac\{[^{}]*\})\s*([^\s{\\])")
+_RATIO = re.compile(r"(-?\d+)/(-?\d+)")
+
+
+def last_boxed(solution: str) -> str | None:
+    r"""The content of the last \boxed{...} of a solution, braces balanced; None where there is none, or it never ends.
+
+    \boxed 5, without braces, is known too.
+    """
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = solution[start:].removeprefix("\\boxed").removeprefix("\\fbox")
+    if not rest.lstrip().startswith("{"):
+        bare = re.match(r"\s+([^$\s]+)", rest)
+        return bare[1] if bare else None
+    rest = rest.lstrip()
+    depth = 0
+    for position, character in enumerate(rest):
+        escaped = position > 0 and rest[position - 1] == "\\"
+        if character == "{" and not escaped:
+            depth += 1
+        elif character == "}" and not escaped:
+            depth -= 1
+            if depth == 0:
+                return rest[1:position]
+    return None
+
+
+def normal_form(answer: str) -> str:
+    r"""The normal form: without layout, units and signs of percent and degree; with \frac and \sqrt written out."""
+    text = answer
+    for dropped in _DROPPED:
+        text = text.replace(dropped, "")
+    text = re.sub(r"\\{2,}", r"\\", text)  # rows of a matrix end in two of them, or in one
+    text = text.replace("\\tfrac", "\\frac").replace("\\dfrac", "\\frac")
+    text = _UNITS.sub("", text) if not text.lstrip().startswith(("\\text{ ", "\\mbox{ ")) else text
+    text = _MISSING_ZERO.sub(r"\g<1>0.", text)
+    left, equals, right = text.partition("=")
+    if equals and "=" not in right and len(left.strip()) <= 2:  # k = 5
+        text = right
+    text = _SHORT_SQRT.sub(r"\\sqrt{\1}", text)
+    text = re.sub(r"\s", "", text)
+    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    text = _SHORT_NUMERATOR.sub(r"\\frac{\1}{", text)
+    text = _SHORT_DENOMINATOR.sub(r"\1{\2}", text)
+    if text == "0.5":
+        text = "1/2"
+    return _RATIO.sub(r"\\frac{\1}{\2}", text) if _RATIO.fullmatch(text) else text

@@ -1,0 +1,44 @@
+"""Numbers in running text: signs, thousands separators, decimals, fractions."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(rf"(?P<sign>[-+\u2212])?\s?\$?\s?(?P<minus>[-\u2212])?(?P<number>{_UNSIGNED})")
+_FRACTION = re.compile(rf"\s?/\s?(?P<number>{_UNSIGNED})")
+
+
+def first_number(text: str) -> Fraction | None:
+    """The first number of a text, exactly: -3, 1,234.5, .5, $12, 3/4; None where there is none, or one divided by 0."""
+    match = _NUMBER.search(text)
+    return _value(text, match)[0] if match else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number of a text; see `first_number`. Behind a digit a sign is an operator: 7-3 ends in 3."""
+    found, end = None, 0
+    for match in _NUMBER.finditer(text):
+        if match.start() < end:
+            continue  # a denominator, which belongs to the number before it
+        subtracts = match["sign"] is not None and text[: match.start()].rstrip()[-1:].isdigit()
+        value, end = _value(text, match)
+        found = abs(value) if value is not None and subtracts else value
+    return found
+
+
+def _value(text: str, match: re.Match[str]) -> tuple[Fraction | None, int]:
+    """The number or fraction that a match begins, and where it ends."""
+    value, end = _exact(match["number"]), match.end()
+    if divisor := _FRACTION.match(text, match.end()):
+        denominator, end = _exact(divisor["number"]), divisor.end()
+        if denominator == 0:
+            return None, end
+        value /= denominator
+    negative = (match["sign"] in ("-", "\u2212")) != (match["minus"] is not None)
+    return (-value if negative else value), end
+
+
+def _exact(number: str) -> Fraction:
+    return Fraction(number.replace(",", ""))

@@ -1,0 +1,50 @@
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168), scored as MetaMath's harness scores it (eval_gsm8k.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beamplatform.data.prompts import alpaca_prompt
+from beamplatform.data.records import Record, text_field
+from beamplatform.tasks.answers.numbers import first_number
+from beamplatform.tasks.task import Task
+
+MARKER = "The answer is: "
+STOP = ("Instruction:", "Instruction", "Response:", "Response")
+
+
+def step_by_step(record: Record) -> str:
+    """The prompt template, with the response begun."""
+    return alpaca_prompt(record.instruction, record.input).rstrip("\n") + " Let's think step by step."
+
+
+def parse(row: Mapping[str, Any], where: str) -> Record:
+    """{"question", "answer"}; the gold answer stands behind "#### "."""
+    question, solution = text_field(row, "question", where), text_field(row, "answer", where)
+    return Record(question, solution, solution.rpartition("#### ")[2].replace(",", "").strip())
+
+
+def extract(completion: str) -> str | None:
+    """Behind the last marker the first number, rounded to an integer; without the marker there is no answer."""
+    _, marker, rest = completion.rpartition(MARKER)
+    number = first_number(rest) if marker else None
+    return None if number is None else str(round(number))
+
+
+def correct(extracted: str, record: Record) -> bool:
+    """Whether both are the same integer."""
+    gold = first_number(record.answer)
+    return gold is not None and int(extracted) == gold
+
+
+GSM8K = Task(
+    name="gsm8k",
+    prompt=step_by_step,
+    max_new_tokens=512,
+    stop=STOP,
+    extract=extract,
+    correct=correct,
+    files="gsm8k/{split}.jsonl",
+    parse=parse,
+)

@@ -1,0 +1,49 @@
+"""MATH (Hendrycks et al. 2021, arXiv 2103.03874), scored as MetaMath's harness scores it (eval_math.py).
+
+That script compares a prediction with itself where its parser fails, and so counts failures as correct. A failure is
+wrong here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beamplatform.data.records import Record, text_field
+from beamplatform.errors import UserError
+from beamplatform.tasks.answers.latex import last_boxed, normal_form
+from beamplatform.tasks.gsm8k import MARKER, STOP, step_by_step
+from beamplatform.tasks.task import Task
+
+
+def parse(row: Mapping[str, Any], where: str) -> Record:
+    r"""{"instruction", "output"}; the gold answer is the content of the last \boxed{}."""
+    question, solution = text_field(row, "instruction", where), text_field(row, "output", where)
+    answer = last_boxed(solution)
+    if answer is None:
+        raise UserError(f"{where}: the solution has no \\boxed answer")
+    return Record(question, solution, answer)
+
+
+def extract(completion: str) -> str | None:
+    """What stands behind the last marker, up to a full stop at the end of a line."""
+    _, marker, rest = completion.rpartition(MARKER)
+    answer = rest.partition(".\n")[0].strip().removesuffix(".").strip()
+    return answer if marker and answer else None
+
+
+def correct(extracted: str, record: Record) -> bool:
+    """Whether the normal forms are the same text."""
+    return normal_form(extracted) == normal_form(record.answer)
+
+
+MATH = Task(
+    name="MATH",
+    prompt=step_by_step,
+    max_new_tokens=2048,
+    stop=STOP,
+    extract=extract,
+    correct=correct,
+    files="MATH/{split}.jsonl",
+    parse=parse,
+)

@@ -1,0 +1,63 @@
+"""The other math sets of LLM-Adapters: AQuA with five choices, and word problems with a number for an answer.
+
+Numbers are scored as its harness does (evaluate.py): the last one of a completion, within 0.001. A choice is the letter
+behind the last "answer is", or the last one in parentheses. (The harness takes the first capital letter from A to E
+anywhere, which its own data, where solutions begin with "A:", turn into A.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from beamplatform.data.prompts import alpaca_prompt
+from beamplatform.data.records import Record, text_field
+from beamplatform.tasks.answers.numbers import first_number, last_number
+from beamplatform.tasks.task import Task
+
+TOLERANCE = Fraction(1, 1000)
+NUMERIC = ("AddSub", "MultiArith", "SVAMP", "SingleEq", "mawps")
+_CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-E])\)?(?![A-Za-z])")
+_IN_PARENTHESES = re.compile(r"\(([A-E])\)")
+
+
+def parse(row: Mapping[str, Any], where: str) -> Record:
+    """{"instruction", "answer", "output"}; the output is a model's solution, and may be empty or wrong."""
+    output = row.get("output")
+    answer = text_field(row, "answer", where)
+    return Record(text_field(row, "instruction", where), output if isinstance(output, str) else "", answer)
+
+
+def prompt(record: Record) -> str:
+    return alpaca_prompt(record.instruction, record.input)
+
+
+def extract_number(completion: str) -> str | None:
+    """The last number, exactly: 7, -2.5 or 3/4."""
+    number = last_number(completion)
+    return None if number is None else str(number)
+
+
+def equal_numbers(extracted: str, record: Record) -> bool:
+    gold = first_number(record.answer)
+    return gold is not None and abs(Fraction(extracted) - gold) <= TOLERANCE
+
+
+def extract_choice(completion: str) -> str | None:
+    """The letter of a choice."""
+    _, marker, rest = completion.rpartition("answer is")
+    if marker and (match := _CHOICE.search(rest)):
+        return match[1]
+    found = _IN_PARENTHESES.findall(completion)
+    return found[-1] if found else None
+
+
+WORD_PROBLEMS: tuple[Task, ...] = (
+    Task(name="AQuA", prompt=prompt, max_new_tokens=256, extract=extract_choice, parse=parse),
+    *(
+        Task(name=name, prompt=prompt, max_new_tokens=256, extract=extract_number, correct=equal_numbers, parse=parse)
+        for name in NUMERIC
+    ),
+)
