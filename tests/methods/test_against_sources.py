@@ -23,7 +23,7 @@ SETTING = {
     "training__micro_batch": 16,
     "training__schedule": "constant",
     "training__warmup": 0,
-    "training__gradient_clipping": 0.05,  # below the gradient's norm, so that it is clipped
+    "training__gradient_clipping": 0.01,  # below the gradient's norm, so that it is clipped
     "data__validation_records": 16,
     "methods__adalora__delta_t": 2,
 }
@@ -55,8 +55,8 @@ def by_hand(trial: Trial, configure: Callable[[Any], Any]) -> tuple[list[float],
         with torch.no_grad():
             losses.append(float(summed_loss(model, inputs)) / sum(example.targets for example in batch))
         model(**inputs).loss.backward()  # AdaLoRA adds its regulariser here
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 0.05)
-        assert norm > 0.05
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 0.01)
+        assert norm > 0.01
         optimizer.step()
         if hasattr(model.base_model, "update_and_allocate"):
             model.base_model.update_and_allocate(step)
@@ -97,7 +97,8 @@ def test_step_for_step_equal_to_peft_by_hand(method: str, configure: Callable[[A
     logits = found.final.pop("logits")
     assert logits.isfinite().all() and found.final.keys() == parameters.keys()
     for name, value in parameters.items():
-        torch.testing.assert_close(found.final[name], value, rtol=1e-4, atol=2e-6, msg=name)
+        # AdaLoRA's rate is 3e-2: Adam moves by so much what has a gradient of rounding's size, too.
+        torch.testing.assert_close(found.final[name], value, rtol=1e-4, atol=1e-4 if method == "adalora" else 2e-6)
         if "lora_E" in name:
             assert torch.equal(found.final[name] == 0, value == 0), f"{name}: another mask"
 
@@ -117,7 +118,7 @@ def test_full_fine_tuning_is_that_of_transformers_trainer(trial, train, tmp_path
 
     arguments = TrainingArguments(
         str(tmp_path), max_steps=STEPS, per_device_train_batch_size=16, learning_rate=5e-4,
-        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.05, logging_steps=1, save_strategy="no",
+        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.01, logging_steps=1, save_strategy="no",
         report_to=[], disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
     )  # fmt: skip
     model = load_base(TINY, on_gpu=False).requires_grad_(True)

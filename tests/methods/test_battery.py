@@ -39,6 +39,7 @@ SETTING = {
     "methods__relora__first_warmup": 2,
     "methods__relora__restart_warmup": 2,
     "methods__increlora__interval": 2,
+    "methods__increlora__ranks_per_growth": None,
 }
 POINTS = (4, 5, 10)
 """Steps to resume from. BeamLoRA's beam steps are 4, 8 and 12, ReLoRA's merges 5, 10 and 15; AdaLoRA prunes at

@@ -41,8 +41,9 @@ def test_increloras_target_must_be_reached_by_all_its_modules(trial) -> None:
 @pytest.mark.parametrize(("method", "allowed"), [("lora", 64), ("adalora", 43), ("increlora", 16)])
 def test_ranks_beyond_a_layers_smaller_side_are_refused(method: str, allowed: int, trial) -> None:
     shapes = {"wide": (256, 128), "narrow": (64, 128)}
-    trial(method, **SETTING, shared__r=allowed, methods__adalora__delta_t=1).make_method(1000).check_layers(shapes)
-    above = trial(method, **SETTING, shared__r=allowed + 1, methods__adalora__delta_t=1)
+    setting = SETTING | {"methods__adalora__delta_t": 1, "methods__increlora__ranks_per_growth": None}
+    trial(method, **setting, shared__r=allowed).make_method(1000).check_layers(shapes)
+    above = trial(method, **setting, shared__r=allowed + 1)
     with pytest.raises(ValueError, match=r"rank \d+ is larger than the smaller side of layer narrow \[64, 128\]"):
         above.make_method(1000).check_layers(shapes)
 

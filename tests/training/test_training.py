@@ -71,7 +71,7 @@ def test_bfloat16_with_gradient_checkpointing(trial, train) -> None:
 def test_a_diverging_run_stops_with_advice(trial, train) -> None:
     """Weight decay of 1e30 flips and grows A by that factor each step, until it is infinite and B A is not a number."""
     with pytest.raises(AssertionError, match=r"FloatingPointError: the loss is .* lower the learning rate"):
-        train(trial("lora", **SETTING, training__weight_decay=1e30))
+        train(trial("lora", **SETTING, training__weight_decay=1e30, training__zero_stage=0))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

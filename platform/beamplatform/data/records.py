@@ -37,8 +37,8 @@ class Record:
     input: str = ""
 
 
-RowParser = Callable[[Mapping[str, Any], str], Record]
-"""Makes a record of a row; the second argument names the row in messages. Raises UserError."""
+RowParser = Callable[[Mapping[str, Any], str], Record | None]
+"""Makes a record of a row, None to leave it out; the second argument names it in messages. Raises UserError."""
 
 
 def load_records(
@@ -137,7 +137,9 @@ def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
         name = f"{where}, record {number}"
         if not isinstance(row, Mapping):
             raise UserError(f"{name}: expected an object, found {_json_type(row)}")
-        records.append(parse(row, name))
+        record = parse(row, name)
+        if record is not None:
+            records.append(record)
     if not records:
         raise UserError(f"{where}: holds no records")
     return records

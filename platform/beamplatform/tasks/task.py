@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from beamplatform.data.records import Record, parse_record
+from beamplatform.data.records import Record, RowParser, parse_record
 
 
 def equals_answer(extracted: str, record: Record) -> bool:
@@ -27,7 +26,7 @@ class Task:
         stop: texts that end a completion, themselves left out of it.
         files: where a data folder has its records, with {name} and {split} to be filled in: a JSON list, or JSON lines
             (.jsonl, .jsonl.gz).
-        parse: makes a record of a row of such a file; the second argument names the row in messages.
+        parse: makes a record of a row of such a file, None to leave it out; the second argument names it in messages.
     """
 
     name: str
@@ -37,4 +36,4 @@ class Task:
     correct: Callable[[str, Record], bool] = equals_answer
     stop: tuple[str, ...] = ()
     files: str = "{name}/{split}.json"
-    parse: Callable[[Mapping[str, Any], str], Record] = parse_record
+    parse: RowParser = parse_record

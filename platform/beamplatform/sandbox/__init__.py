@@ -1,0 +1,11 @@
+"""Running programs that a model wrote: hostile until proven otherwise.
+
+A program runs in a bubblewrap sandbox of its own (`bubblewrap.py`, `candidate.py`). Its tests run in another sandbox
+(`judge.py`), which calls the program's functions over a pipe and gets plain values back (`wire.py`). So a program can
+neither reach the tests, nor end them early, nor speak for them: only what its functions return counts.
+"""
+
+from beamplatform.sandbox.bubblewrap import Limits, find_bubblewrap
+from beamplatform.sandbox.check import Verdict, check_program
+
+__all__ = ["Limits", "Verdict", "check_program", "find_bubblewrap"]

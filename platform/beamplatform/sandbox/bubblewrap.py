@@ -1,0 +1,137 @@
+"""The sandbox's command line: bubblewrap around one Python script, with nothing of the host but the interpreter.
+
+Own user, process, network, IPC, UTS and mount namespaces; no way to make more of them; an empty environment; a small
+tmpfs to write in. Limits on CPU time, memory, processes, files and their size are set by prlimit before Python starts.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beamplatform.errors import UserError
+
+HERE = Path(__file__).parent
+INSTALL = "install it with: apt-get install bubblewrap (Debian, Ubuntu), or dnf install bubblewrap (Fedora)"
+_USER, _USERS = 60_000, 5_000
+"""The first and the number of user ids that sandboxes run under where the evaluation runs as root, whom limits do not
+bind. Each has its own, because processes are counted by user."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use.
+
+    Attributes:
+        seconds: wall time, from the start of the interpreter to the verdict.
+        cpu_seconds: CPU time of each process.
+        memory: bytes of address space of each process.
+        processes: processes and threads at a time, the interpreter included.
+        files: open files of each process.
+        disk: bytes of all files, and of each.
+    """
+
+    seconds: float = 10.0
+    cpu_seconds: int = 8
+    memory: int = 1024 * 2**20
+    processes: int = 8
+    files: int = 64
+    disk: int = 16 * 2**20
+
+
+def find_bubblewrap() -> str:
+    """The path of bubblewrap.
+
+    Raises:
+        UserError: it is not installed, or cannot make a sandbox here; says what to do.
+    """
+    found = shutil.which("bwrap")
+    if found is None:
+        raise UserError(f"generated programs run in a sandbox made by bubblewrap, which is not here: {INSTALL}")
+    why = _cannot(found)
+    if why:
+        raise UserError(f"bubblewrap cannot make a sandbox on this machine: {why}")
+    return found
+
+
+@functools.cache
+def _cannot(bubblewrap: str) -> str:
+    """Why a sandbox cannot be made here; "" where it can."""
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "nothing.py"
+        script.write_text("")
+        script.parent.chmod(0o755)  # bubblewrap may run as another user
+        command = sandbox_command(bubblewrap, "nothing.py", {"nothing.py": script}, Limits(), number=0)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    return done.stderr.strip()[-300:] or f"it ended with {done.returncode}" if done.returncode else ""
+
+
+def sandbox_command(
+    bubblewrap: str,
+    script: str,
+    files: Mapping[str, Path],
+    limits: Limits,
+    *,
+    number: int,
+    arguments: Sequence[str] = (),
+) -> list[str]:
+    """The command that runs `script` in a sandbox.
+
+    Args:
+        script: one of `files`.
+        files: what is readable in the sandbox's folder /job beside the interpreter: name there -> file here.
+        number: of this sandbox: another one than those that run at the same time have.
+        arguments: of the script.
+    """
+    prefix, executable, libraries = _interpreter()
+    stage = _stage() if os.geteuid() == 0 else None
+    standard = os.path.realpath(sysconfig.get_path("stdlib"))
+    readable: list[str] = []
+    for path in (*libraries, executable, standard):
+        here = path.replace(prefix, str(stage), 1) if stage and path.startswith(f"{prefix}/") else path
+        readable += ["--ro-bind", here, path]
+    readable += ["--tmpfs", f"{standard}/site-packages", "--remount-ro", f"{standard}/site-packages"]
+    for name, file in files.items():
+        readable += ["--ro-bind", str(file), f"/job/{name}"]
+    inner = [
+        "prlimit", f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nproc={limits.processes + 1}",
+        f"--nofile={limits.files}", f"--fsize={limits.disk}", "--core=0",
+        bubblewrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
+        "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--hostname", "sandbox", *readable,
+        "--proc", "/proc", "--dev", "/dev", "--size", str(limits.disk), "--tmpfs", "/tmp", "--remount-ro", "/",
+        "--chdir", "/tmp", "--", executable, "-S", "-B", f"/job/{script}", *arguments,
+    ]  # fmt: skip
+    if stage is None:
+        return inner
+    # bubblewrap is to run as a user of its own, who may not be able to see the interpreter's folder (/root/...).
+    user = str(_USER + number % _USERS)
+    mount = 'mount --bind "$1" "$2" && shift 2 && exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, user, prefix, str(stage), *inner]
+
+
+@functools.cache
+def _interpreter() -> tuple[str, str, list[str]]:
+    """This Python's prefix, its executable and the shared libraries that it and its standard library need."""
+    prefix = os.path.realpath(sys.base_prefix)
+    executable = os.path.realpath(sys.executable)
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("lib-dynload/*.so"))
+    found = subprocess.run(["ldd", executable, *map(str, modules)], capture_output=True, text=True).stdout
+    words = {word for line in found.splitlines() for word in line.split() if word.startswith("/")}
+    libraries = sorted(word for word in words if not word.endswith(":") and os.path.isfile(word))
+    return prefix, executable, libraries
+
+
+@functools.cache
+def _stage() -> Path:
+    """An empty folder that everyone can enter, to mount the interpreter on."""
+    folder = Path(tempfile.mkdtemp(prefix="beamplatform-python-"))
+    folder.chmod(0o755)
+    return folder

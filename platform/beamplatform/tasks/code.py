@@ -1,0 +1,104 @@
+"""HumanEval (Chen et al. 2021, arXiv 2107.03374) and MBPP (Austin et al. 2021, arXiv 2108.07732), run in a sandbox.
+
+A program is right when its tests pass (`beamplatform.sandbox`). Both are asked as instructions; the papers' own prompts
+are for models that were not trained to follow any.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from beamplatform.data.prompts import alpaca_prompt
+from beamplatform.data.records import Record, text_field
+from beamplatform.errors import UserError
+from beamplatform.tasks.task import Task
+
+MBPP_TEST = range(11, 511)
+"""The ids of MBPP's test split; one file holds all splits."""
+
+_BLOCK = re.compile(r"```python[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_ENDS = re.compile(r"""^if __name__ == ["']__main__["']:|^# Example usage|^assert\b""", re.MULTILINE)
+
+
+def extract_program(completion: str) -> str | None:
+    """The first ```python block where there is one, else all of it; up to what only shows the program off."""
+    block = _BLOCK.search(completion)
+    code = block[1] if block else completion
+    end = _ENDS.search(code)
+    code = code[: end.start()] if end else code
+    return code if code.strip() else None
+
+
+def parse_humaneval(row: Mapping[str, Any], where: str) -> Record:
+    """{"prompt", "canonical_solution", "test", "entry_point"}."""
+    prompt, test, name = (text_field(row, field, where) for field in ("prompt", "test", "entry_point"))
+    tests = {"setup": prompt, "test": f"{test}\ncheck({name})\n", "names": [name]}
+    return Record(prompt, text_field(row, "canonical_solution", where), json.dumps(tests))
+
+
+def parse_mbpp(row: Mapping[str, Any], where: str) -> Record | None:
+    """{"task_id", "text", "code", "test_list", "test_setup_code"}; None for one that is not of the test split."""
+    number, tests = row.get("task_id"), row.get("test_list")
+    if not isinstance(number, int) or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        raise UserError(f"{where}: needs an integer task_id and a list of texts test_list")
+    if number not in MBPP_TEST:
+        return None
+    shown = "\n".join(tests)
+    asked = f"{text_field(row, 'text', where)} Your code should satisfy these tests:\n{shown}"
+    code = text_field(row, "code", where)
+    wanted = {"setup": row.get("test_setup_code") or "", "test": shown, "names": _defined(code)}
+    return Record(asked, code, json.dumps(wanted))
+
+
+def _defined(code: str) -> list[str]:
+    """The functions and classes of a program; one of MBPP's is called sum."""
+    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+def humaneval_prompt(record: Record) -> str:
+    return alpaca_prompt(f"Complete this Python function.\n{record.instruction}")
+
+
+def mbpp_prompt(record: Record) -> str:
+    return alpaca_prompt(record.instruction)
+
+
+def completes_prompt(program: str, record: Record) -> bool:
+    """Whether the prompt and the program pass the tests; the program may continue the function or write it anew."""
+    return passes(f"{record.instruction}{program}", record)
+
+
+def passes(program: str, record: Record) -> bool:
+    """Whether the program passes the record's tests in the sandbox.
+
+    Raises:
+        UserError: no sandbox can be made here.
+    """
+    from beamplatform.sandbox import check_program
+
+    tests = json.loads(record.answer)
+    return check_program(program, tests["test"], setup=tests["setup"], names=tests["names"]).passed
+
+
+HUMANEVAL = Task(
+    name="humaneval",
+    prompt=humaneval_prompt,
+    max_new_tokens=1024,
+    extract=extract_program,
+    correct=completes_prompt,
+    files="HumanEval.jsonl.gz",
+    parse=parse_humaneval,
+)
+MBPP = Task(
+    name="mbpp",
+    prompt=mbpp_prompt,
+    max_new_tokens=1024,
+    extract=extract_program,
+    correct=passes,
+    files="mbpp.jsonl",
+    parse=parse_mbpp,
+)
