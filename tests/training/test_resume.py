@@ -30,6 +30,7 @@ SETTING = {
     "methods__beamlora__interval": 4,
     "methods__adalora__delta_t": 1,
     "methods__relora__cycle": 2,
+    "methods__increlora__ranks_per_growth": None,
     "methods__relora__first_warmup": 1,
     "methods__relora__restart_warmup": 1,
 }
