@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", help="auto, transformers or vllm, instead of the preset's")
     parser.add_argument("--max-records", metavar="N", help="only the first N questions of each task")
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="write scores.json and predictions/<task>.jsonl here"
+        "--output", metavar="DIR", type=Path, help="write scores.json and predictions/<task>.parquet here"
     )
     arguments = parser.parse_args(argv)
 

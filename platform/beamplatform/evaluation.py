@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from beamplatform.inference import Export, check_export
 from beamplatform.inference.check import read_adapter_config
 from beamplatform.models import resolve_path
 from beamplatform.sweep.evaluator import Evaluator
+from beamplatform.tasks.predictions import write_predictions
 
 if TYPE_CHECKING:
     from beamplatform.suite import Preset
@@ -59,11 +59,6 @@ def score_export(preset: Preset, adapter: str | None, output: Path | None) -> in
     return 0
 
 
-def standard_error(accuracy: float, questions: int) -> float:
-    """Of a share of independent right or wrong answers: sqrt(p (1 - p) / n)."""
-    return math.sqrt(accuracy * (1 - accuracy) / questions)
-
-
 def _table(result: Evaluation, title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("task")
@@ -71,7 +66,7 @@ def _table(result: Evaluation, title: str) -> Table:
         table.add_column(heading, justify="right")
     for task, score in result.scores.items():
         count = len(result.predictions[task])
-        table.add_row(task, str(count), f"{100 * score:.1f}", f"{100 * standard_error(score, count):.1f}")
+        table.add_row(task, str(count), f"{100 * score:.1f}", f"{100 * result.standard_error(task):.1f}")
     table.add_section()
     table.add_row("average", "", f"{100 * result.average:.1f}", "")
     return table
@@ -79,8 +74,15 @@ def _table(result: Evaluation, title: str) -> Table:
 
 def _write(result: Evaluation, folder: Path) -> None:
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
-    scores = {"tasks": dict(result.scores), "average": result.average}
+    tasks = {
+        task: {
+            "accuracy": score,
+            "standard_error": result.standard_error(task),
+            "questions": len(result.predictions[task]),
+        }
+        for task, score in result.scores.items()
+    }
+    scores = {"tasks": tasks, "average": result.average}
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     for task, predictions in result.predictions.items():
-        lines = (json.dumps(vars(p), ensure_ascii=False) + "\n" for p in predictions)
-        (folder / "predictions" / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_predictions(predictions, folder / "predictions" / f"{task}.parquet")

@@ -99,6 +99,18 @@ def test_a_prompt_that_does_not_fit_is_found_before_training(trial) -> None:
         Evaluator(one.model, section, long, adapters=1, largest_rank=8).check()
 
 
+def test_a_machine_without_a_sandbox_is_told_before_training(trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    from beamplatform.data.records import Record
+    from beamplatform.sweep.evaluator import Evaluator
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    one = trial("lora")
+    section = one.evaluation.model_copy(update={"tasks": ("humaneval",)})
+    evaluator = Evaluator(one.model, section, {"humaneval": [Record("q", "o", "{}")]}, adapters=1, largest_rank=8)
+    with pytest.raises(UserError, match="made by bubblewrap, which is not here: install it with"):
+        evaluator.check()
+
+
 def test_gpt2s_layers_are_found_too() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

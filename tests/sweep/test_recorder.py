@@ -107,7 +107,7 @@ def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: 
         server.kill()
         wait_for_steps(15)
         recorder.set_tags(0, {"stage": "evaluate"})
-        recorder.table(0, [{"prompt": "a", "correct": True}], "predictions/boolq.jsonl")
+        recorder.table(0, [{"prompt": "a", "correct": True}], "predictions/boolq.json")
         recorder.folder(0, str(tmp_path), "export")
         assert recorder.waiting > 30
         server.start()
@@ -136,8 +136,8 @@ def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: 
     assert first.data.tags["stage"] == "done", "the tags of the outage came first, these last"
     assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
     assert abs(first.info.end_time / 1000 - ended) < 1, "the end of the trial, not the end of the writing"
-    table = Path(tracker.client.download_artifacts(ids[0], "predictions/boolq.jsonl", str(tmp_path)))
-    assert json.loads(table.read_text()) == {"prompt": "a", "correct": True}
+    table = Path(tracker.client.download_artifacts(ids[0], "predictions/boolq.json", str(tmp_path)))
+    assert json.loads(table.read_text()) == {"columns": ["prompt", "correct"], "data": [["a", True]]}
     assert [file.path for file in tracker.client.list_artifacts(ids[0], "export")] == ["export/adapter.bin"]
 
     told = [record.getMessage() for record in caplog.records if record.name.startswith("beamplatform")]

@@ -14,6 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from beamplatform.tasks import TASKS
+from beamplatform.tasks.predictions import read_predictions
+
 SMALL = [
     "--suite", "commonsense", "--preset", "tiny",
     "--set", "training.log_every=5",
@@ -94,7 +97,8 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
         assert len(tasks) == 8
         mean = sum(run.data.metrics[key] for key in tasks) / 8
         assert run.data.metrics["eval/average"] == pytest.approx(mean)
-        assert len(client.list_artifacts(run.info.run_id, "predictions")) == 8
+        files = [file.path for file in client.list_artifacts(run.info.run_id, "predictions")]
+        assert sorted({Path(file).suffix for file in files}) == [".json", ".parquet"] and len(files) == 16
         weights = "adapter_model.safetensors" if method == "beamlora" else "model.safetensors"
         assert (Path(run.data.tags["export"]) / weights).is_file()
         assert run.data.tags["stage"] == "done"
@@ -113,11 +117,17 @@ def test_every_stored_score_follows_from_its_predictions(swept) -> None:
         [client.get_experiment_by_name("commonsense").experiment_id], "tags.method = 'beamlora'"
     )
     for file in client.list_artifacts(run.info.run_id, "predictions"):
-        local = client.download_artifacts(run.info.run_id, file.path)
-        rows = [json.loads(line) for line in Path(local).read_text().splitlines()]
-        assert len(rows) == 8
-        accuracy = sum(row["extracted"] == row["answer"] for row in rows) / len(rows)
-        assert accuracy == pytest.approx(run.data.metrics[f"eval/{Path(file.path).stem}"])
+        task, local = Path(file.path).stem, client.download_artifacts(run.info.run_id, file.path)
+        if file.path.endswith(".json"):
+            table = json.loads(Path(local).read_text())
+            found = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+            again = [TASKS[task].extract(row["completion"]) == row["answer"] for row in found]
+        else:
+            again = [TASKS[task].extract(p.completion) == p.answer for p in read_predictions(Path(local))]
+        assert len(again) == 8
+        accuracy = sum(again) / len(again)
+        assert run.data.metrics[f"standard_error/{task}"] == pytest.approx((accuracy * (1 - accuracy) / 8) ** 0.5)
+        assert accuracy == pytest.approx(run.data.metrics[f"eval/{task}"])
 
 
 def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None:

@@ -174,10 +174,11 @@ def test_writing_before_prepare_says_so(uri: str) -> None:
         Tracker(uri, "never prepared").start_sweep("s", {}, {})
 
 
-def test_artifacts(tracker: Tracker, tmp_path: Path) -> None:
+def test_artifacts(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tracker.start_sweep("s", {}, {})
     rows = [{"prompt": "a\nb", "correct": True}, {"prompt": "Ü", "correct": False}]
-    tracker.log_table(run, rows, "predictions/boolq.jsonl")
+    tracker.log_table(run, rows[:1], "predictions/boolq.json")
+    tracker.log_table(run, rows, "predictions/boolq.json")  # again, after an interruption
     tracker.log_json(run, {"python": "3"}, "environment.json")
     with pytest.raises(FileNotFoundError, match="no files to store"):
         tracker.log_folder(run, tmp_path, "adapter")
@@ -185,12 +186,19 @@ def test_artifacts(tracker: Tracker, tmp_path: Path) -> None:
     tracker.log_folder(run, tmp_path, "adapter")
 
     store = Path(tracker.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / tracker.experiment / run
-    lines = (store / "artifacts/predictions/boolq.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == rows and "Ü" in lines[1]
+    text = (store / "artifacts/predictions/boolq.json").read_text(encoding="utf-8")
+    assert (
+        json.loads(text) == {"columns": ["prompt", "correct"], "data": [["a\nb", True], ["Ü", False]]} and "Ü" in text
+    )
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)  # load_table searches there
+    shown = MlflowClient(tracker.uri).load_table(tracker._experiment_id, "predictions/boolq.json", [run])
+    assert shown.shape == (2, 2)
     assert json.loads((store / "artifacts/environment.json").read_text()) == {"python": "3"}
     assert (store / "artifacts/adapter/adapter.safetensors").read_bytes() == b"\0\1"
-    back = tracker.client.download_artifacts(run, "predictions/boolq.jsonl", str(tmp_path))
-    assert len(Path(back).read_text().splitlines()) == 2
+    back = tracker.client.download_artifacts(run, "predictions/boolq.json", str(tmp_path))
+    assert Path(back).read_text(encoding="utf-8") == text
 
 
 def test_ending_a_run_prints_nothing(tracker: Tracker, capfd: pytest.CaptureFixture[str]) -> None:

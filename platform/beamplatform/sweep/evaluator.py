@@ -76,13 +76,14 @@ class Evaluator:
             )
 
     def check(self) -> None:
-        """Find out without loading the model whether every prompt fits the model's context.
+        """Find out, without loading the model, whether every task can be scored here and its prompts fit the context.
 
         Raises:
-            UserError: names the first task with prompts that do not fit, and how many.
+            UserError: what a task lacks, or names the first task with prompts that do not fit, and how many.
         """
         codec = load_codec(self._base)
         for task in tasks_of(self._section):
+            task.requires()
             prompts = [task.prompt(record) for record in self._records[task.name]]
             lengths = [len(ids) + task.max_new_tokens for ids in codec.tokenizer(prompts)["input_ids"]]
             too_long = sum(length > codec.context for length in lengths)

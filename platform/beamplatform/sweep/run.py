@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.methods import get_method
-from beamplatform.storage import join, read_text
+from beamplatform.storage import join, put_folder, read_text
 from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
+from beamplatform.tasks.predictions import rows, write_predictions
 from beamplatform.training.run import METRICS, TRIAL
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
@@ -198,15 +201,26 @@ class Records:
         """Scores as metrics, every prediction as a table, an adapter as an artifact (a merged model is too large)."""
         if result is not None:
             metrics = {f"eval/{task}": score for task, score in result.scores.items()}
+            metrics |= {f"standard_error/{task}": result.standard_error(task) for task in result.scores}
             self.recorder.add(index, [(0, metrics | {"eval/average": result.average})])
             for task, predictions in result.predictions.items():
-                self.recorder.table(index, [vars(p) for p in predictions], f"predictions/{task}.jsonl")
+                self.recorder.table(index, rows(predictions), f"predictions/{task}.json")
+            location = join(export.rpartition("/")[0], "predictions")
+            _store_predictions(result, location)
+            self.recorder.folder(index, location, "predictions")
         if get_method(self.trials[index].method).export_kind == "adapter":
             self.recorder.folder(index, export, "export")
         self.recorder.set_tags(index, {"stage": "done"})
         self.recorder.finish(index, "FINISHED")
         answered = sum(len(predictions) for predictions in result.predictions.values()) if result else 0
         self.progress.done(index, answered, result.average if result is not None else None)
+
+
+def _store_predictions(result: Evaluation, location: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for task, predictions in result.predictions.items():
+            write_predictions(predictions, Path(name) / f"{task}.parquet")
+        put_folder(Path(name), location)
 
 
 def _evaluate(

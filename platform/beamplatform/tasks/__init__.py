@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from beamplatform.tasks.evaluate import Evaluation, Prediction, evaluate
+from beamplatform.tasks.evaluate import Evaluation, evaluate
+from beamplatform.tasks.predictions import Prediction
 from beamplatform.tasks.registry import TASKS, get_task
 from beamplatform.tasks.task import Task
 

@@ -84,12 +84,20 @@ def passes(program: str, record: Record) -> bool:
     return check_program(program, tests["test"], setup=tests["setup"], names=tests["names"]).passed
 
 
+def sandbox() -> None:
+    """Raises UserError where no sandbox can be made."""
+    from beamplatform.sandbox import find_bubblewrap
+
+    find_bubblewrap()
+
+
 HUMANEVAL = Task(
     name="humaneval",
     prompt=humaneval_prompt,
     max_new_tokens=1024,
     extract=extract_program,
     correct=completes_prompt,
+    requires=sandbox,
     files="HumanEval.jsonl.gz",
     parse=parse_humaneval,
 )
@@ -99,6 +107,7 @@ MBPP = Task(
     max_new_tokens=1024,
     extract=extract_program,
     correct=passes,
+    requires=sandbox,
     files="mbpp.jsonl",
     parse=parse_mbpp,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,26 +10,8 @@ from itertools import groupby
 from beamplatform.data.records import Record
 from beamplatform.errors import UserError
 from beamplatform.inference.engine import Engine, Export
+from beamplatform.tasks.predictions import Prediction, document_hash
 from beamplatform.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One question as it was asked, and what came of it.
-
-    Attributes:
-        prompt: the text the model was given.
-        completion: the text it gave back, without the prompt.
-        extracted: the answer found in the completion, None when there is none.
-        answer: the gold answer.
-        correct: whether the two agree.
-    """
-
-    prompt: str
-    completion: str
-    extracted: str | None
-    answer: str
-    correct: bool
 
 
 @dataclass(frozen=True)
@@ -44,6 +27,11 @@ class Evaluation:
     scores: dict[str, float]
     average: float
     predictions: dict[str, list[Prediction]]
+
+    def standard_error(self, task: str) -> float:
+        """Of a share p of n independent right or wrong answers: sqrt(p (1 - p) / n)."""
+        score = self.scores[task]
+        return math.sqrt(score * (1 - score) / len(self.predictions[task]))
 
 
 @dataclass(frozen=True)
@@ -130,4 +118,5 @@ def _batches(tasks: Sequence[Task], records: Mapping[str, list[Record]], size: i
 def _judge(question: _Question, completion: str) -> Prediction:
     extracted = question.task.extract(completion)
     correct = extracted is not None and question.task.correct(extracted, question.record)
-    return Prediction(question.prompt, completion, extracted, question.record.answer, correct)
+    document = document_hash(question.record)
+    return Prediction(document, question.prompt, completion, extracted, question.record.answer, correct)

@@ -13,6 +13,10 @@ def equals_answer(extracted: str, record: Record) -> bool:
     return extracted == record.answer
 
 
+def _nothing() -> None:
+    """What most tasks require."""
+
+
 @dataclass(frozen=True)
 class Task:
     """How a benchmark asks and how it scores.
@@ -24,6 +28,7 @@ class Task:
         extract: the answer a completion gives, None when it gives none (which is scored as wrong).
         correct: compares an extracted answer with the record it belongs to.
         stop: texts that end a completion, themselves left out of it.
+        requires: called before a model is loaded; raises UserError where the task cannot be scored on this machine.
         files: where a data folder has its records, with {name} and {split} to be filled in: a JSON list, or JSON lines
             (.jsonl, .jsonl.gz).
         parse: makes a record of a row of such a file, None to leave it out; the second argument names it in messages.
@@ -35,5 +40,6 @@ class Task:
     extract: Callable[[str], str | None]
     correct: Callable[[str, Record], bool] = equals_answer
     stop: tuple[str, ...] = ()
+    requires: Callable[[], object] = _nothing
     files: str = "{name}/{split}.json"
     parse: RowParser = parse_record

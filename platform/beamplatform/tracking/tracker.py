@@ -179,9 +179,19 @@ class Tracker:
         self.client.log_artifacts(run_id, str(folder), artifact_path)
 
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
-        """Store records as JSON lines, for example predictions in ``predictions/<task>.jsonl``."""
-        text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-        self.client.log_text(run_id, text, artifact_file)
+        """Store records, for example predictions in ``predictions/<task>.json``, as a table that MLflow's UI shows.
+
+        The form is that of MLflow's own ``log_table``, which adds to a file that is there already; this replaces it.
+        """
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+        columns = list(rows[0]) if rows else []
+        table = {"columns": columns, "data": [[row[column] for column in columns] for row in rows]}
+        self.client.log_text(run_id, json.dumps(table, ensure_ascii=False), artifact_file)
+        logged = json.loads(self.client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        entry = {"path": artifact_file, "type": "table"}
+        if entry not in logged:
+            self.set_tags(run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([*logged, entry])})
 
     def log_json(self, run_id: str, value: Mapping[str, Any], artifact_file: str) -> None:
         """Store one JSON document, for example ``environment.json``."""
