@@ -21,6 +21,7 @@ import sqlalchemy.exc
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, ENDPOINT_NOT_FOUND
 from mlflow_server import Server
+from waiting import wait_until
 
 from beamplatform.sweep.recorder import Recorder
 from beamplatform.tracking import Tracker
@@ -64,13 +65,6 @@ def history(tracker: Tracker, run_id: str, metric: str = "train/loss") -> list[t
 
 def losses(steps: range) -> list[tuple[int, dict[str, float]]]:
     return [(step, {"train/loss": 100.0 - step}) for step in steps]
-
-
-def wait_until(reached: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # -- a real server that dies -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from beamplatform.schedule import learning_rate_factor
 
@@ -25,6 +25,16 @@ ExportKind = Literal["adapter", "merged"]
 
 Shapes = Mapping[str, tuple[int, int]]
 """The layers that a method adapts: name -> (d_out, d_in)."""
+
+
+def _steps_or_fraction(value: int | float) -> int | float:
+    if value >= 1 if isinstance(value, int) else 0 < value < 1:
+        return value
+    raise ValueError(f"must be an integer >= 1 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
+
+
+Length = Annotated[int | float, AfterValidator(_steps_or_fraction)]
+"""Optimizer steps (an integer), or a fraction of all steps."""
 
 
 class Hyperparameters(BaseModel):

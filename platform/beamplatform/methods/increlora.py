@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method, MethodState, Shapes
+from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Length, Method, MethodState, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class IncreLoraHyperparameters(AdapterHyperparameters):
     max_r: Count | None = Field(None, description="most ranks of one module; null = 4 r, at most 512")
     tinit: Fraction = Field(0.1, description="share of the steps before growth starts")
     tfinal: Fraction = Field(0.3, description="share of the steps after growth has ended")
-    interval: int | float = Field(0.02, description="steps between growths, or a fraction of all steps")
+    interval: Length = Field(0.02, description="steps between growths, or a fraction of all steps")
     ranks_per_growth: Count | None = Field(None, description="ranks a module gains; null = half of r")
     top_h: Count | None = Field(None, description="modules that grow each time; null = as few as reach r in time")
     reserve: Annotated[int, Field(ge=0)] | None = Field(
@@ -40,13 +40,6 @@ class IncreLoraHyperparameters(AdapterHyperparameters):
     beta1: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of the importance")
     beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.85, description="smoothing of its uncertainty")
     orth_reg_weight: Annotated[float, Field(ge=0)] = Field(0.1, description="weight of the regulariser")
-
-    @field_validator("interval")
-    @classmethod
-    def _steps_or_fraction(cls, value: int | float) -> int | float:
-        if value >= 1 if isinstance(value, int) else 0 < value < 1:
-            return value
-        raise ValueError(f"must be an integer >= 1 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
 
     @model_validator(mode="after")
     def _consistent(self) -> IncreLoraHyperparameters:

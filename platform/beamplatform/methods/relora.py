@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from beamplatform.methods.base import AdapterHyperparameters, ExportKind, Hyperparameters, Method, MethodState
+from beamplatform.methods.base import AdapterHyperparameters, ExportKind, Hyperparameters, Length, Method, MethodState
 from beamplatform.schedule import warmup_steps
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from beamlora.fragments import Fragments
-
-Length = int | float
 
 
 class ReloraHyperparameters(AdapterHyperparameters):
@@ -30,13 +28,6 @@ class ReloraHyperparameters(AdapterHyperparameters):
     prune: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="share of the moments set to zero; null = 0.9 for largest, 0.999 for random"
     )
-
-    @field_validator("cycle", "first_warmup", "restart_warmup")
-    @classmethod
-    def _steps_or_fraction(cls, value: Length) -> Length:
-        if value >= 1 if isinstance(value, int) else 0 < value < 1:
-            return value
-        raise ValueError(f"must be an integer >= 1 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
 
 
 class Relora(Method):

@@ -6,6 +6,7 @@ tmpfs to write in. Limits on CPU time, memory, processes, files and their size a
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -134,4 +135,5 @@ def _stage() -> Path:
     """An empty folder that everyone can enter, to mount the interpreter on."""
     folder = Path(tempfile.mkdtemp(prefix="beamplatform-python-"))
     folder.chmod(0o755)
+    atexit.register(os.rmdir, folder)
     return folder

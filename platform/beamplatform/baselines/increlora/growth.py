@@ -255,17 +255,17 @@ class RankGrowth:
         growing = self.growing
         trained = self.trained_ranks()
         scale = self._regulariser / len(self._layers)
+        self._values = {}
         for name, layer in self._layers.items():
             layer.observing = growing
             a, b, e = (self._access.value(parameter) for parameter in layer.parameters_of(self._adapter))
-            self._values[name] = (a, b, e)
+            if growing:
+                self._values[name] = (a, b, e)
             n = trained[name]
             pull_a, pull_b = torch.zeros_like(a), torch.zeros_like(b)
             pull_a[:n] = scale * orthogonality_gradient(a[:n])
             pull_b[:, :n] = scale * orthogonality_gradient(b[:, :n].T).T
             self._pulls[name] = (pull_a, pull_b)
-        if not growing:
-            self._values = {}
 
     def _pulled(self, gradient: Tensor, name: str, which: int) -> Tensor:
         # Called in each micro-batch's backward pass, whose gradients are summed.

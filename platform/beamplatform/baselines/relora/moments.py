@@ -16,8 +16,8 @@ def prune_moments(moments: Mapping[str, Tensor], prune: float, draw: Tensor | No
     that the gradient of A is zero and no second moment comes after.
 
     Args:
-        prune: the share set to zero. draw: numbers in [0, 1) of the moments' shape, by which elements are chosen at
-        random; None: the largest are kept.
+        prune: the share set to zero.
+        draw: numbers in [0, 1) of the moments' shape, by which elements are chosen; None: the largest are kept.
     """
     pruned = {
         name: keep_largest(moment, prune) if draw is None else keep_drawn(moment, prune, draw)
