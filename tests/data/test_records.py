@@ -165,3 +165,18 @@ def test_hub_data_set_is_read_by_configuration_or_by_file(root: Path, tmp_path: 
     assert "reading winogrande/test of it from the Hugging Face hub failed (" in missing
     assert offline.startswith("no folder owner/name, and reading winogrande/test of it")
     assert offline.endswith("or give a folder that holds winogrande/test.json")
+
+
+def test_json_lines_name_the_line_that_is_wrong(tmp_path: Path) -> None:
+    import gzip
+
+    path = tmp_path / "gsm8k" / "test.jsonl.gz"
+    path.parent.mkdir()
+    for content, message in (
+        (gzip.compress(b'{"a": 1}\n\n{"a": \n'), r"test\.jsonl\.gz: not valid JSON \(line 3: "),
+        (gzip.compress(b'{"a": 1}')[:-4], "not a whole gzip file"),
+        (b"plain", "not a whole gzip file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_records("gsm8k", "test", str(tmp_path), files="{name}/{split}.jsonl.gz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,20 +91,37 @@ def _from_folder(task: str, split: Split, folder: Path, place: str) -> tuple[lis
         raise UserError(
             f"no {split} split of {task!r}: {path} is missing, its folder has {', '.join(found) or '(no JSON)'}"
         )
-    try:
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-        if ".jsonl" in path.name:
-            return [json.loads(line) for line in text.splitlines() if line.strip()], str(path)
-        rows = json.loads(text)
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{path}: not a gzip file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from error
+    rows = read_rows(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of records, found {_json_type(rows)}")
     return rows, str(path)
+
+
+def read_rows(path: Path) -> Any:
+    """The content of a JSON file, or the list of the values of one with JSON lines (.jsonl, .jsonl.gz).
+
+    Raises:
+        UserError: not readable; names the file and the line.
+    """
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    first = 1
+    try:
+        if ".jsonl" not in path.name:
+            return json.loads(text)
+        rows = []
+        for line in text.split("\n"):  # not splitlines: a JSON text may hold other separators as they are
+            if line.strip():
+                rows.append(json.loads(line))
+            first += 1
+        return rows
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON (line {first + error.lineno - 1}: {error.msg})") from error
 
 
 def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterable[Any], str]:

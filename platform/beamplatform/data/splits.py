@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from beamplatform.data.records import Record, Split, load_records
+from beamplatform.data.records import Record, Split, load_records, read_rows
 from beamplatform.errors import UserError
 from beamplatform.tasks.registry import get_task
 
@@ -83,14 +82,10 @@ def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str
     if path.suffix in {".json", ".jsonl"}:
         if not path.is_file():
             raise UserError(f"data.train_source: no file {path}")
-        text = path.read_text(encoding="utf-8")
         try:
-            if path.suffix == ".json":
-                rows = json.loads(text)
-            else:
-                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise UserError(f"data.train_source: {path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+            rows = read_rows(path)
+        except UserError as error:
+            raise UserError(f"data.train_source: {error}") from None
     else:
         import datasets
 
