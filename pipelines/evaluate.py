@@ -1,4 +1,4 @@
-"""Score one adapter or merged model: `python pipelines/evaluate.py --suite commonsense --adapter PATH`."""
+"""Score adapters or merged models: `python pipelines/evaluate.py --suite commonsense --adapter PATH`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beamplatform.cli import main_guard
-from beamplatform.options import add_preset_options, as_list, load
+from beamplatform.options import add_preset_options, as_list, load, unsafe_options
 
 EXAMPLES = """examples:
   python pipelines/evaluate.py --suite commonsense                                 the base model
   python pipelines/evaluate.py --suite commonsense --adapter runs/SWEEP/trials/TRIAL/export
-  python pipelines/evaluate.py --suite commonsense --adapter my_adapter --engine vllm --output scores/
+  python pipelines/evaluate.py --suite commonsense --adapter one --adapter two --engine vllm --output scores/
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate one export; 0 when it was scored, 2 for bad input, 130 when interrupted."""
+    """Evaluate; 0 when all were scored, 1 when one could not be asked, 2 for bad input, 130 when interrupted."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_options(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter or a merged model; default: the base model")
+    parser.add_argument(
+        "--adapter", metavar="DIR", action="append", default=[],
+        help="a LoRA adapter or a merged model, ours or not; may be repeated, adapters are then asked together; "
+        "default: the base model",
+    )  # fmt: skip
     parser.add_argument("--model", metavar="PATH", help="the base model, instead of the preset's: a folder or hub id")
     parser.add_argument("--tasks", metavar="A,B", help="only these tasks, instead of the preset's")
     parser.add_argument("--engine", help="auto, transformers or vllm, instead of the preset's")
@@ -30,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="write scores.json and predictions/<task>.parquet here"
     )
+    parser.add_argument(
+        "--answers", metavar="DIR", default="runs/answers",
+        help="answers are kept here, and what was answered before is not asked again; a folder or an fsspec URI "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--ask-again", action="store_true", help="neither use nor keep answers")
     arguments = parser.parse_args(argv)
 
     _, _, preset = load(
@@ -41,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--max-records": ("evaluation.max_records", arguments.max_records),
         },
     )
-    from beamplatform.evaluation import score_export
+    from beamplatform.evaluation import score_exports
 
-    return score_export(preset, arguments.adapter, arguments.output)
+    store = None if arguments.ask_again else arguments.answers
+    return score_exports(
+        preset, arguments.adapter, output=arguments.output, store=store, options=unsafe_options(arguments)
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
-from beamplatform.options import add_suite_options, as_list, load, suite_name
+from beamplatform.options import add_suite_options, as_list, load, suite_name, unsafe_options
 
 EXAMPLES = """examples:
   python pipelines/sweep.py --suite commonsense                 the embedded world without a GPU, the paper's with one
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=name,
         storage=arguments.storage,
         tracking_uri=arguments.tracking_uri,
+        options=unsafe_options(arguments),
     )
 
 
@@ -96,6 +97,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         storage=arguments.storage,
         tracking_uri=arguments.tracking_uri,
         concurrent=concurrent,
+        options=unsafe_options(arguments),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
-from beamplatform.options import add_suite_options, as_list, load
+from beamplatform.options import add_suite_options, as_list, load, unsafe_options
 
 EXAMPLES = """examples:
   python pipelines/train.py --suite commonsense --method beamlora
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=name,
         storage=arguments.storage,
         tracking_uri=arguments.tracking_uri,
+        options=unsafe_options(arguments),
     )
 
 

@@ -25,6 +25,16 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="change a value of the preset, such as training.max_steps=20; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--i-accept-unsafe-execution", dest="unsafe", action="store_true",
+        help="HumanEval, MBPP: run what the model wrote without bubblewrap, with your rights on this machine; the "
+        "result says so",
+    )  # fmt: skip
+
+
+def unsafe_options(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The options of the tasks (`Task.options`) that the command line alone can ask for, never a suite."""
+    return ("unsafe",) if arguments.unsafe else ()
 
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:

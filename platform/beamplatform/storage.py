@@ -58,6 +58,20 @@ def list_folders(location: str) -> list[str]:
     return [join(location, name) for name in names]
 
 
+def list_files(location: str) -> list[str]:
+    """The files directly in a folder or URI, as locations; none where it does not exist."""
+    if not is_uri(location):
+        return sorted(str(path) for path in Path(location).glob("*") if path.is_file())
+    import fsspec
+
+    filesystem, path_there = fsspec.core.url_to_fs(location)
+    if not filesystem.exists(path_there):
+        return []
+    entries = filesystem.ls(path_there, detail=True)
+    names = sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+    return [join(location, name) for name in names]
+
+
 def put_folder(local: Path, destination: str, *, last: str | None = None) -> None:
     """Copy the files of `local` to `destination`, replacing what is there. A local copy is complete or absent.
 

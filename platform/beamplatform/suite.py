@@ -127,9 +127,28 @@ class EvaluationSection(Section):
     tasks: tuple[str, ...] = Field((), description="task names, in the order of the table's columns")
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     beams: Annotated[int, Field(ge=1)] = Field(1, description="1 = greedy; the published commonsense setting is 4")
-    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together (transformers)")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together")
+    adapters: Annotated[int, Field(ge=1)] = Field(8, description="adapters of one base model served together")
     max_records: Annotated[int, Field(ge=1)] | None = Field(None, description="score only the first N per task")
     max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of the task's own")
+    equivalence: Literal["string", "sympy"] = Field(
+        "string", description="MATH: answers agree as normalised text; sympy: or as mathematics, or within 1e-4"
+    )
+    samples: Annotated[int, Field(ge=1)] = Field(1, description="answers drawn per question, for pass@k")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="of the draws; 0 = greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the draws")
+    sampling_seed: int = Field(0, description="seed of the draws")
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="also report pass@k for these k")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationSection:
+        if self.temperature and self.beams > 1:
+            raise ValueError(f"beams ({self.beams}) search, temperature ({self.temperature}) draws: choose one")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"samples ({self.samples}) need a temperature above 0, or all would be the same")
+        if max(self.pass_at, default=1) > self.samples:
+            raise ValueError(f"pass_at ({max(self.pass_at)}) needs at least as many samples, got {self.samples}")
+        return self
 
     @model_validator(mode="after")
     def _known_tasks(self) -> EvaluationSection:

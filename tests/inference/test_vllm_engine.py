@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import needs_vllm, transformers_answers, vllm_answers
 
 from beamplatform.errors import UserError
-from beamplatform.inference import Export, create_engine
+from beamplatform.inference import create_engine
 from beamplatform.inference.transformers_engine import TransformersEngine
 from beamplatform.inference.vllm_engine import LARGEST_RANK, VllmEngine, check_servable, padded_rank
 
 NEW_TOKENS = 12
-
-needs_vllm = pytest.mark.skipif(
-    find_spec("vllm") is None,
-    reason="vLLM is not installed (extra 'vllm' with CUDA, the CPU build by its script otherwise)",
-)
-
-
-def transformers_answers(base: Path, prompts: list[str], requests: list[dict[str, Any]]) -> list[list[str]]:
-    engine = create_engine("transformers", str(base), dtype="float32", batch_size=2, max_adapters=4, max_lora_rank=8)
-    answers = []
-    for request in requests:
-        export = Export(*request["export"]) if request["export"] else None
-        answers.append(engine.generate(prompts, **{**request, "export": export}))
-    return answers
 
 
 @needs_vllm
@@ -51,8 +34,10 @@ def test_vllm_says_what_transformers_says(
     base_model: dict[str, Any] = {"export": None}
     stopping = {"export": None, "stop": ["e", "th"]}
     whole = {"export": ["merged", str(merged)]}
+    # In one batch: five models, three adapters for two slots.
+    mixed = {"exports": [first["export"], None, whole["export"], second["export"], third["export"]]}
     requests = [base_model, first, second, base_model, third, base_model, first, stopping]
-    requests += [{**base_model, "beams": 4}, {**first, "beams": 4}, whole]
+    requests += [{**base_model, "beams": 4}, {**first, "beams": 4}, mixed, whole]
     requests = [{**request, "max_new_tokens": NEW_TOKENS} for request in requests]
     refused = [
         {"export": ["adapter", str(large)], "max_new_tokens": NEW_TOKENS},
@@ -60,6 +45,7 @@ def test_vllm_says_what_transformers_says(
         {"export": None, "max_new_tokens": 300},
         {"export": None, "max_new_tokens": NEW_TOKENS, "beams": 2, "stop": ["x"]},
         {"export": None, "max_new_tokens": NEW_TOKENS, "beams": 11},
+        {**second, "max_new_tokens": NEW_TOKENS, "ignore": True},
     ]
     job = {
         "base": str(base),
@@ -68,35 +54,22 @@ def test_vllm_says_what_transformers_says(
         # An engine that has refused a request still serves the next.
         "requests": [*requests[:2], *refused, *requests[2:]],
     }
-    (tmp_path / "requests.json").write_text(json.dumps(job))
-    done = subprocess.run(
-        [
-            sys.executable,
-            Path(__file__).with_name("vllm_scenarios.py"),
-            tmp_path / "requests.json",
-            tmp_path / "answers.json",
-        ],
-        # One thread: vLLM's spinning threads are many times slower on cores they share with others.
-        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'platform'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads((tmp_path / "answers.json").read_text())
-    errors, answers = result["answers"][2:7], [*result["answers"][:2], *result["answers"][7:]]
+    result = vllm_answers(root, tmp_path, job)
+    errors, answers = result["answers"][2:8], [*result["answers"][:2], *result["answers"][8:]]
 
     expected = transformers_answers(base, prompts, requests)
     assert answers == expected
-    assert len({tuple(texts) for texts in expected}) == 7, "base, three adapters, stop texts, two beam searches"
+    plain = [found for found, request in zip(expected, requests, strict=True) if "export" in request]
+    assert len({tuple(texts) for texts in plain}) == 7, "base, three adapters, stop texts, two beam searches"
     assert result["environment_left_changed"] == []
 
-    rank, missing, long, stop, beams = errors
+    rank, missing, long, stop, beams, ignored = errors
     assert rank == f"adapter {large} has rank 16, above this engine's max_lora_rank of 8"
     assert missing == f"no adapter folder at {tmp_path / 'none'}"
     assert "and 300 new ones exceed the model's context of 256" in long
     assert stop.startswith("vLLM's beam search knows no stop texts")
     assert beams.startswith("vLLM searches with at most 10 beams, got 11")
+    assert ignored.startswith(f"adapter {adapters[1]} is not in use")
 
 
 @needs_vllm

@@ -36,5 +36,5 @@ def test_hashes_follow_the_content() -> None:
 
 def test_the_standard_error_is_binomial() -> None:
     """3 of 4 right: sqrt(0.75 * 0.25 / 4)."""
-    found = Evaluation({"boolq": 0.75}, 0.75, {"boolq": [ODD[0], ODD[0], ODD[0], ODD[1]]})
+    found = Evaluation({"boolq": [ODD[0], ODD[0], ODD[0], ODD[1]]})
     assert found.standard_error("boolq") == pytest.approx(0.21650635)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import pytest
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
-from beamplatform.inference import Export
-from beamplatform.tasks import TASKS, Evaluation, Task, evaluate, get_task
+from beamplatform.inference import Generation, Request
+from beamplatform.tasks import TASKS, Evaluation, Settings, Task, evaluate, get_task
 
 COMMONSENSE = [
     "boolq",
@@ -31,23 +31,16 @@ COMMONSENSE = [
 class Replay:
     """An engine that answers with completions written down before, in the order its prompts come up."""
 
-    batch_size = 64
+    version = "replay 1"
 
     def __init__(self, completions: Mapping[str, Sequence[str]]) -> None:
         self.completions = {prompt: list(texts) for prompt, texts in completions.items()}
-        self.calls: list[tuple[list[str], int, int, tuple[str, ...]]] = []
+        self.calls: list[tuple[list[str], Generation]] = []
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        export: Export | None,
-        max_new_tokens: int,
-        beams: int = 1,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
-        self.calls.append((list(prompts), max_new_tokens, beams, tuple(stop)))
-        return [self.completions[prompt].pop(0) for prompt in prompts]
+    def generate(self, requests: Sequence[Request], generation: Generation) -> Iterator[tuple[int, list[str]]]:
+        self.calls.append(([request.prompt for request in requests], generation))
+        for index, request in enumerate(requests):
+            yield index, [self.completions[request.prompt].pop(0)]
 
     def close(self) -> None: ...
 
@@ -111,15 +104,12 @@ def test_evaluation_keeps_order_scores_and_predictions() -> None:
     piqa = [question("which is it?", "solution2")]
     said = ["it is true", "cannot say", "false"]
     engine = replay([*boolq, *piqa], [*said, "solution2"])
-    engine.batch_size = 2
-    progress: list[tuple[str, int, int]] = []
     found = evaluate(
         engine,
         None,
         [get_task("boolq"), get_task("piqa")],
         {"boolq": boolq, "piqa": piqa},
-        beams=4,
-        on_progress=lambda *seen: progress.append(seen),
+        settings=Settings(beams=4),
     )
     assert found.scores == {"boolq": pytest.approx(1 / 3), "piqa": 1.0}
     assert found.average == pytest.approx((1 / 3 + 1) / 2)
@@ -128,11 +118,7 @@ def test_evaluation_keeps_order_scores_and_predictions() -> None:
     assert [p.correct for p in found.predictions["boolq"]] == [True, False, False]
     assert [p.answer for p in found.predictions["boolq"]] == ["true", "false", "true"]
     assert found.predictions["boolq"][1].prompt == alpaca_prompt("a much longer question?")
-    assert [len(call[0]) for call in engine.calls] == [2, 2]
-    assert {call[1:] for call in engine.calls} == {(32, 4, ())}
-    lengths = [len(prompt) for call in engine.calls for prompt in call[0]]
-    assert lengths == sorted(lengths, reverse=True)
-    assert progress == [("boolq", 1, 3), ("piqa", 1, 1), ("boolq", 3, 3)]
+    assert [(len(prompts), generation) for prompts, generation in engine.calls] == [(4, Generation(32, beams=4))]
 
 
 def test_tasks_that_generate_differently_do_not_share_a_batch() -> None:
@@ -153,7 +139,7 @@ def test_tasks_that_generate_differently_do_not_share_a_batch() -> None:
         {"boolq": [question("wet?", "true")], "number": [question("1+1", "2")]},
     )
     assert found.scores == {"boolq": 1.0, "number": 1.0}
-    assert [call[1:] for call in engine.calls] == [(32, 1, ()), (8, 1, ("\n",))]
+    assert [generation for _, generation in engine.calls] == [Generation(32), Generation(8, stop=("\n",))]
 
 
 def test_evaluation_needs_tasks_and_records() -> None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from beamplatform.inference.check import check_export
-from beamplatform.inference.engine import Engine, Export, create_engine
+from beamplatform.inference.engine import Engine, Export, Generation, Request, create_engine
 
-__all__ = ["Engine", "Export", "check_export", "create_engine"]
+__all__ = ["Engine", "Export", "Generation", "Request", "check_export", "create_engine"]

@@ -1,4 +1,4 @@
-"""What tells one export from another for an engine that keeps exports in memory."""
+"""What tells one export from another, and one draw from another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from pathlib import Path
 
 from beamplatform.inference.engine import Export
 
+_CONTENT = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
+    "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+"""The files of a model's folder that decide what it says."""
+
 
 def fingerprint(export: Export) -> str:
-    """Return a name for an export as it is now, made of letters and digits.
+    """Return a name for an export as it is now, made of letters and digits, for an engine that keeps it in memory.
 
     It depends on the folder and on the size and age of its weights, so that an adapter written anew to the
     same folder is loaded anew.
@@ -17,3 +23,22 @@ def fingerprint(export: Export) -> str:
     folder = Path(export.path).resolve()
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.glob("*.safetensors"))
     return hashlib.sha256(repr((export.kind, str(folder), files)).encode()).hexdigest()[:16]
+
+
+def content_hash(path: str) -> str:
+    """SHA-256 over the files in a model's folder that make it what it is; of a hub id, its commit."""
+    folder = Path(path)
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        return f"{path}@{AutoConfig.from_pretrained(path)._commit_hash}"
+    whole = hashlib.sha256()
+    for file in sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}):
+        with file.open("rb") as stream:
+            whole.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def draw_seed(seed: int, prompts: object) -> int:
+    """The seed of the draws for these prompts: the same whatever else is asked, another one for other prompts."""
+    return int.from_bytes(hashlib.sha256(repr((seed, prompts)).encode()).digest()[:4], "big")

@@ -8,12 +8,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
 from beamplatform.inference.check import check_export
-from beamplatform.inference.engine import Export
-from beamplatform.inference.identity import fingerprint
+from beamplatform.inference.engine import Export, Generation, Request, by_export
+from beamplatform.inference.identity import draw_seed, fingerprint
+from beamplatform.inference.in_use import PROBES, require_in_use
 from beamplatform.inference.text import TextCodec, first_line, load_codec
 
 if TYPE_CHECKING:
@@ -37,12 +39,8 @@ class TransformersEngine:
         self._base: Any = None
         self._adapted: Any = None
         self._adapters: OrderedDict[str, None] = OrderedDict()
+        self._in_use: set[str] = set()
         self._merged: tuple[str, Any] | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Prompts in one forward pass."""
-        return self._batch_size
 
     @cached_property
     def _codec(self) -> TextCodec:
@@ -54,57 +52,75 @@ class TransformersEngine:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        export: Export | None,
-        max_new_tokens: int,
-        beams: int = 1,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
+    def generate(self, requests: Sequence[Request], generation: Generation) -> Iterator[tuple[int, list[str]]]:
         """See `Engine.generate`."""
-        import torch
+        ids = self._codec.encode([request.prompt for request in requests], generation.max_new_tokens)
+        for export, indices in by_export(requests).items():
+            # Longest first: prompts of one length waste no padding, and a batch too large for the memory comes first.
+            indices.sort(key=lambda index: len(ids[index]), reverse=True)
+            model = self._model(export, [ids[index] for index in indices[:PROBES]])
+            for start in range(0, len(indices), self._batch_size):
+                batch = indices[start : start + self._batch_size]
+                with self._without_adapters(export):
+                    rows = self._generate_batch(model, [ids[index] for index in batch], generation)
+                texts = [self._codec.decode(row, generation.stop) for row in rows]
+                for place, index in enumerate(batch):
+                    yield index, texts[place * generation.samples : (place + 1) * generation.samples]
 
-        ids = self._codec.encode(prompts, max_new_tokens)
-        model = self._model(export)
-        without_adapters = export is None and self._adapted is not None
-        completions: list[str] = []
-        with torch.no_grad(), self._adapted.disable_adapter() if without_adapters else nullcontext():
-            for start in range(0, len(ids), self._batch_size):
-                rows = self._generate_batch(model, ids[start : start + self._batch_size], max_new_tokens, beams, stop)
-                completions += [self._codec.decode(row, stop) for row in rows]
-        return completions
+    @property
+    def version(self) -> str:
+        """See `Engine.version`."""
+        return f"transformers {version('transformers')}"
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._base = self._adapted = self._merged = None
         self._adapters.clear()
+        self._in_use.clear()
         self._free()
 
-    def _generate_batch(
-        self, model: Any, ids: list[list[int]], max_new_tokens: int, beams: int, stop: Sequence[str]
-    ) -> list[list[int]]:
-        """Return the new token ids of each row."""
+    def _generate_batch(self, model: Any, ids: list[list[int]], generation: Generation) -> list[list[int]]:
+        """Return the new token ids, `generation.samples` rows for each prompt."""
+        import torch
         from transformers import GenerationConfig
 
         input_ids, attention_mask = self._pad_left(ids)
+        drawn = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
         config = GenerationConfig(
-            do_sample=False,
-            num_beams=beams,
-            max_new_tokens=max_new_tokens,
+            do_sample=generation.temperature > 0,
+            num_beams=generation.beams,
+            num_return_sequences=generation.samples,
+            max_new_tokens=generation.max_new_tokens,
             eos_token_id=list(self._codec.eos_token_ids),
             pad_token_id=self._codec.pad_token_id,
-            stop_strings=list(stop) or None,
+            stop_strings=list(generation.stop) or None,
+            **(drawn if generation.temperature > 0 else {}),
         )
-        sequences = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            generation_config=config,
-            tokenizer=self._codec.tokenizer if stop else None,
-        )
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(draw_seed(generation.seed, ids))
+            sequences = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                tokenizer=self._codec.tokenizer if generation.stop else None,
+            )
         rows: list[list[int]] = sequences[:, input_ids.shape[1] :].tolist()
         return rows
+
+    @contextmanager
+    def _without_adapters(self, export: Export | None) -> Iterator[None]:
+        """The base model as it is without the adapters that were put on it."""
+        with self._adapted.disable_adapter() if export is None and self._adapted is not None else nullcontext():
+            yield
+
+    def _last_logits(self, model: Any, ids: list[list[int]]) -> list[list[float]]:
+        """What the model thinks comes next, [rows, tokens]."""
+        import torch
+
+        input_ids, attention_mask = self._pad_left(ids)
+        with torch.no_grad():
+            logits: list[list[float]] = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -1].tolist()
+        return logits
 
     def _pad_left(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and attention mask, both [rows, longest], prompts ending in the last column."""
@@ -116,8 +132,8 @@ class TransformersEngine:
         mask = torch.tensor([[0] * len(pad) + [1] * len(row) for pad, row in zip(padding, ids, strict=True)])
         return input_ids.to(self._device), mask.to(self._device)
 
-    def _model(self, export: Export | None) -> Any:
-        """Return the model that answers for `export`, its adapter switched on."""
+    def _model(self, export: Export | None, probes: list[list[int]]) -> Any:
+        """Return the model that answers for `export`, its adapter switched on; a new one is tried on `probes`."""
         name = fingerprint(export) if export else ""
         if self._merged and self._merged[0] != name:
             self._merged = None
@@ -131,18 +147,26 @@ class TransformersEngine:
             self._base = self._load(self._base_model)
         if export is None:
             return self._base
-        self._use_adapter(name, export)
-        return self._adapted
-
-    def _use_adapter(self, name: str, export: Export) -> None:
-        from peft import PeftModel
-
         if name not in self._adapters:
             check_export(self._base_model, export)
-            if self._adapted is None:
-                self._adapted = PeftModel.from_pretrained(self._base, export.path, adapter_name=name)
-            else:
-                self._adapted.load_adapter(export.path, adapter_name=name)
+            self._add_adapter(name, export)
+        self._switch_on(name)
+        if name not in self._in_use:
+            with self._without_adapters(None):
+                base = self._last_logits(self._base, probes)
+            require_in_use(export, base, self._last_logits(self._adapted, probes))
+            self._in_use.add(name)
+        return self._adapted
+
+    def _add_adapter(self, name: str, export: Export) -> None:
+        from peft import PeftModel
+
+        if self._adapted is None:
+            self._adapted = PeftModel.from_pretrained(self._base, export.path, adapter_name=name)
+        else:
+            self._adapted.load_adapter(export.path, adapter_name=name)
+
+    def _switch_on(self, name: str) -> None:
         self._adapters[name] = None
         self._adapters.move_to_end(name)
         self._adapted.set_adapter(name)
@@ -151,6 +175,7 @@ class TransformersEngine:
         while len(self._adapters) > self._max_adapters:
             unused, _ = self._adapters.popitem(last=False)
             self._adapted.delete_adapter(unused)
+            self._in_use.discard(unused)
 
     def _load(self, path: str) -> Any:
         import torch

@@ -9,13 +9,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, get_args
 
 from beamplatform.errors import UserError
 from beamplatform.inference.check import check_export, read_adapter_config
-from beamplatform.inference.engine import Export
-from beamplatform.inference.identity import fingerprint
+from beamplatform.inference.engine import Export, Generation, Request, by_export
+from beamplatform.inference.identity import draw_seed, fingerprint
+from beamplatform.inference.in_use import PROBES, require_in_use
 from beamplatform.inference.text import TextCodec, load_codec
 
 logger = logging.getLogger(__name__)
@@ -23,9 +25,11 @@ logger = logging.getLogger(__name__)
 MAX_BEAMS = 10
 """vLLM's beam search asks for the 2 * beams likeliest tokens, and an engine gives 20 at most by default."""
 
-BATCHES_PER_CALL = 16
-"""vLLM refills its batch as sequences end: of this many batches in a call only the last one runs empty."""
+BATCHES_PER_SEARCH = 4
+"""Batches in one call of vLLM's beam search, which gives its answers all at once."""
 
+_Asked = tuple[int, dict[str, list[int]], Any]
+"""A request's index, its prompt in vLLM's form and its LoRARequest, None for the model itself."""
 
 LARGEST_RANK = 512
 """Of an adapter that vLLM serves; known here without importing it."""
@@ -56,38 +60,46 @@ class VllmEngine:
         self._engine: tuple[str, Any] | None = None
         self._adapters: OrderedDict[str, int] = OrderedDict()
         self._last_adapter_id = 0
-
-    @property
-    def batch_size(self) -> int:
-        """Prompts that keep the engine's batch full for most of a call."""
-        return self._batch_size * BATCHES_PER_CALL
+        self._in_use: set[str] = set()
 
     @cached_property
     def _codec(self) -> TextCodec:
         return load_codec(self._base_model)
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        export: Export | None,
-        max_new_tokens: int,
-        beams: int = 1,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
-        """See `Engine.generate`. One call serves one export: mixed with others, base requests go wrong."""
-        if beams > 1 and stop:
+    def generate(self, requests: Sequence[Request], generation: Generation) -> Iterator[tuple[int, list[str]]]:
+        """See `Engine.generate`. Up to `max_adapters` adapters share the batch; requests for the base model do not."""
+        if generation.beams > 1 and generation.stop:
             raise UserError("vLLM's beam search knows no stop texts: use one beam, or the engine 'transformers'")
-        if beams > MAX_BEAMS:
-            raise UserError(f"vLLM searches with at most {MAX_BEAMS} beams, got {beams}: use the engine 'transformers'")
-        ids = self._codec.encode(prompts, max_new_tokens)
-        llm, adapter = self._serve(export)
-        inputs = [{"prompt_token_ids": row} for row in ids]
-        if beams > 1:
-            completions = self._search(llm, inputs, adapter, max_new_tokens, beams)
-        else:
-            completions = self._greedy(llm, inputs, adapter, max_new_tokens, stop)
-        return [self._codec.decode(row, stop) for row in completions]
+        if generation.beams > MAX_BEAMS:
+            raise UserError(
+                f"vLLM searches with at most {MAX_BEAMS} beams, got {generation.beams}: use the engine 'transformers'"
+            )
+        ids = self._codec.encode([request.prompt for request in requests], generation.max_new_tokens)
+        for group in self._groups(by_export(requests)):
+            asked: list[_Asked] = []
+            for export, indices in group.items():
+                llm, adapter = self._serve(export, [ids[index] for index in indices[:PROBES]])
+                asked += [(index, {"prompt_token_ids": ids[index]}, adapter) for index in indices]
+            run = self._search if generation.beams > 1 else self._sample
+            for index, rows in run(llm, asked, generation):
+                yield index, [self._codec.decode(row, generation.stop) for row in rows]
+
+    def _groups(self, exports: dict[Export | None, list[int]]) -> Iterator[dict[Export | None, list[int]]]:
+        """What runs together: the base model, as many adapters at a time as have a slot, each merged model."""
+        adapters = [item for item in exports.items() if item[0] and item[0].kind == "adapter"]
+        if None in exports:
+            yield {None: exports[None]}
+        for start in range(0, len(adapters), self._max_adapters):
+            yield dict(adapters[start : start + self._max_adapters])
+        for export, indices in exports.items():
+            if export and export.kind == "merged":
+                yield {export: indices}
+
+    @property
+    def version(self) -> str:
+        """See `Engine.version`; the CPU build has a name of its own."""
+        name = packages_distributions()["vllm"][0]
+        return f"{name} {version(name)}"
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -98,41 +110,69 @@ class VllmEngine:
         _, llm = self._engine
         self._engine = None
         self._adapters.clear()
+        self._in_use.clear()
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
 
-    def _greedy(
-        self, llm: Any, inputs: list[Any], adapter: Any, max_new_tokens: int, stop: Sequence[str]
-    ) -> list[list[int]]:
+    def _sample(
+        self, llm: Any, asked: Sequence[_Asked], generation: Generation
+    ) -> Iterator[tuple[int, list[list[int]]]]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        parameters = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_new_tokens,
-            stop=list(stop),
-            stop_token_ids=list(self._codec.eos_token_ids),
-            # Ids are decoded as the other engine's are; stop texts need vLLM's own decoding as well.
-            detokenize=bool(stop),
-        )
-        outputs = llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        engine, waiting = llm.llm_engine, set()
+        try:
+            for index, prompt, adapter in asked:
+                parameters = SamplingParams(
+                    n=generation.samples,
+                    temperature=generation.temperature,
+                    top_p=generation.top_p if generation.temperature else 1.0,
+                    seed=draw_seed(generation.seed, prompt) if generation.temperature else None,
+                    max_tokens=generation.max_new_tokens,
+                    stop=list(generation.stop),
+                    stop_token_ids=list(self._codec.eos_token_ids),
+                    # Ids are decoded as the other engine's are; stop texts need vLLM's own decoding as well.
+                    detokenize=bool(generation.stop),
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                engine.add_request(str(index), prompt, parameters, lora_request=adapter)
+                waiting.add(str(index))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        waiting.remove(output.request_id)
+                        yield int(output.request_id), [list(completion.token_ids) for completion in output.outputs]
+        finally:
+            if waiting:  # left early: by an error, or by whoever reads the answers
+                engine.abort_request(sorted(waiting))
 
-    def _search(self, llm: Any, inputs: list[Any], adapter: Any, max_new_tokens: int, beams: int) -> list[list[int]]:
+    def _search(
+        self, llm: Any, asked: Sequence[_Asked], generation: Generation
+    ) -> Iterator[tuple[int, list[list[int]]]]:
         from vllm.sampling_params import BeamSearchParams
 
-        parameters = BeamSearchParams(beam_width=beams, max_tokens=max_new_tokens)
-        outputs = llm.beam_search(inputs, parameters, lora_request=adapter, concurrency_limit=self._batch_size)
-        completions = []
-        for prompt, output in zip(inputs, outputs, strict=True):
-            start = len(prompt["prompt_token_ids"])
-            best = max(output.sequences, key=lambda found: found.cum_logprob / (len(found.tokens) - start))
-            completions.append(list(best.tokens[start:]))
-        return completions
+        parameters = BeamSearchParams(beam_width=generation.beams, max_tokens=generation.max_new_tokens)
+        size = self._batch_size * BATCHES_PER_SEARCH
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
+            outputs = llm.beam_search(
+                [prompt for _, prompt, _ in batch],
+                parameters,
+                lora_request=[adapter for *_, adapter in batch] if batch[0][2] else None,
+                concurrency_limit=self._batch_size,
+            )
+            for (index, prompt, _), output in zip(batch, outputs, strict=True):
+                length = len(prompt["prompt_token_ids"])
+                best = max(output.sequences, key=lambda found: found.cum_logprob / (len(found.tokens) - length))
+                yield index, [list(best.tokens[length:])]
 
-    def _serve(self, export: Export | None) -> tuple[Any, Any]:
-        """Return the running engine that serves `export`, and its `LoRARequest` if it is an adapter."""
+    def _serve(self, export: Export | None, probes: list[list[int]]) -> tuple[Any, Any]:
+        """Return the running engine that serves `export`, and its `LoRARequest` if it is an adapter.
+
+        A new adapter is tried on the token ids `probes`.
+        """
         # vLLM ends with its engine when it cannot load what it is given, so everything is checked before.
         name = fingerprint(export) if export else ""
         if export and export.kind == "merged":
@@ -145,7 +185,20 @@ class VllmEngine:
             check_export(self._base_model, export)
             check_servable(Path(export.path), self._lora_rank)
         llm = self._start("", self._base_model)
-        return llm, self._adapter_request(llm, name, export)
+        adapter = self._adapter_request(llm, name, export)
+        if name not in self._in_use:
+            require_in_use(export, self._thinks(llm, probes, None), self._thinks(llm, probes, adapter))
+            self._in_use.add(name)
+        return llm, adapter
+
+    def _thinks(self, llm: Any, probes: list[list[int]], adapter: Any) -> list[dict[int, float]]:
+        """The log-probabilities of the likeliest next tokens, for each prompt."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=20, detokenize=False)
+        inputs = [{"prompt_token_ids": row} for row in probes]
+        outputs = llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
+        return [{token: found.logprob for token, found in o.outputs[0].logprobs[0].items()} for o in outputs]
 
     def _adapter_request(self, llm: Any, name: str, export: Export) -> Any:
         from vllm.lora.request import LoRARequest

@@ -21,7 +21,10 @@ from pathlib import Path
 from beamplatform.errors import UserError
 
 HERE = Path(__file__).parent
-INSTALL = "install it with: apt-get install bubblewrap (Debian, Ubuntu), or dnf install bubblewrap (Fedora)"
+INSTALL = (
+    "install it with: apt-get install bubblewrap (Debian, Ubuntu), or dnf install bubblewrap (Fedora); only where a "
+    "model's programs can do no harm (a machine of their own), --i-accept-unsafe-execution runs them without"
+)
 _USER, _USERS = 60_000, 5_000
 """The first and the number of user ids that sandboxes run under where the evaluation runs as root, whom limits do not
 bind. Each has its own, because processes are counted by user."""
@@ -59,7 +62,11 @@ def find_bubblewrap() -> str:
         raise UserError(f"generated programs run in a sandbox made by bubblewrap, which is not here: {INSTALL}")
     why = _cannot(found)
     if why:
-        raise UserError(f"bubblewrap cannot make a sandbox on this machine: {why}")
+        raise UserError(
+            f"bubblewrap cannot make a sandbox on this machine: {why}; in a container it needs the right to make "
+            "namespaces (docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+            "--security-opt systempaths=unconfined)"
+        )
     return found
 
 
@@ -116,6 +123,22 @@ def sandbox_command(
     user = str(_USER + number % _USERS)
     mount = 'mount --bind "$1" "$2" && shift 2 && exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, user, prefix, str(stage), *inner]
+
+
+def bare_command(folder: Path, script: str, argument: str, files: Mapping[str, Path], limits: Limits) -> list[str]:
+    """The command that runs `script` without a sandbox, with a copy of `files` in a folder below `folder`."""
+    job = folder / script.removesuffix(".py")
+    job.mkdir()
+    for name, file in files.items():
+        shutil.copyfile(file, job / name)
+    command = [os.path.realpath(sys.executable), "-S", "-B", str(job / script), str(job / argument)]
+    limiter = shutil.which("prlimit")
+    if limiter is None:
+        return command
+    return [
+        limiter, f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nofile={limits.files}",
+        f"--fsize={limits.disk}", "--core=0", *command,
+    ]  # fmt: skip
 
 
 @functools.cache

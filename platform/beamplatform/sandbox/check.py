@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import subprocess
 import tempfile
 import time
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beamplatform.sandbox.bubblewrap import HERE, Limits, find_bubblewrap, sandbox_command
+from beamplatform.sandbox.bubblewrap import HERE, Limits, bare_command, find_bubblewrap, sandbox_command
 
 _LONGEST_VERDICT = 64 * 2**10
 _numbers = itertools.count()
@@ -29,7 +30,13 @@ class Verdict:
 
 
 def check_program(
-    program: str, test: str, *, setup: str = "", names: Sequence[str] = (), limits: Limits | None = None
+    program: str,
+    test: str,
+    *,
+    setup: str = "",
+    names: Sequence[str] = (),
+    limits: Limits | None = None,
+    sandboxed: bool = True,
 ) -> Verdict:
     """Run `test` against `program`; safe to call from several threads.
 
@@ -38,12 +45,13 @@ def check_program(
         test: what must run without an error. Names that it does not define are the program's.
         setup: trusted source that the test needs (the prompt, imports).
         names: the program's own even where `setup` or Python has such a name, too.
+        sandboxed: False runs the program with this process's rights, limited in time and memory only.
 
     Raises:
         UserError: no sandbox can be made here.
     """
     limits = limits or Limits()
-    bubblewrap = find_bubblewrap()
+    bubblewrap = find_bubblewrap() if sandboxed else None
     with tempfile.TemporaryDirectory(prefix="beamplatform-sandbox-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -55,23 +63,26 @@ def check_program(
         files.append({"judge.py": HERE / "judge.py", "job.json": job, **wire})
         commands = [
             sandbox_command(bubblewrap, script, found, limits, number=next(_numbers), arguments=[f"/job/{argument}"])
+            if bubblewrap
+            else bare_command(folder, script, argument, found, limits)
             for script, argument, found in (
                 ("candidate.py", "program.py", files[0]),
                 ("judge.py", "job.json", files[1]),
             )
         ]
-        return _run(commands[0], commands[1], limits)
+        return _run(commands[0], commands[1], limits, folder=None if bubblewrap else folder)
 
 
-def _run(candidate: list[str], judge: list[str], limits: Limits) -> Verdict:
+def _run(candidate: list[str], judge: list[str], limits: Limits, folder: Path | None) -> Verdict:
+    """Both at once; in a sandbox, or else (`folder`) as they are, in that folder."""
     calls_out, calls_in = os.pipe()
     answers_out, answers_in = os.pipe()
     verdict_out, verdict_in = os.pipe()
     ends = [calls_out, calls_in, answers_out, answers_in, verdict_in]
     running: list[subprocess.Popen[bytes]] = []
     try:
-        running.append(_start(candidate, calls_out, answers_in, subprocess.DEVNULL))
-        running.append(_start(judge, answers_out, calls_in, verdict_in))
+        running.append(_start(candidate, calls_out, answers_in, subprocess.DEVNULL, folder))
+        running.append(_start(judge, answers_out, calls_in, verdict_in, folder))
         for end in ends:
             os.close(end)
         ends = []
@@ -80,14 +91,19 @@ def _run(candidate: list[str], judge: list[str], limits: Limits) -> Verdict:
         for end in (*ends, verdict_out):
             os.close(end)
         for process in running:
-            _end(process)
+            if folder is None:
+                _end(process)
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
-def _start(command: list[str], stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+def _start(command: list[str], stdin: int, stdout: int, stderr: int, folder: Path | None) -> subprocess.Popen[bytes]:
     """With no environment but PATH, and no other descriptors."""
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     return subprocess.Popen(
-        command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd="/", start_new_session=True
+        command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=folder or "/", start_new_session=True
     )
 
 

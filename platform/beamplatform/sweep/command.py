@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -65,6 +65,7 @@ def sweep(
     storage: str,
     tracking_uri: str | None,
     resume: bool = False,
+    options: Collection[str] = (),
 ) -> int:
     """Run a sweep to its table, or what is left of it; returns the exit code: 0, or 1 when trials failed."""
     from beamplatform.tracking import Tracker
@@ -83,7 +84,7 @@ def sweep(
             f"--name {name}: {join(storage, name)} exists already; choose another name, or go on with --resume {name}"
         )
     with console.status("Checking the plan"):
-        plan = plan_sweep(suite.name, preset_name, preset, methods)
+        plan = plan_sweep(suite.name, preset_name, preset, methods, options)
     if preset.data.source == "embedded" and preset.model.path == "tiny":
         console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
     tracker = Tracker(tracking_uri, suite.name)
@@ -107,10 +108,20 @@ def sweep(
             parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
         else:
             tracker.reopen(parent)
-        return _to_the_end(_Session(plan, tracker, parent, name, suite.name, methods, storage, folder, console, resume))
+        return _to_the_end(
+            _Session(plan, tracker, parent, name, suite.name, methods, storage, folder, console, resume, options)
+        )
 
 
-def resume(suite: str, name: str | None, *, storage: str, tracking_uri: str | None, concurrent: int | None) -> int:
+def resume(
+    suite: str,
+    name: str | None,
+    *,
+    storage: str,
+    tracking_uri: str | None,
+    concurrent: int | None,
+    options: Collection[str] = (),
+) -> int:
     """Go on with a sweep as it was started: the one that is named, else the suite's last one."""
     storage = storage if is_uri(storage) else str(Path(storage).resolve())
     saved = find_sweep(storage, suite, name)
@@ -126,6 +137,7 @@ def resume(suite: str, name: str | None, *, storage: str, tracking_uri: str | No
         storage=storage,
         tracking_uri=tracking_uri,
         resume=True,
+        options=options,
     )
 
 
@@ -137,6 +149,7 @@ class _Session:
         parent: the sweep's own run in `tracker`.
         suite, methods: what the table is of.
         folder: the log and the table.
+        options: of the tasks, beside the suite's own.
     """
 
     plan: Plan
@@ -149,6 +162,7 @@ class _Session:
     folder: Path
     console: Console
     resume: bool
+    options: Collection[str]
 
     @property
     def log_file(self) -> Path:
@@ -211,6 +225,7 @@ def _run(session: _Session) -> dict[int, str]:
                 concurrent=plan.max_concurrent,
                 progress=progress,
                 resume=session.resume,
+                options=session.options,
             )
 
 

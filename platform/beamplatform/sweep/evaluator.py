@@ -1,35 +1,52 @@
-"""Stage "evaluate": one engine in a Ray actor answers every task with every trial's exported model."""
+"""One engine and the test questions: asks exported models, here or as a Ray actor."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.records import Record
 from beamplatform.errors import UserError
-from beamplatform.inference import Export, check_export, create_engine
+from beamplatform.inference import Export, Generation, check_export, create_engine
+from beamplatform.inference.identity import content_hash
 from beamplatform.inference.text import load_codec
 from beamplatform.models import resolve_path, torch_dtype
 from beamplatform.storage import local_folder
-from beamplatform.tasks import Task, get_task
-from beamplatform.tasks.evaluate import Evaluation, evaluate
+from beamplatform.tasks import Settings, Task, evaluate_all, get_task
+from beamplatform.tasks.answer_store import Answers
+from beamplatform.tasks.evaluate import Event
 
 if TYPE_CHECKING:
     from beamplatform.suite import EvaluationSection, ModelSection
 
+_TELL_EVERY = 0.5
+"""Seconds between two progress events."""
 
-def tasks_of(section: EvaluationSection) -> list[Task]:
-    """The suite's tasks with the suite's own answer length, where it sets one."""
-    tasks = [get_task(name) for name in section.tasks]
+
+def tasks_of(section: EvaluationSection, options: Collection[str] = ()) -> list[Task]:
+    """The suite's tasks with the suite's own answer length and comparison, where it sets them.
+
+    Args:
+        options: further ones of the tasks' options.
+    """
+    tasks = [get_task(name).with_options({section.equivalence, *options}) for name in section.tasks]
     if section.max_new_tokens is None:
         return tasks
     return [dataclasses.replace(task, max_new_tokens=section.max_new_tokens) for task in tasks]
 
 
 class Evaluator:
-    """The base model, loaded once, and the test records. Runs in this process or as a Ray actor."""
+    """The base model, loaded once, and the test records. Runs in this process or as a Ray actor.
+
+    Args:
+        adapters: asked together at most.
+        largest_rank: of any of them.
+        store: where answers are kept (`answer_store`); None = nowhere.
+        options: of the tasks (`Task.options`), beside the section's own.
+    """
 
     def __init__(
         self,
@@ -39,41 +56,83 @@ class Evaluator:
         *,
         adapters: int,
         largest_rank: int,
+        store: str | None = None,
+        options: Collection[str] = (),
     ) -> None:
         import torch
 
         self._base = resolve_path(model.path)
-        self._section = section
+        self._tasks = tasks_of(section, options)
+        self._settings = Settings(
+            section.beams, section.samples, section.temperature, section.top_p, section.sampling_seed
+        )
         self._records = dict(records)
-        dtype = torch_dtype(model.dtype, on_gpu=torch.cuda.is_available())
+        self._store = store
+        dtype = str(torch_dtype(model.dtype, on_gpu=torch.cuda.is_available())).removeprefix("torch.")
         self._engine = create_engine(
             section.engine,
             self._base,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=dtype,
             batch_size=section.batch_size,
-            max_adapters=adapters,
+            max_adapters=min(adapters, section.adapters),
             max_lora_rank=largest_rank,
         )
+        self._hashes: dict[str, str] = {}
+        self._about = {"engine": self._engine.version, "dtype": dtype}
 
-    def evaluate(self, export: Export | None, on_progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
-        """Score one exported model, or the base model for None.
+    def stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
+        """Ask models and tell what happens, at most twice a second for each while it is being asked.
 
-        Raises:
-            UserError: the export does not belong to the base model, or the engine cannot serve it.
+        Args:
+            exports: the base model (None) and adapters, or one merged model; folders or URIs.
         """
+        told: dict[int, float] = {}
         with contextlib.ExitStack() as stack:
-            if export is not None:
-                folder = stack.enter_context(local_folder(export.path))
-                export = dataclasses.replace(export, path=str(folder))
-                check_export(self._base, export)
-            return evaluate(
+            here: dict[int, Export | None] = {}
+            for index, export in enumerate(exports):
+                try:
+                    here[index] = self._fetch(export, stack)
+                except UserError as error:
+                    yield Event(index, outcome=error)
+            places = list(here)
+            for event in evaluate_all(
                 self._engine,
-                export,
-                tasks_of(self._section),
+                list(here.values()),
+                self._tasks,
                 self._records,
-                beams=self._section.beams,
-                on_progress=on_progress,
-            )
+                settings=self._settings,
+                answers=self._answers,
+            ):
+                now = time.monotonic()
+                if event.outcome is not None or now - told.get(event.index, 0.0) > _TELL_EVERY:
+                    told[event.index] = now
+                    yield dataclasses.replace(event, index=places[event.index])
+
+    def _fetch(self, export: Export | None, stack: contextlib.ExitStack) -> Export | None:
+        """The export in a folder of this machine, checked."""
+        if export is None:
+            return None
+        folder = stack.enter_context(local_folder(export.path))
+        found = dataclasses.replace(export, path=str(folder))
+        check_export(self._base, found)
+        return found
+
+    def _answers(self, export: Export | None, generation: Generation) -> Answers:
+        if self._store is None:
+            return Answers(None, {})
+        about = {
+            "base_model": self._content(self._base),
+            "export": None if export is None else [export.kind, self._content(export.path)],
+            **self._about,
+            "generation": dataclasses.asdict(generation),
+        }
+        return Answers(self._store, about)
+
+    def _content(self, path: str) -> str:
+        """The hash of a model, which is read whole for it, once."""
+        if path not in self._hashes:
+            self._hashes[path] = content_hash(path)
+        return self._hashes[path]
 
     def check(self) -> None:
         """Find out, without loading the model, whether every task can be scored here and its prompts fit the context.
@@ -82,7 +141,7 @@ class Evaluator:
             UserError: what a task lacks, or names the first task with prompts that do not fit, and how many.
         """
         codec = load_codec(self._base)
-        for task in tasks_of(self._section):
+        for task in self._tasks:
             task.requires()
             prompts = [task.prompt(record) for record in self._records[task.name]]
             lengths = [len(ids) + task.max_new_tokens for ids in codec.tokenizer(prompts)["input_ids"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,10 @@ class Plan:
     max_concurrent: int | None = None
 
 
-def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[str]) -> Plan:
-    """Resolve and check every trial.
+def plan_sweep(
+    suite: str, preset_name: str, preset: Preset, methods: Sequence[str], options: Collection[str] = ()
+) -> Plan:
+    """Resolve and check every trial; `options` are those of the tasks, beside the suite's own.
 
     Raises:
         UserError: the first thing that is wrong: data, a rank, a method that could not do its work in the run.
@@ -66,5 +68,6 @@ def plan_sweep(suite: str, preset_name: str, preset: Preset, methods: Sequence[s
         if method.export_kind == "adapter" and isinstance(method.values, AdapterHyperparameters):
             ranks.append(method.values.exported_rank)
     if test:
-        Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=max(ranks, default=1)).check()
+        rank = max(ranks, default=1)
+        Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=rank, options=options).check()
     return Plan(trials, steps, memory, test, count, max(ranks, default=1), preset.search.max_concurrent)

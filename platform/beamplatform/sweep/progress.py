@@ -27,6 +27,7 @@ class TrialProgress:
     total_steps: int
     state: State = "waiting"
     step: int = 0
+    answered: int = 0
     loss: float | None = None
     note: str = ""
 
@@ -42,7 +43,6 @@ class SweepProgress:
 
     def __post_init__(self) -> None:
         self._training_ended: float | None = None
-        self._answered = 0
         self._before = 0
         self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
 
@@ -74,12 +74,13 @@ class SweepProgress:
         trial.state, trial.step, trial.note = "done", trial.total_steps, "before"
         self._before += 1
 
-    def evaluating(self, index: int) -> None:
-        self.trials[index].state = "evaluating"
-
-    def done(self, index: int, answered: int, score: float | None) -> None:
+    def evaluating(self, index: int, answered: int) -> None:
         trial = self.trials[index]
-        self._answered += answered
+        trial.state, trial.answered = "evaluating", answered
+
+    def done(self, index: int, score: float | None) -> None:
+        trial = self.trials[index]
+        trial.answered = self.questions
         trial.state, trial.note = "done", f"{100 * score:.1f} %" if score is not None else ""
         self._line(f"evaluated {trial.name}  {trial.note}".rstrip())
 
@@ -106,8 +107,9 @@ class SweepProgress:
         if steps < total:
             # Evaluation takes a small part of a trial; its pace is not known before it starts.
             return (now - self.started) / steps * (total - steps) if steps else None
-        if self._answered and self._training_ended:
-            return (now - self._training_ended) / self._answered * (asked - self._answered)
+        answered = sum(t.answered for t in going)
+        if answered and self._training_ended:
+            return (now - self._training_ended) / answered * (asked - answered)
         return None
 
     def _line(self, text: str) -> None:
@@ -136,14 +138,15 @@ class SweepProgress:
         return Group(
             Text.from_markup(" · ".join(part for part in parts if part)),
             Padding(ProgressBar(total=total, completed=steps, width=60), (0, 0, 0, 0)),
-            _rows(active[:_AT_MOST]),
+            _rows(active[:_AT_MOST], self.questions),
         )
 
 
-def _rows(trials: Sequence[TrialProgress]) -> Table:
+def _rows(trials: Sequence[TrialProgress], questions: int) -> Table:
     table = Table.grid(padding=(0, 2))
     for trial in trials:
-        what = f"step {trial.step}/{trial.total_steps}" if trial.state == "running" else "answering the test questions"
+        training, answering = f"step {trial.step}/{trial.total_steps}", f"question {trial.answered}/{questions}"
+        what = training if trial.state == "running" else answering
         loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
         table.add_row(Text(trial.name, style="cyan"), what if trial.step else "starting", loss)
     return table

@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.inference import Export
 from beamplatform.methods import get_method
 from beamplatform.storage import join, put_folder, read_text
+from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
@@ -24,10 +26,13 @@ from beamplatform.trial import Trial
 
 if TYPE_CHECKING:
     from beamplatform.suite import TrainingSection
-    from beamplatform.tasks.evaluate import Evaluation
+    from beamplatform.tasks import Evaluation
     from beamplatform.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+ANSWERS = "answers"
+"""The folder below a storage where all its sweeps keep what models answered."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,12 @@ class Cluster:
 
     def uses_gpu(self, training: TrainingSection) -> bool:
         return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
+
+    def spare(self, training: TrainingSection, concurrent: int) -> int:
+        """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
+        if self.uses_gpu(training):
+            return max(0, self.gpus - concurrent * training.workers)
+        return max(0, self.cpus - concurrent * training.workers * training.cpus_per_worker)
 
     def concurrent(self, training: TrainingSection, limit: int | None) -> int:
         """How many trials of this size fit at once, at most `limit`; at least one."""
@@ -86,6 +97,7 @@ def run_sweep(
     concurrent: int | None,
     progress: SweepProgress,
     resume: bool = False,
+    options: Collection[str] = (),
 ) -> dict[int, str]:
     """Train, evaluate and record every trial of `plan`; Ray is started and shut down here.
 
@@ -96,6 +108,7 @@ def run_sweep(
         tracker: prepared, with the run `parent` of this sweep open.
         concurrent: most trials at once; None = as many as fit.
         resume: the sweep was started before: trials that are done are left alone, trained ones only evaluated.
+        options: of the tasks (`Task.options`), beside the suite's own.
 
     Returns:
         index -> reason, for the trials that failed.
@@ -130,8 +143,12 @@ def run_sweep(
             if index not in done:
                 tracker.reopen(run.run_id)
     training = plan.trials[0].training
+    exports = [
+        Export(get_method(trial.method).export_kind, destination.export)
+        for trial, destination in zip(plan.trials, destinations, strict=True)
+    ]
     with Recorder(tracker, run_ids, resumed=resume) as recorder:  # outside Ray: nodes need not wait for a store
-        records = Records(plan.trials, recorder, progress)
+        records = Records(plan.trials, exports, recorder, progress)
         for index in trained:
             # The driver may have died between the end of the training and its last metrics.
             recorder.add(index, json.loads(read_text(join(destinations[index].export, METRICS)) or "[]"))
@@ -139,25 +156,32 @@ def run_sweep(
         if len(done) == len(plan.trials):
             return {}
         cluster = start_ray()
+        todo = [index for index in range(len(plan.trials)) if index not in done | trained]
+        concurrent = min(cluster.concurrent(training, concurrent), len(todo))
+        stage = evaluation_stage(plan, records, cluster, concurrent, join(storage, ANSWERS), options)
+        on_trained = stage.add if plan.test else records.done
         try:
+            for index in trained:
+                on_trained(index)
             outcome = train_trials(
                 plan.trials,
                 destinations,
-                [index for index in range(len(plan.trials)) if index not in done | trained],
+                todo,
                 storage=root,
-                concurrent=cluster.concurrent(training, concurrent),
+                concurrent=concurrent,
                 use_gpu=cluster.uses_gpu(training),
                 progress=progress,
                 recorder=recorder,
+                on_trained=on_trained,
             )
             failed = dict(outcome.failed)
             for index, why in failed.items():
                 records.failed(index, why)
             for index, why in outcome.stopped.items():
                 records.stopped(index, why)
-            skip = failed.keys() | outcome.stopped.keys() | done
-            failed |= _evaluate(plan, destinations, skip, records, cluster)
+            failed |= stage.finish()
         finally:
+            stage.abandon()
             ray.shutdown()
     return failed
 
@@ -180,12 +204,14 @@ class Records:
     """What becomes of each trial, told to MLflow and to the display."""
 
     trials: list[Trial]
+    exports: list[Export]
     recorder: Recorder
     progress: SweepProgress
 
-    def evaluating(self, index: int) -> None:
-        self.recorder.set_tags(index, {"stage": "evaluate"})
-        self.progress.evaluating(index)
+    def evaluating(self, index: int, answered: int) -> None:
+        if not answered:
+            self.recorder.set_tags(index, {"stage": "evaluate"})
+        self.progress.evaluating(index, answered)
 
     def failed(self, index: int, why: str) -> None:
         self.recorder.set_tags(index, {"error": why})
@@ -197,23 +223,35 @@ class Records:
         self.recorder.finish(index, "KILLED")
         self.progress.stopped(index, why)
 
-    def done(self, index: int, export: str, result: Evaluation | None) -> None:
-        """Scores as metrics, every prediction as a table, an adapter as an artifact (a merged model is too large)."""
-        if result is not None:
-            metrics = {f"eval/{task}": score for task, score in result.scores.items()}
-            metrics |= {f"standard_error/{task}": result.standard_error(task) for task in result.scores}
-            self.recorder.add(index, [(0, metrics | {"eval/average": result.average})])
-            for task, predictions in result.predictions.items():
-                self.recorder.table(index, rows(predictions), f"predictions/{task}.json")
-            location = join(export.rpartition("/")[0], "predictions")
-            _store_predictions(result, location)
-            self.recorder.folder(index, location, "predictions")
-        if get_method(self.trials[index].method).export_kind == "adapter":
-            self.recorder.folder(index, export, "export")
+    def evaluated(self, index: int, result: Evaluation) -> None:
+        """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
+        self.recorder.add(index, [(0, score_metrics(result, self.trials[index].evaluation.pass_at))])
+        self.recorder.set_tags(index, {f"note/{task}": note for task, note in result.notes.items()})
+        for task, predictions in result.predictions.items():
+            self.recorder.table(index, rows(predictions), f"predictions/{task}.json")
+        location = join(self.exports[index].path.rpartition("/")[0], "predictions")
+        _store_predictions(result, location)
+        self.recorder.folder(index, location, "predictions")
+        self.done(index, result.average)
+
+    def done(self, index: int, average: float | None = None) -> None:
+        """The run is finished; an adapter becomes its artifact (a merged model is too large)."""
+        if self.exports[index].kind == "adapter":
+            self.recorder.folder(index, self.exports[index].path, "export")
         self.recorder.set_tags(index, {"stage": "done"})
         self.recorder.finish(index, "FINISHED")
-        answered = sum(len(predictions) for predictions in result.predictions.values()) if result else 0
-        self.progress.done(index, answered, result.average if result is not None else None)
+        self.progress.done(index, average)
+
+
+def score_metrics(result: Evaluation, pass_at: Sequence[int]) -> dict[str, float]:
+    """What MLflow keeps of scores: eval/TASK, standard_error/TASK, pass_at_K/TASK, and the average of the tasks."""
+    metrics = {"eval/average": result.average, "standard_error/average": result.average_error}
+    for task, score in result.scores.items():
+        metrics |= {f"eval/{task}": score, f"standard_error/{task}": result.standard_error(task)}
+        for k in pass_at:
+            metrics[f"pass_at_{k}/{task}"] = result.pass_at(task, k)
+            metrics[f"standard_error/{task}/pass_at_{k}"] = result.standard_error(task, k)
+    return metrics
 
 
 def _store_predictions(result: Evaluation, location: str) -> None:
@@ -223,41 +261,32 @@ def _store_predictions(result: Evaluation, location: str) -> None:
         put_folder(Path(name), location)
 
 
-def _evaluate(
-    plan: Plan, destinations: list[Destination], skip: Collection[int], records: Records, cluster: Cluster
-) -> dict[int, str]:
-    """Evaluate the trained trials one after the other through one engine, and finish their runs."""
-    import ray
+def evaluation_stage(
+    plan: Plan, records: Records, cluster: Cluster, concurrent: int, store: str, options: Collection[str]
+) -> EvaluationStage:
+    """The evaluation of this sweep; it begins beside training where that leaves a GPU (or cores) free.
 
-    from beamplatform.inference import Export
-    from beamplatform.sweep.train_stage import reason
+    Args:
+        concurrent: trials that train at once.
+        store: where answers are kept.
+        options: of the tasks, beside the suite's own.
+    """
+    training = plan.trials[0].training
+    use_gpu, spare = cluster.uses_gpu(training), cluster.spare(training, concurrent)
 
-    kinds = [get_method(trial.method).export_kind for trial in plan.trials]
-    # Adapters first: each merged model is a model of its own, and takes the base model's place in the engine.
-    todo = sorted((index for index in range(len(kinds)) if index not in skip), key=lambda index: kinds[index])
-    failed: dict[int, str] = {}
-    actor = None
-    if plan.test and todo:
-        first = plan.trials[todo[0]]
-        use_gpu = cluster.uses_gpu(first.training)
-        actor = evaluator_actor(
+    def actor() -> Any:
+        first = plan.trials[0]
+        cpus = training.cpus_per_worker if use_gpu else min(spare or cluster.node_cpus, cluster.node_cpus)
+        return evaluator_actor(
             first.model,
             first.evaluation,
             plan.test,
-            adapters=1,
+            adapters=sum(export.kind == "adapter" for export in records.exports) or 1,
             largest_rank=plan.largest_rank,
-            cpus=first.training.cpus_per_worker if use_gpu else cluster.node_cpus,
+            store=store,
+            options=options,
+            cpus=cpus,
             use_gpu=use_gpu,
         )
-    for index in todo:
-        result: Evaluation | None = None
-        if actor is not None:
-            records.evaluating(index)
-            try:
-                result = ray.get(actor.evaluate.remote(Export(kinds[index], destinations[index].export)))
-            except ray.exceptions.RayError as error:
-                failed[index] = reason(error)
-                records.failed(index, failed[index])
-                continue
-        records.done(index, destinations[index].export, result)
-    return failed
+
+    return EvaluationStage(records.exports, records, actor, beside_training=bool(spare))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ def train_trials(
     progress: SweepProgress,
     recorder: Recorder,
     scheduler: TrialScheduler | None = None,
+    on_trained: Callable[[int], None] = lambda index: None,
 ) -> Outcome:
     """Train every trial and export its model; Ray is running already.
 
@@ -62,6 +63,7 @@ def train_trials(
             `step`, which is the one to use as `time_attr` (Tune's own counter starts again with a restarted trial), and
             the latest `train/loss` and `validation/loss`, each from its first value on. A trial that has made its last
             step is not stopped any more: it exports.
+        on_trained: told each trial that has exported its model, as soon as it has.
 
     Raises:
         KeyboardInterrupt: at once on Ctrl-C, not after the trials that are running; the caller shuts Ray down.
@@ -87,7 +89,7 @@ def train_trials(
             storage_path=storage,
             # Train runs write their own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Events(progress, recorder), Reaper()],
+            callbacks=[_Events(progress, recorder, on_trained), Reaper()],
             verbose=0,
         ),
     )
@@ -119,9 +121,10 @@ def _name(scheduler: TrialScheduler | None) -> str:
 class _Events(Callback):
     """Tune's events, passed on to the progress display and to the tracking store."""
 
-    def __init__(self, progress: SweepProgress, recorder: Recorder) -> None:
+    def __init__(self, progress: SweepProgress, recorder: Recorder, on_trained: Callable[[int], None]) -> None:
         self._progress = progress
         self._recorder = recorder
+        self._on_trained = on_trained
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks into the experiment's state; a terminal cannot be written, nor is wanted there."""
@@ -146,5 +149,6 @@ class _Events(Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         if trial.last_result.get(EXPORTED):
             self._progress.trained(trial.config[INDEX])
+            self._on_trained(trial.config[INDEX])
         else:
             self._progress.ended_early(trial.config[INDEX], stopped=True)

@@ -1,10 +1,11 @@
-"""Tasks as data, and the evaluation that scores a model on them."""
+"""Tasks as data, and the evaluation that scores models on them."""
 
 from __future__ import annotations
 
-from beamplatform.tasks.evaluate import Evaluation, evaluate
+from beamplatform.tasks.evaluate import Settings, evaluate, evaluate_all
 from beamplatform.tasks.predictions import Prediction
 from beamplatform.tasks.registry import TASKS, get_task
+from beamplatform.tasks.scores import Evaluation
 from beamplatform.tasks.task import Task
 
-__all__ = ["TASKS", "Evaluation", "Prediction", "Task", "evaluate", "get_task"]
+__all__ = ["TASKS", "Evaluation", "Prediction", "Settings", "Task", "evaluate", "evaluate_all", "get_task"]

@@ -7,15 +7,16 @@ are for models that were not trained to follow any.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, text_field
 from beamplatform.errors import UserError
-from beamplatform.tasks.task import Task
+from beamplatform.tasks.task import Option, Task
 
 MBPP_TEST = range(11, 511)
 """The ids of MBPP's test split; one file holds all splits."""
@@ -67,13 +68,13 @@ def mbpp_prompt(record: Record) -> str:
     return alpaca_prompt(record.instruction)
 
 
-def completes_prompt(program: str, record: Record) -> bool:
+def completes_prompt(program: str, record: Record, *, sandboxed: bool = True) -> bool:
     """Whether the prompt and the program pass the tests; the program may continue the function or write it anew."""
-    return passes(f"{record.instruction}{program}", record)
+    return passes(f"{record.instruction}{program}", record, sandboxed=sandboxed)
 
 
-def passes(program: str, record: Record) -> bool:
-    """Whether the program passes the record's tests in the sandbox.
+def passes(program: str, record: Record, *, sandboxed: bool = True) -> bool:
+    """Whether the program passes the record's tests, in the sandbox unless the user accepts to run it without.
 
     Raises:
         UserError: no sandbox can be made here.
@@ -81,7 +82,8 @@ def passes(program: str, record: Record) -> bool:
     from beamplatform.sandbox import check_program
 
     tests = json.loads(record.answer)
-    return check_program(program, tests["test"], setup=tests["setup"], names=tests["names"]).passed
+    verdict = check_program(program, tests["test"], setup=tests["setup"], names=tests["names"], sandboxed=sandboxed)
+    return verdict.passed
 
 
 def sandbox() -> None:
@@ -89,6 +91,12 @@ def sandbox() -> None:
     from beamplatform.sandbox import find_bubblewrap
 
     find_bubblewrap()
+
+
+def _unsafe(correct: Callable[..., bool]) -> dict[str, Option]:
+    """What --i-accept-unsafe-execution changes."""
+    changes = {"requires": lambda: None, "correct": functools.partial(correct, sandboxed=False)}
+    return {"unsafe": Option("its programs ran without a sandbox", changes)}
 
 
 HUMANEVAL = Task(
@@ -100,6 +108,7 @@ HUMANEVAL = Task(
     requires=sandbox,
     files="HumanEval.jsonl.gz",
     parse=parse_humaneval,
+    options=_unsafe(completes_prompt),
 )
 MBPP = Task(
     name="mbpp",
@@ -110,4 +119,5 @@ MBPP = Task(
     requires=sandbox,
     files="mbpp.jsonl",
     parse=parse_mbpp,
+    options=_unsafe(passes),
 )

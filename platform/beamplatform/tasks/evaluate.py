@@ -1,50 +1,113 @@
-"""Score one model on several tasks, keeping every prediction."""
+"""Score models on several tasks, keeping every prediction."""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from beamplatform.data.records import Record
 from beamplatform.errors import UserError
-from beamplatform.inference.engine import Engine, Export
+from beamplatform.inference.engine import Engine, Export, Generation, Request
+from beamplatform.inference.in_use import ExportError
+from beamplatform.tasks.answer_store import Answers
 from beamplatform.tasks.predictions import Prediction, document_hash
+from beamplatform.tasks.scores import Evaluation
 from beamplatform.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The outcome for one model.
+class Settings:
+    """How every task is asked; lengths and stop texts are the task's own. See `Generation`."""
 
-    Attributes:
-        scores: accuracy in 0..1, by task.
-        average: the mean of the scores, every task counting the same whatever its size.
-        predictions: by task, in the order of its records.
-    """
+    beams: int = 1
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
-    scores: dict[str, float]
-    average: float
-    predictions: dict[str, list[Prediction]]
-
-    def standard_error(self, task: str) -> float:
-        """Of a share p of n independent right or wrong answers: sqrt(p (1 - p) / n)."""
-        score = self.scores[task]
-        return math.sqrt(score * (1 - score) / len(self.predictions[task]))
+    def generation(self, task: Task) -> Generation:
+        return Generation(
+            max_new_tokens=task.max_new_tokens,
+            beams=self.beams,
+            stop=task.stop,
+            samples=self.samples,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
-class _Question:
-    task: Task
-    index: int
-    record: Record
-    prompt: str
+class Event:
+    """What an evaluation tells while it runs.
 
-    @property
-    def generation(self) -> tuple[int, tuple[str, ...]]:
-        """What has to be the same for questions that are generated together."""
-        return self.task.max_new_tokens, self.task.stop
+    Attributes:
+        index: of a model in the list that was given.
+        answered: how many of its questions are answered, those of an earlier evaluation included.
+        outcome: its scores, or why it cannot be asked; None while it is being asked.
+    """
+
+    index: int
+    answered: int = 0
+    outcome: Evaluation | UserError | None = None
+
+
+AnswersOf = Callable[[Export | None, Generation], Answers]
+"""The answers that an exported model has given before."""
+
+
+def evaluate_all(
+    engine: Engine,
+    exports: Sequence[Export | None],
+    tasks: Sequence[Task],
+    records: Mapping[str, list[Record]],
+    *,
+    settings: Settings = Settings(),
+    answers: AnswersOf | None = None,
+) -> Iterator[Event]:
+    """Ask every model every question, and tell what happens.
+
+    Args:
+        engine: generates the completions.
+        exports: different models, None for the base model. All are asked one kind of task before the next kind, so give
+            merged models, which an engine has to load each in its turn, one by one.
+        tasks: what to score.
+        records: by task name, at least one record each.
+        answers: what was answered before, and where new answers are kept; by default nothing and nowhere.
+
+    Yields:
+        An event for every answer, and for every model's outcome as soon as it is known.
+
+    Raises:
+        UserError: no tasks, a task twice, a task without records, or a question that no model can be asked.
+    """
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"evaluation needs one or more different tasks, got {', '.join(names) or 'none'}")
+    for name in names:
+        if not records.get(name):
+            raise UserError(f"no records to evaluate task {name!r} on")
+    if len(set(exports)) < len(exports):
+        raise UserError("the models to evaluate must differ")
+    # Judging a program waits for its sandbox; other answers are judged faster than a thread takes them up.
+    judges = ThreadPoolExecutor(os.cpu_count())
+    models = [_Model(index, export, tasks, records, judges) for index, export in enumerate(exports)]
+    kinds: dict[Generation, list[Task]] = {}
+    for task in tasks:
+        kinds.setdefault(settings.generation(task), []).append(task)
+    try:
+        for generation, alike in kinds.items():
+            going = [model for model in models if not model.failed]
+            kept = {model.index: answers(model.export, generation) if answers else Answers(None, {}) for model in going}
+            try:
+                yield from _ask(engine, going, alike, generation, kept)
+            finally:
+                for opened in kept.values():
+                    opened.close()
+    finally:
+        judges.shutdown(wait=False, cancel_futures=True)
 
 
 def evaluate(
@@ -53,70 +116,111 @@ def evaluate(
     tasks: Sequence[Task],
     records: Mapping[str, list[Record]],
     *,
-    beams: int = 1,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    settings: Settings = Settings(),
 ) -> Evaluation:
-    """Ask every record of every task and score the answers.
-
-    The questions of all tasks share batches, longest first: prompts of one length waste no padding, and a
-    batch that does not fit in memory is the first one, not the last.
-
-    Args:
-        engine: generates the completions.
-        export: the fine-tuned weights; None scores the base model.
-        tasks: what to score.
-        records: by task name, at least one record each.
-        beams: 1 is greedy; 4 is the setting of the published commonsense results.
-        on_progress: called after every batch, once for each task in it, with the task's name, how many of its
-            questions are answered and how many there are.
+    """`evaluate_all` of one model.
 
     Raises:
-        UserError: no tasks, a task twice, or a task without records.
+        UserError: also where the model cannot be asked.
     """
-    names = [task.name for task in tasks]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"evaluation needs one or more different tasks, got {', '.join(names) or 'none'}")
-    for name in names:
-        if not records.get(name):
-            raise UserError(f"no records to evaluate task {name!r} on")
-
-    predictions: dict[str, dict[int, Prediction]] = {name: {} for name in names}
-    for batch in _batches(tasks, records, engine.batch_size):
-        max_new_tokens, stop = batch[0].generation
-        completions = engine.generate(
-            [question.prompt for question in batch],
-            export=export,
-            max_new_tokens=max_new_tokens,
-            beams=beams,
-            stop=stop,
-        )
-        for question, completion in zip(batch, completions, strict=True):
-            predictions[question.task.name][question.index] = _judge(question, completion)
-        if on_progress:
-            for name in dict.fromkeys(question.task.name for question in batch):
-                on_progress(name, len(predictions[name]), len(records[name]))
-
-    ordered = {name: [by_index[i] for i in sorted(by_index)] for name, by_index in predictions.items()}
-    scores = {name: sum(p.correct for p in found) / len(found) for name, found in ordered.items()}
-    return Evaluation(scores, sum(scores.values()) / len(scores), ordered)
+    (outcome,) = (
+        event.outcome for event in evaluate_all(engine, [export], tasks, records, settings=settings) if event.outcome
+    )
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
-def _batches(tasks: Sequence[Task], records: Mapping[str, list[Record]], size: int) -> Iterator[list[_Question]]:
-    questions = [
-        _Question(task, index, record, task.prompt(record))
-        for task in tasks
-        for index, record in enumerate(records[task.name])
-    ]
-    # Characters stand in for tokens: close enough to sort by, and no tokenizer is needed here.
-    questions.sort(key=lambda question: (question.generation, len(question.prompt)), reverse=True)
-    for _, same in groupby(questions, key=lambda question: question.generation):
-        group = list(same)
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+@dataclass(frozen=True)
+class _Question:
+    model: _Model
+    task: Task
+    number: int
+    record: Record
+    prompt: str
 
 
-def _judge(question: _Question, completion: str) -> Prediction:
-    extracted = question.task.extract(completion)
-    correct = extracted is not None and question.task.correct(extracted, question.record)
-    document = document_hash(question.record)
-    return Prediction(document, question.prompt, completion, extracted, question.record.answer, correct)
+@dataclass
+class _Model:
+    """One model on its way through the questions."""
+
+    index: int
+    export: Export | None
+    tasks: Sequence[Task]
+    records: Mapping[str, list[Record]]
+    judges: ThreadPoolExecutor
+    failed: bool = False
+    judged: dict[tuple[str, int], Future[list[Prediction]]] = field(default_factory=dict)
+
+    def questions(self, tasks: Sequence[Task]) -> list[_Question]:
+        return [
+            _Question(self, task, number, record, task.prompt(record))
+            for task in tasks
+            for number, record in enumerate(self.records[task.name])
+        ]
+
+    def answer(self, question: _Question, completions: list[str]) -> None:
+        self.judged[question.task.name, question.number] = self.judges.submit(_judge, question, completions)
+
+    def event(self) -> Event:
+        """With the outcome, when this was the last answer."""
+        done = len(self.judged) == sum(len(self.records[task.name]) for task in self.tasks)
+        return Event(self.index, len(self.judged), self._evaluation() if done else None)
+
+    def _evaluation(self) -> Evaluation:
+        predictions = {
+            task.name: [
+                prediction
+                for number in range(len(self.records[task.name]))
+                for prediction in self.judged[task.name, number].result()
+            ]
+            for task in self.tasks
+        }
+        notes = {task.name: task.notes(self.records[task.name]) for task in self.tasks}
+        return Evaluation(predictions, {name: note for name, note in notes.items() if note})
+
+
+def _ask(
+    engine: Engine,
+    models: Sequence[_Model],
+    tasks: Sequence[Task],
+    generation: Generation,
+    kept: Mapping[int, Answers],
+) -> Iterator[Event]:
+    """The questions of tasks that generate alike."""
+    questions = []
+    for model in models:
+        for question in model.questions(tasks):
+            known = kept[model.index].get(question.prompt)
+            if known is None:
+                questions.append(question)
+            else:
+                model.answer(question, known)
+        yield model.event()
+    while questions := [question for question in questions if _is_open(question)]:
+        requests = [Request(question.prompt, question.model.export) for question in questions]
+        try:
+            for index, completions in engine.generate(requests, generation):
+                question = questions[index]
+                model = question.model
+                kept[model.index].add(question.prompt, completions)
+                model.answer(question, completions)
+                yield model.event()
+        except ExportError as error:  # the others go on without it
+            culprit = next(model for model in models if model.export == error.export)
+            culprit.failed = True
+            yield Event(culprit.index, len(culprit.judged), error)
+
+
+def _is_open(question: _Question) -> bool:
+    return not question.model.failed and (question.task.name, question.number) not in question.model.judged
+
+
+def _judge(question: _Question, completions: list[str]) -> list[Prediction]:
+    found, document = [], document_hash(question.record)
+    for sample, completion in enumerate(completions):
+        extracted = question.task.extract(completion)
+        correct = extracted is not None and question.task.correct(extracted, question.record)
+        gold = question.record.answer
+        found.append(Prediction(document, question.prompt, completion, extracted, gold, correct, sample))
+    return found

@@ -23,6 +23,7 @@ class Prediction:
         extracted: the answer found in the completion, None when there is none.
         answer: the gold answer.
         correct: whether the two agree.
+        sample: which of the question's completions this is, from 0.
     """
 
     document: str
@@ -31,6 +32,7 @@ class Prediction:
     extracted: str | None
     answer: str
     correct: bool
+    sample: int = 0
 
     @property
     def prompt_hash(self) -> str:
@@ -58,7 +60,9 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     from pyarrow import parquet
 
     text, names = pyarrow.string(), ("document", "prompt_hash", "prompt", "completion", "extracted", "answer")
-    schema = pyarrow.schema([*((name, text) for name in names), ("correct", pyarrow.bool_())])
+    schema = pyarrow.schema(
+        [*((name, text) for name in names), ("correct", pyarrow.bool_()), ("sample", pyarrow.int32())]
+    )
     parquet.write_table(pyarrow.Table.from_pylist(rows(predictions), schema=schema), path)
 
 

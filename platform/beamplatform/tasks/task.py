@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from beamplatform.data.records import Record, RowParser, parse_record
 
@@ -15,6 +16,24 @@ def equals_answer(extracted: str, record: Record) -> bool:
 
 def _nothing() -> None:
     """What most tasks require."""
+
+
+def _as_published(records: Sequence[Record]) -> str:
+    """What most tasks note about their records."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Option:
+    """Another way to score a task.
+
+    Attributes:
+        note: what a reader of the score must know.
+        changes: the task's fields with it.
+    """
+
+    note: str
+    changes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,9 @@ class Task:
         files: where a data folder has its records, with {name} and {split} to be filled in: a JSON list, or JSON lines
             (.jsonl, .jsonl.gz).
         parse: makes a record of a row of such a file, None to leave it out; the second argument names it in messages.
+        note: what a reader of the score must know about these records; "" where they are as published.
+        options: other ways to score it, by name.
+        chosen: the options in force.
     """
 
     name: str
@@ -43,3 +65,16 @@ class Task:
     requires: Callable[[], object] = _nothing
     files: str = "{name}/{split}.json"
     parse: RowParser = parse_record
+    note: Callable[[Sequence[Record]], str] = _as_published
+    options: Mapping[str, Option] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
+
+    def with_options(self, names: Collection[str]) -> Task:
+        """This task with those of its options that are named."""
+        chosen = tuple(name for name in self.options if name in names)
+        changes = {key: value for name in chosen for key, value in self.options[name].changes.items()}
+        return replace(self, chosen=chosen, **changes)
+
+    def notes(self, records: Sequence[Record]) -> str:
+        """What a reader of the score must know about its records and the options chosen; "" for nothing."""
+        return "; ".join(filter(None, [self.note(records), *(self.options[name].note for name in self.chosen)]))
