@@ -147,7 +147,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("BEAMLORA_REQUIRE_VLLM") != "1" or reporter is None:
         return
     reasons = [str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])]
-    missing = [reason for reason in reasons if "could not import 'vllm" in reason]
+    missing = [reason for reason in reasons if "vllm" in reason.lower()]
     if missing:
         reporter.write_line(f"\nBEAMLORA_REQUIRE_VLLM=1, and {len(missing)} tests skipped: {missing[0]}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -66,7 +66,7 @@ def test_published_settings(root, suite, preset, r, schedule, batch, length, los
         ({"training__warmup": "1.5"}, "integer >= 0 .* fraction of all steps below 1, got 1.5"),
         ({"training__epochs": "2"}, "exactly one of epochs and max_steps"),
         ({"model__dtype": "fp8"}, "'auto', 'float32' or 'bfloat16', got 'fp8'"),
-        ({"evaluation__tasks": "[bool]"}, "unknown task 'bool'; allowed: boolq, piqa"),
+        ({"evaluation__tasks": "[bool]"}, "unknown task 'bool': allowed are boolq, piqa"),
         (
             {"methods__lorra__r": "3"},
             "unknown method; allowed: beamlora, full, lora, dora, pissa, milora, adalora, relora",

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from beamplatform.errors import UserError
 from beamplatform.methods import METHODS, get_method
 from beamplatform.space import Space, parse_space
-from beamplatform.tasks import TASKS
+from beamplatform.tasks import get_task
 from beamplatform.validation import describe_error
 from beamplatform.yamlfile import line_of, parse_yaml
 
@@ -36,6 +36,17 @@ def _absolute(value: str | None) -> str | None:
     return str(Path(value).expanduser().resolve())
 
 
+def _task(name: str) -> str:
+    """A known task's name, or the absolute path of a file with one."""
+    name = str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+    try:
+        get_task(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_task)]
 LocalPath = Annotated[str, AfterValidator(_absolute)]
 
 
@@ -124,7 +135,9 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """How a trained model is scored."""
 
-    tasks: tuple[str, ...] = Field((), description="task names, in the order of the table's columns")
+    tasks: tuple[TaskName, ...] = Field(
+        (), description="task names, or .py files with tasks of your own, in the order of the table's columns"
+    )
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     beams: Annotated[int, Field(ge=1)] = Field(1, description="1 = greedy; the published commonsense setting is 4")
     batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together")
@@ -148,13 +161,6 @@ class EvaluationSection(Section):
             raise ValueError(f"samples ({self.samples}) need a temperature above 0, or all would be the same")
         if max(self.pass_at, default=1) > self.samples:
             raise ValueError(f"pass_at ({max(self.pass_at)}) needs at least as many samples, got {self.samples}")
-        return self
-
-    @model_validator(mode="after")
-    def _known_tasks(self) -> EvaluationSection:
-        unknown = [name for name in self.tasks if name not in TASKS]
-        if unknown:
-            raise ValueError(f"unknown task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
         return self
 
 

@@ -45,7 +45,13 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("train.py", [*TINY, "--method", "dorra"], "--method dorra: .*allowed: beamlora, lora, dora, adalora"),
         ("train.py", [*TINY[:2], "--preset", "paper", "--method", "lora"], "searches learning_rate.*--set methods"),
         ("evaluate.py", [*TINY, "--adapter", "/nowhere"], "/nowhere"),
-        ("evaluate.py", [*TINY, "--tasks", "boolqq"], "unknown task 'boolqq'; allowed: boolq"),
+        ("evaluate.py", [*TINY, "--set", "evaluation.samples=3"], r"samples \(3\) need a temperature above 0"),
+        ("evaluate.py", [*TINY, "--set", "evaluation.pass_at=[5]"], r"pass_at \(5\) needs at least as many samples"),
+        ("evaluate.py", [*TINY, "--set", "evaluation.beams=2", "--set", "evaluation.temperature=1"], "choose one"),
+        ("evaluate.py", [*TINY, "--set", "evaluation.unsafe=true"], "evaluation.unsafe"),
+        ("evaluate.py", ["--suite", "math", "--preset", "paper", "--model", "tiny"], "no gsm8k/test.jsonl of the task"),
+        ("evaluate.py", [*TINY, "--tasks", "own.py"], "no task file .*/own.py"),
+        ("evaluate.py", [*TINY, "--tasks", "boolqq"], "unknown task 'boolqq': allowed are boolq"),
     ],
 )  # fmt: skip
 def test_one_line_and_exit_code_2(

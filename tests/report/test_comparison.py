@@ -247,3 +247,8 @@ def test_an_uneven_comparison_says_so() -> None:
         "BeamLoRA has 2 seeds, LoRA 1",
         "BeamLoRA was chosen from 1 configurations, LoRA from 2",
     )
+
+
+def test_notes_on_scores_come_with_the_trials() -> None:
+    runs = [replace(trial("lora", scores={"boolq": 0.5}), notes={"boolq": "a variant", "gone": "of no column"})]
+    assert compare(runs).notes == {"boolq": "a variant"}

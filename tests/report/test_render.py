@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,14 @@ def test_markdown_marks_the_best_in_bold() -> None:
     assert "| method | BoolQ | average | seeds |\n| --- | ---: | ---: | ---: |\n" in text
     assert "| BeamLoRA | **81.0 ±1.0** | **81.0 ±1.0** | 2 |\n" in text
     assert "| LoRA | 76.0 ±1.0 | 76.0 ±1.0 | 2 |\n" in text
+
+
+def test_a_note_on_a_task_stands_below_the_table() -> None:
+    noted = replace(comparison_of(2, 2), notes={"boolq": "variant: rows are missing"})
+    assert any("BoolQ †" in line for line in printed(noted, width=200, terminal=True))
+    for text in ("\n".join(printed(noted, width=200, terminal=True)), to_markdown(noted)):
+        assert "BoolQ †: variant: rows are missing" in text
+    assert "†" not in to_markdown(comparison_of(2, 2))
 
 
 def test_csv_holds_every_digit() -> None:

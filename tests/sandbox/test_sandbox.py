@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beamplatform.data.records import load_records
+from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
 from beamplatform.sandbox import Limits, Verdict, check_program, find_bubblewrap
 from beamplatform.sandbox.bubblewrap import _USER, _USERS
@@ -284,3 +284,27 @@ def test_a_wrong_program_for_every_task_fails(shared_data: Path) -> None:
     task = TASKS["humaneval"]
     records = load_records("humaneval", "test", str(shared_data / "code"), files=task.files, parse=task.parse)[::10]
     assert not any(task.correct("    return None\n", record) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("program", "passed"),
+    [
+        (RIGHT, True),
+        (WRONG, False),
+        ("while True: pass", False),
+        ("import os\nos._exit(0)", False),
+        ("import time\ntime.sleep(60)", False),
+    ],
+)
+def test_without_a_sandbox_verdicts_and_time_limits_are_the_same(program: str, passed: bool) -> None:
+    started = time.monotonic()
+    assert check_program(program, TEST, limits=LIMITS, sandboxed=False).passed is passed
+    assert time.monotonic() - started < LIMITS.seconds + 5
+
+
+def test_a_result_without_a_sandbox_says_so() -> None:
+    task = TASKS["humaneval"].with_options({"unsafe", "sympy"})
+    record = Record("def f(x):\n", "", json.dumps({"setup": "", "test": TEST, "names": ["f"]}))
+    assert task.correct("    return x * x\n", record) and not task.correct("    return x\n", record)
+    assert task.notes([record]) == "its programs ran without a sandbox"
+    assert TASKS["humaneval"].notes([record]) == "" and TASKS["boolq"].with_options({"unsafe"}) == TASKS["boolq"]

@@ -109,6 +109,10 @@ def test_a_machine_without_a_sandbox_is_told_before_training(trial, monkeypatch:
     evaluator = Evaluator(one.model, section, {"humaneval": [Record("q", "o", "{}")]}, adapters=1, largest_rank=8)
     with pytest.raises(UserError, match="made by bubblewrap, which is not here: install it with"):
         evaluator.check()
+    records = {"humaneval": [Record("word " * 3000, "o", "{}")]}
+    unsafe = Evaluator(one.model, section, records, adapters=1, largest_rank=8, options=["unsafe"])
+    with pytest.raises(UserError, match="prompts do not fit the model's context"):  # no word of a sandbox
+        unsafe.check()
 
 
 def test_gpt2s_layers_are_found_too() -> None:

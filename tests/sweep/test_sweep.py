@@ -146,6 +146,17 @@ def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None
     assert scores["average"] == pytest.approx(run.metrics["eval/average"])
 
 
+def test_a_model_is_evaluated_beside_training_where_cores_are_spare(root: Path, tmp_path: Path) -> None:
+    arguments = ["--methods", "lora", "--seeds", "0,1", "--max-concurrent", "1", "--set", "training.max_steps=40"]
+    done = subprocess.run(
+        command(root, *arguments, "--name", "beside", "--set", "evaluation.max_records=2"),
+        cwd=tmp_path, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = re.findall(r"^\[ *\d+ s\] (trained|evaluated) +lora-\w+-seed\d", done.stdout, re.MULTILINE)
+    assert told == ["trained", "evaluated", "trained", "evaluated"], done.stdout
+
+
 def test_a_name_is_used_once(swept, root: Path) -> None:
     folder, _ = swept
     done = subprocess.run(command(root, "--name", "first"), cwd=folder, capture_output=True, text=True, timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -188,3 +189,11 @@ def test_shuffled_outputs_of_the_published_test_sets_score_at_chance(shared_data
     assert chance == pytest.approx(CHANCE[name], abs=6e-4)
     # Four standard errors of a score at chance: 0.0173 for hellaswag, 0.078 for openbookqa.
     assert found.scores[name] == pytest.approx(chance, abs=4 * sqrt(chance * (1 - chance) / len(records)))
+
+
+def test_hellaswag_without_wikihows_markers_is_called_a_variant(shared_data: Path) -> None:
+    task, records = get_task("hellaswag"), load_records("hellaswag", "test", str(shared_data / "commonsense"))
+    assert task.notes(records).startswith("variant: ")
+    assert task.notes(records[:3000]) == "", "the first ones are of another source, and as published"
+    marked = [*records[:-1], replace(records[-1], instruction="[step] " + records[-1].instruction)]
+    assert task.notes(marked) == "" and get_task("piqa").notes(records) == ""

@@ -52,9 +52,7 @@ def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> 
     """
     if not tasks:
         return {}
-    if data.source is None:
-        raise UserError("data.source: missing, so there are no test records; give --data-dir FOLDER (<task>/test.json)")
-    return {task: _records_of(task, "test", data.source)[:limit] for task in tasks}
+    return {get_task(task).name: _records_of(task, "test", data.source)[:limit] for task in tasks}
 
 
 def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
@@ -64,16 +62,26 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
         )
     folder = Path(data.source).expanduser()
     if folder.is_dir():
-        present = [t for t in tasks if (folder / get_task(t).files.format(name=t, split="train")).is_file()]
+        present = [t for t in tasks if (folder / _place(t, "train")).is_file()]
         if not present:
             raise UserError(f"{folder}: none of the suite's tasks has a training split there ({', '.join(tasks)})")
         tasks = present
     return [record for task in tasks for record in _records_of(task, "train", data.source)]
 
 
-def _records_of(name: str, split: Split, source: str) -> list[Record]:
+def _place(name: str, split: Split) -> str:
+    """Where a data folder has the records of a task; absolute for a task of the user's own that says so itself."""
     task = get_task(name)
-    return load_records(name, split, source, files=task.files, parse=task.parse)
+    return task.files.format(name=task.name, split=split)
+
+
+def _records_of(name: str, split: Split, source: str | None) -> list[Record]:
+    task, place = get_task(name), Path(_place(name, split))
+    if place.is_absolute():
+        source = place.anchor
+    if source is None:
+        raise UserError(f"data.source: missing, so there is no {place} of the task {task.name}; give --data-dir FOLDER")
+    return load_records(task.name, split, source, files=task.files, parse=task.parse)
 
 
 def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str]) -> list[Record]:

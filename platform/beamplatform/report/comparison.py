@@ -80,6 +80,7 @@ class Comparison:
     Attributes:
         left_out: each trial without scores, with the reason.
         uneven: sentences on what one method had more of than another.
+        notes: task -> what a reader of its column must know (another version of the data, another comparison).
     """
 
     suite: str
@@ -89,6 +90,7 @@ class Comparison:
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
     uneven: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -135,6 +137,7 @@ def compare(
         rows=_marked(rows, kept_tasks),
         left_out=left_out,
         uneven=tuple(_unevenness(rows)),
+        notes={task: note for run in scored for task, note in run.notes.items() if task in kept_tasks},
     )
 
 

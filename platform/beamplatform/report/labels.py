@@ -24,7 +24,7 @@ TASKS = {
     "ARC-Challenge": "ARC-c",
     "openbookqa": "OBQA",
     "gsm8k": "GSM8K",
-    "math": "MATH",
+    "MATH": "MATH",
     "humaneval": "HumanEval",
     "mbpp": "MBPP",
 }

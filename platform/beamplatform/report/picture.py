@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.report.comparison import Cell, Comparison
-from beamplatform.report.labels import method_label, task_label
+from beamplatform.report.labels import method_label
+from beamplatform.report.render import heading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +116,7 @@ def _draw_tasks(axes: Axes, comparison: Comparison, chance: Mapping[str, float])
         if place % 2:
             axes.axvspan(place - 0.5, place + 0.5, color="#F3F4F6", linewidth=0, zorder=0)
     axes.set_xlim(-0.5, len(comparison.tasks) - 0.5)
-    axes.set_xticks(range(len(comparison.tasks)), [task_label(task) for task in comparison.tasks], fontsize=9)
+    axes.set_xticks(range(len(comparison.tasks)), [heading(comparison, task) for task in comparison.tasks], fontsize=9)
     axes.set_ylabel("accuracy (%)", color=_INK)
     axes.set_title(_reading(comparison), loc="left", fontsize=10, color=_INK)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)

@@ -42,12 +42,12 @@ def scores_table(comparison: Comparison, *, upright: bool = False) -> Table:
         for task in columns:
             if task == AVERAGE:
                 table.add_section()
-            table.add_row(task_label(task), *(_rich(_cell_of(row, task)) for row in comparison.rows))
+            table.add_row(heading(comparison, task), *(_rich(_cell_of(row, task)) for row in comparison.rows))
         table.add_row("seeds", *(str(len(row.seeds)) for row in comparison.rows))
         return table
     table.add_column("method", no_wrap=True)
     for task in columns:
-        table.add_column(task_label(task), justify="right", no_wrap=True)
+        table.add_column(heading(comparison, task), justify="right", no_wrap=True)
     table.add_column("seeds", justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(method_label(row.method), *(_rich(_cell_of(row, task)) for task in columns), str(len(row.seeds)))
@@ -90,6 +90,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if comparison.tasks:
         console.print(scores_table(comparison, upright=needed > console.width))
     console.print(chosen_table(comparison))
+    for task, note in comparison.notes.items():
+        console.print(f"{heading(comparison, task)}: {note}", style="yellow", markup=False, highlight=False)
     for sentence in comparison.uneven:
         console.print(f"uneven: {sentence}", style="yellow", markup=False, highlight=False)
     if comparison.left_out:
@@ -101,7 +103,7 @@ def to_markdown(comparison: Comparison) -> str:
     columns = [*comparison.tasks, AVERAGE]
     lines = [f"### {_title(comparison)}", ""]
     lines += _grid(
-        ["method", *(task_label(task) for task in columns), "seeds"],
+        ["method", *(heading(comparison, task) for task in columns), "seeds"],
         "l" + "r" * (len(columns) + 1),
         [
             [
@@ -122,6 +124,8 @@ def to_markdown(comparison: Comparison) -> str:
             for row in comparison.rows
         ],
     )
+    if comparison.notes:
+        lines += ["", *(f"- {heading(comparison, task)}: {_escape(note)}" for task, note in comparison.notes.items())]
     if comparison.uneven:
         lines += ["", "Uneven:", "", *(f"- {_escape(sentence)}" for sentence in comparison.uneven)]
     if comparison.left_out:
@@ -168,6 +172,11 @@ def to_csv(comparison: Comparison) -> str:
                 ]
             )
     return text.getvalue()
+
+
+def heading(comparison: Comparison, task: str) -> str:
+    """The task's label, with a mark where there is a note on it."""
+    return task_label(task) + (" †" if task in comparison.notes else "")
 
 
 def _cell_of(row: Row, task: str) -> Cell | None:

@@ -20,6 +20,7 @@ from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
 from beamplatform.tasks.predictions import rows, write_predictions
+from beamplatform.tracking.runs import NOTE
 from beamplatform.training.run import METRICS, TRIAL
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
@@ -226,7 +227,7 @@ class Records:
     def evaluated(self, index: int, result: Evaluation) -> None:
         """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
         self.recorder.add(index, [(0, score_metrics(result, self.trials[index].evaluation.pass_at))])
-        self.recorder.set_tags(index, {f"note/{task}": note for task, note in result.notes.items()})
+        self.recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
         for task, predictions in result.predictions.items():
             self.recorder.table(index, rows(predictions), f"predictions/{task}.json")
         location = join(self.exports[index].path.rpartition("/")[0], "predictions")

@@ -4,13 +4,13 @@ The harness is the one DoRA and BeamLoRA report with (https://github.com/AGI-Edg
 commonsense_evaluate.py). An answer is the first match, case-sensitive, of the task's labels joined by `|`.
 The pattern has no word boundaries, and none are added here, so that scores compare with published ones:
 "answer10" counts as answer1, "untrue" as true, and "Answer1" as no answer. The published runs search with 4
-beams (`beams=4` of `evaluate`); greedy is the default here because it is several times faster.
+beams (`evaluation.beams: 4`); greedy is the default here because it is several times faster.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record
@@ -48,7 +48,18 @@ def _prompt(record: Record) -> str:
     return alpaca_prompt(record.instruction, record.input)
 
 
+def _note(name: str) -> Callable[[Sequence[Record]], str]:
+    """The published HellaSwag has WikiHow's articles with their markers, behind some 3200 records of another source."""
+
+    def note(records: Sequence[Record]) -> str:
+        if name != "hellaswag" or len(records) < 4000 or any("[step]" in record.instruction for record in records):
+            return ""
+        return "variant: WikiHow's markers, such as [step], are missing in its records"
+
+    return note
+
+
 COMMONSENSE: tuple[Task, ...] = tuple(
-    Task(name=name, prompt=_prompt, max_new_tokens=MAX_NEW_TOKENS, extract=first_label(labels))
+    Task(name=name, prompt=_prompt, max_new_tokens=MAX_NEW_TOKENS, extract=first_label(labels), note=_note(name))
     for name, labels in LABELS.items()
 )

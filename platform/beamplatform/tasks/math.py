@@ -12,8 +12,9 @@ from typing import Any
 from beamplatform.data.records import Record, text_field
 from beamplatform.errors import UserError
 from beamplatform.tasks.answers.latex import last_boxed, normal_form
+from beamplatform.tasks.answers.mathematics import same_mathematics
 from beamplatform.tasks.gsm8k import MARKER, STOP, step_by_step
-from beamplatform.tasks.task import Task
+from beamplatform.tasks.task import Option, Task
 
 
 def parse(row: Mapping[str, Any], where: str) -> Record:
@@ -37,6 +38,11 @@ def correct(extracted: str, record: Record) -> bool:
     return normal_form(extracted) == normal_form(record.answer)
 
 
+def correct_in_sympy(extracted: str, record: Record) -> bool:
+    """Whether the normal forms are the same text, or the answers the same mathematics."""
+    return correct(extracted, record) or same_mathematics(record.answer, extracted)
+
+
 MATH = Task(
     name="MATH",
     prompt=step_by_step,
@@ -46,4 +52,5 @@ MATH = Task(
     correct=correct,
     files="MATH/{split}.jsonl",
     parse=parse,
+    options={"sympy": Option("answers are equal where sympy says so, or within 1e-4", {"correct": correct_in_sympy})},
 )

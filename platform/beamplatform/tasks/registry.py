@@ -1,6 +1,10 @@
-"""Every task by its name. A new group of tasks is a module of its own and one entry here."""
+"""Every task by its name, and from files of the user's own. A new group of tasks is a module and one entry here."""
 
 from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
 
 from beamplatform.errors import UserError
 from beamplatform.tasks.code import HUMANEVAL, MBPP
@@ -14,12 +18,34 @@ TASKS: dict[str, Task] = {task.name: task for task in (*COMMONSENSE, GSM8K, MATH
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`.
+    """Return the task called `name`, or that of a Python file, which holds it as `TASK`.
 
     Raises:
         UserError: there is none; the message lists the names there are.
     """
+    if name.endswith(".py"):
+        return _from_file(name)
     try:
         return TASKS[name]
     except KeyError:
-        raise UserError(f"unknown task {name!r}: allowed are {', '.join(TASKS)}") from None
+        raise UserError(
+            f"unknown task {name!r}: allowed are {', '.join(TASKS)}, or a .py file with a task of your own"
+        ) from None
+
+
+@functools.cache
+def _from_file(path: str) -> Task:
+    """The file is run, as any script of the user's: it is named by them, never by data."""
+    if not Path(path).is_file():
+        raise UserError(f"no task file {path}")
+    spec = importlib.util.spec_from_file_location(f"task_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise UserError(f"{path}: a task file sets TASK to a beamplatform.tasks.Task, found {type(task).__name__}")
+    return task

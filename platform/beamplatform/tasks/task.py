@@ -66,7 +66,7 @@ class Task:
     files: str = "{name}/{split}.json"
     parse: RowParser = parse_record
     note: Callable[[Sequence[Record]], str] = _as_published
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict, hash=False)
     chosen: tuple[str, ...] = ()
 
     def with_options(self, names: Collection[str]) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -12,6 +12,9 @@ STATUSES: tuple[Status, ...] = ("FINISHED", "FAILED", "KILLED")
 
 TRIAL_TAGS = ("method", "seed", "sweep", "stage", "preset", "configuration")
 """What every trial is found by; ``configuration`` names its hyperparameters without the seed."""
+
+NOTE = "note/"
+"""The tags ``note/<task>``: what a reader of the task's score must know."""
 
 PARAM_LIMIT = 6000
 """Longest parameter value MLflow stores: ``MAX_PARAM_VAL_LENGTH`` of mlflow.utils.validation."""
@@ -27,6 +30,7 @@ class TrialRun:
         configuration: equal for trials that differ in nothing but the seed.
         status: FINISHED, FAILED, KILLED or RUNNING.
         started: milliseconds since the epoch.
+        notes: task -> what a reader of its score must know.
     """
 
     run_id: str
@@ -40,6 +44,7 @@ class TrialRun:
     configuration: str
     preset: str = ""
     started: int = 0
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

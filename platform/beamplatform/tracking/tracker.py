@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
-from beamplatform.tracking.runs import STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
+from beamplatform.tracking.runs import NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
 from beamplatform.tracking.store import check_store, redact, resolve_uri, sqlite_path
 
 if TYPE_CHECKING:
@@ -333,4 +333,5 @@ def _trial_run(run: Run) -> TrialRun:
         configuration=tags["configuration"],
         preset=tags["preset"],
         started=run.info.start_time,
+        notes={tag.removeprefix(NOTE): text for tag, text in tags.items() if tag.startswith(NOTE)},
     )

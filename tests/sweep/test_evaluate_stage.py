@@ -1,0 +1,201 @@
+"""The stage "evaluate": real actors on a real Ray, models of different kinds, and actors that are lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from beamplatform.data.records import load_records
+from beamplatform.inference import Export
+from beamplatform.sweep.evaluate_stage import EvaluationStage
+from beamplatform.sweep.evaluator import Evaluator, evaluator_actor
+from beamplatform.sweep.run import Cluster, score_metrics
+from beamplatform.tasks import Evaluation, Prediction
+from beamplatform.world import tiny_model_path
+
+TASKS = ("boolq", "piqa")
+QUESTIONS = 40
+
+
+class Told:
+    """Everything the stage says, in its order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int, Any]] = []
+        self.on_evaluating: Any = lambda index, answered: None
+
+    def evaluating(self, index: int, answered: int) -> None:
+        self.events.append(("evaluating", index, answered))
+        self.on_evaluating(index, answered)
+
+    def evaluated(self, index: int, result: Evaluation) -> None:
+        self.events.append(("evaluated", index, result))
+
+    def failed(self, index: int, why: str) -> None:
+        self.events.append(("failed", index, why))
+
+    def order(self) -> list[int]:
+        return [index for what, index, _ in self.events if what == "evaluated"]
+
+    def results(self) -> dict[int, Evaluation]:
+        return {index: result for what, index, result in self.events if what == "evaluated"}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> list[Export]:
+    """A merged model, two adapters, and a folder that holds nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("exports")
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_path()), config)
+        model.save_pretrained(folder / f"adapter{seed}")
+        found.append(Export("adapter", str(folder / f"adapter{seed}")))
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    return [Export("merged", str(folder / "merged")), *found, Export("adapter", str(folder / "nothing"))]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def options(trial, tmp_path: Path) -> dict[str, Any]:
+    """The arguments of an Evaluator whose questions take some seconds, one by one."""
+    section = trial("lora").evaluation.model_copy(update={"tasks": TASKS, "batch_size": 2})
+    records = {task: load_records(task, "test", "embedded")[: QUESTIONS // 2] for task in TASKS}
+    store = str(tmp_path / "answers")
+    model = trial("lora").model
+    return {"model": model, "section": section, "records": records, "adapters": 2, "largest_rank": 4, "store": store}
+
+
+def answers(options: dict[str, Any]) -> list[str]:
+    return [line for file in Path(options["store"]).glob("*/*.jsonl") for line in file.read_text().splitlines()]
+
+
+def test_adapters_are_asked_together_and_merged_models_after_them(cluster, exports, options) -> None:
+    told = Told()
+    made: list[Any] = []
+
+    def actor() -> Any:
+        made.append(evaluator_actor(**options, cpus=1, use_gpu=False))
+        return made[-1]
+
+    stage = EvaluationStage(exports, told, actor, beside_training=False)
+    for index in range(4):
+        stage.add(index)
+    assert not made, "nothing is asked before the training ends"
+    failed = stage.finish()
+    assert list(failed) == [3] and failed[3].startswith("no adapter folder at")
+    assert len(made) == 1
+    assert sorted(told.order()[:2]) == [1, 2] and told.order()[2] == 0
+    first = [event[1] for event in told.events if event[0] == "evaluating"]
+    assert first[:3] == [1, 2, 3], "asked in one go"
+    alone = Evaluator(**{**options, "store": None})
+    for index, result in told.results().items():
+        (outcome,) = (event.outcome for event in alone.stream([exports[index]]) if event.outcome)
+        assert outcome == result
+    counts = [answered for what, index, answered in told.events if what == "evaluating" and index == 0]
+    assert counts == sorted(counts) and counts[-1] <= QUESTIONS
+
+
+def test_a_lost_actor_is_replaced_and_asks_no_question_again(cluster, exports, options) -> None:
+    told = Told()
+    actors: list[Any] = []
+
+    def actor() -> Any:
+        actors.append(evaluator_actor(**options, cpus=1, use_gpu=False))
+        return actors[-1]
+
+    def kill_once(index: int, answered: int) -> None:
+        if answered and len(actors) == 1:
+            ray.kill(actors[0])
+
+    told.on_evaluating = kill_once
+    stage = EvaluationStage(exports, told, actor, beside_training=False)
+    for index in (0, 1):
+        stage.add(index)
+    assert stage.finish() == {}
+    assert len(actors) == 2 and sorted(told.order()) == [0, 1]
+    found = answers(options)
+    assert len(found) == 2 * QUESTIONS
+    alone = Evaluator(**{**options, "store": None})
+    (outcome,) = (event.outcome for event in alone.stream([exports[1]]) if event.outcome)
+    assert told.results()[1] == outcome
+
+
+def test_an_actor_that_never_comes_up_fails_the_trials_and_ends(cluster, exports, options) -> None:
+    told = Told()
+    broken = {**options, "section": options["section"].model_copy(update={"tasks": ("nothing",)})}
+    stage = EvaluationStage(
+        exports, told, lambda: evaluator_actor(**broken, cpus=1, use_gpu=False), beside_training=False
+    )
+    stage.add(1)
+    stage.add(2)
+    failed = stage.finish()
+    assert sorted(failed) == [1, 2] and "unknown task 'nothing'" in failed[1]
+    assert told.order() == []
+
+
+def test_beside_training_each_model_is_asked_when_it_comes(cluster, exports, options) -> None:
+    told, asked = Told(), threading.Event()
+    told.on_evaluating = lambda index, answered: asked.set()
+    stage = EvaluationStage(
+        exports, told, lambda: evaluator_actor(**options, cpus=1, use_gpu=False), beside_training=True
+    )
+    stage.add(1)
+    assert asked.wait(60), "before anyone calls finish"
+    deadline = time.monotonic() + 60
+    while told.order() != [1] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stage.add(2)
+    assert stage.finish() == {} and told.order() == [1, 2]
+
+
+def test_an_abandoned_stage_tells_nobody_and_ends(cluster, exports, options) -> None:
+    told, asked = Told(), threading.Event()
+    told.on_evaluating = lambda index, answered: answered and asked.set()
+    stage = EvaluationStage(
+        exports, told, lambda: evaluator_actor(**options, cpus=1, use_gpu=False), beside_training=True
+    )
+    stage.add(1)
+    assert asked.wait(60)
+    stage.abandon()
+    stage._thread.join(30)
+    assert not stage._thread.is_alive()
+    assert told.order() == [] and not any(what == "failed" for what, *_ in told.events)
+
+
+def test_what_is_spare_is_what_trials_leave(trial) -> None:
+    pair = trial("lora", training__workers=2, training__micro_batch=8).training
+    assert Cluster(8, 0, 8).spare(pair, 4) == 0
+    assert Cluster(8, 0, 8).spare(pair, 3) == 2
+    assert Cluster(64, 4, 8).spare(pair, 2) == 0 and Cluster(64, 4, 8).spare(pair, 1) == 2
+    on_gpus = pair.model_copy(update={"device": "gpu"})
+    assert Cluster(8, 0, 8).spare(on_gpus, 3) == 0, "an autoscaling cluster shows no GPU yet"
+
+
+def test_metrics_of_scores() -> None:
+    predictions = [Prediction("d", "p", "c", "x", "x", sample < n, sample) for n in range(3) for sample in range(2)]
+    found = Evaluation({"humaneval": predictions})
+    metrics = score_metrics(found, [2])
+    assert metrics["eval/humaneval"] == metrics["eval/average"] == pytest.approx(0.5)
+    assert metrics["pass_at_2/humaneval"] == pytest.approx(2 / 3)
+    assert set(metrics) == {
+        "eval/humaneval", "eval/average", "standard_error/humaneval", "standard_error/average", "pass_at_2/humaneval",
+        "standard_error/humaneval/pass_at_2",
+    }  # fmt: skip

@@ -1,0 +1,77 @@
+"""A task in a file of the user's own: the README's, and files that are none."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beamplatform.data.splits import test_records as records_of_tests
+from beamplatform.errors import UserError
+from beamplatform.suite import DataSection, EvaluationSection
+from beamplatform.tasks import get_task
+
+RECORDS = "".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(5))
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Path:
+    """The file that the README shows, and its records in DIR."""
+    (code,) = re.findall(r"^    # sums\.py\n((?:    .*\n|\n)+)", (root / "README.md").read_text(), re.MULTILINE)
+    path = tmp_path / "sums.py"
+    path.write_text("\n".join(line.removeprefix("    ") for line in code.split("\n")))
+    (tmp_path / "DIR" / "sums").mkdir(parents=True)
+    (tmp_path / "DIR" / "sums" / "test.jsonl").write_text(RECORDS)
+    return path
+
+
+def test_the_task_of_the_readme_is_scored(root: Path, own: Path) -> None:
+    command = ["pipelines/evaluate.py", "--suite", "commonsense", "--preset", "tiny", "--tasks", "sums.py"]
+    done = subprocess.run(
+        [sys.executable, root / command[0], *command[1:], "--data-dir", "DIR", "--output", "scores"],
+        cwd=own.parent, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((own.parent / "scores" / "scores.json").read_text())
+    assert scores["tasks"]["sums"]["questions"] == 5
+    task = get_task(str(own))
+    (record, *_) = records_of_tests(DataSection(source=str(own.parent / "DIR")), [str(own)], None)["sums"]
+    assert task.extract("it is 1, surely") == record.answer == "1"
+    assert task.correct("1", record) and task.extract("no idea") is None
+
+
+def test_its_records_may_lie_beside_it(own: Path) -> None:
+    other = own.with_name("beside.py")
+    place = 'str(Path(__file__).with_name("{split}.jsonl"))'
+    other.write_text("from pathlib import Path\n" + own.read_text().replace('"sums/{split}.jsonl"', place))
+    (own.parent / "test.jsonl").write_text(RECORDS)
+    assert len(records_of_tests(DataSection(source="embedded"), [str(other)], 3)["sums"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no task file .*mine.py"),
+        ("TASK = 3\n", "sets TASK to a beamplatform.tasks.Task, found int"),
+        ("", "found NoneType"),
+        ("import nothing_of_this_name\n", "cannot be run .*nothing_of_this_name"),
+        ("TASK = (\n", "cannot be run .SyntaxError"),
+    ],
+)
+def test_a_file_that_is_no_task_is_explained(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "mine.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        get_task(str(path))
+    with pytest.raises(ValueError, match=message):
+        EvaluationSection(tasks=(str(path),))
+
+
+def test_a_relative_path_is_made_absolute_for_workers(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own.parent)
+    assert EvaluationSection(tasks=("sums.py", "boolq")).tasks == (str(own), "boolq")
