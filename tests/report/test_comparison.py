@@ -250,5 +250,5 @@ def test_an_uneven_comparison_says_so() -> None:
 
 
 def test_notes_on_scores_come_with_the_trials() -> None:
-    runs = [replace(trial("lora", scores={"boolq": 0.5}), notes={"boolq": "a variant", "gone": "of no column"})]
+    runs = [replace(trial("lora", "a", 0, 1.0, {"boolq": 0.5}), notes={"boolq": "a variant", "gone": "of no column"})]
     assert compare(runs).notes == {"boolq": "a variant"}

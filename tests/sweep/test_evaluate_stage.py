@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from engines import needs_vllm
 
 from beamplatform.data.records import load_records
 from beamplatform.inference import Export
@@ -111,6 +113,25 @@ def test_adapters_are_asked_together_and_merged_models_after_them(cluster, expor
         assert outcome == result
     counts = [answered for what, index, answered in told.events if what == "evaluating" and index == 0]
     assert counts == sorted(counts) and counts[-1] <= QUESTIONS
+
+
+@needs_vllm
+def test_vllm_in_an_actor_serves_adapters_together_and_then_the_merged_model(cluster, exports, options) -> None:
+    told = Told()
+    served = {**options, "section": options["section"].model_copy(update={"engine": "vllm"})}
+    stage = EvaluationStage(
+        exports, told, lambda: evaluator_actor(**served, cpus=1, use_gpu=False), beside_training=False
+    )
+    for index in (0, 1, 2):
+        stage.add(index)
+    assert stage.finish() == {}
+    assert sorted(told.order()[:2]) == [1, 2] and told.order()[2] == 0
+    alone = Evaluator(**{**options, "store": None})  # transformers
+    for index, result in told.results().items():
+        (outcome,) = (event.outcome for event in alone.stream([exports[index]]) if event.outcome)
+        assert outcome == result
+    abouts = [json.loads(path.read_text()) for path in Path(options["store"]).glob("*/about.json")]
+    assert len(abouts) == 3 and all(about["engine"].startswith("vllm") for about in abouts)
 
 
 def test_a_lost_actor_is_replaced_and_asks_no_question_again(cluster, exports, options) -> None:
