@@ -1,0 +1,106 @@
+"""Is a difference between two methods more than noise? A paired bootstrap, corrected for many comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method against another, in accuracy (0..1) averaged over the tasks.
+
+    Attributes:
+        method, baseline: their names; a positive difference is in favour of `method`.
+        difference: of the mean accuracies.
+        low, high: the 95 % confidence interval (percentiles of the bootstrap).
+        p: two-sided; the share of resamples that deviate from the difference at least as much as it does from 0.
+        corrected: `p` after Holm's correction over all comparisons made together.
+        questions: how many both were asked.
+        seeds: of `method` and of `baseline`.
+    """
+
+    method: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    corrected: float
+    questions: int
+    seeds: tuple[int, int]
+
+    @property
+    def is_noise(self) -> bool:
+        return self.corrected >= LEVEL
+
+
+Answers = Mapping[str, "NDArray[np.float64]"]
+"""Of one method: task -> for each question the share of its seeds that answered it rightly, [questions]."""
+
+
+def compare_all(
+    method: str, answers: Answers, baselines: Mapping[str, Answers], seeds: Mapping[str, int], *, seed: int = 0
+) -> list[Difference]:
+    """Compare a method with every baseline on the same questions.
+
+    The unit is the question: all seeds' answers to it are pooled into their share of right ones, and questions are
+    resampled with replacement within each task, the same for all baselines. Every task counts the same, whatever its
+    size, as in the average that the tables show. (Efron and Tibshirani 1993; Koehn 2004 for the paired test.)
+
+    Args:
+        method: its name.
+        answers: its answers.
+        baselines: name -> answers to the same questions in the same order.
+        seeds: name -> how many seeds are pooled.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: a baseline was asked other tasks, or another number of questions.
+    """
+    import numpy as np
+
+    names = list(baselines)
+    if not names:
+        return []
+    draws = np.random.default_rng(seed)
+    found = np.zeros(len(names))
+    resampled = np.zeros((RESAMPLES, len(names)))
+    for task, mine in answers.items():
+        if any(task not in baselines[name] or len(baselines[name][task]) != len(mine) for name in names):
+            raise ValueError(f"not all methods were asked the same questions of {task}")
+        gaps = np.stack([mine - baselines[name][task] for name in names], axis=1)
+        # Shares of few seeds have few values: drawing how often each occurs is the same as drawing questions.
+        values, counts = np.unique(gaps, axis=0, return_counts=True)
+        found += gaps.mean(axis=0)
+        resampled += draws.multinomial(len(mine), counts / len(mine), size=RESAMPLES) @ values / len(mine)
+    found, resampled = found / len(answers), resampled / len(answers)
+    extreme = (np.abs(resampled - found) >= np.abs(found) - 1e-12).sum(axis=0)
+    p = [(1 + int(count)) / (1 + RESAMPLES) for count in extreme]
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    questions = sum(len(mine) for mine in answers.values())
+    return [
+        Difference(
+            method, name, float(found[i]), float(low[i]), float(high[i]), p[i], corrected, questions,
+            (seeds[method], seeds[name]),
+        )
+        for i, (name, corrected) in enumerate(zip(names, holm(p), strict=True))
+    ]  # fmt: skip
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values after Holm's correction (1979): the smallest times the number of tests, the next times one less, ..."""
+    corrected = [0.0] * len(p)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = largest
+    return corrected
