@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         metavar="DIR",
         type=Path,
-        help="also write comparison.md, .csv, .png and .svg to this folder, made where missing",
+        help="also write one HTML page, tables as Markdown, LaTeX and CSV, and all pictures to this folder",
     )
     return result
 
@@ -53,24 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from beamplatform.report import compare, print_comparison
-    from beamplatform.report.files import write_comparison
+    from beamplatform.report import print_comparison
+    from beamplatform.report.files import make_report
     from beamplatform.tracking import Tracker, ui_command
 
     tracker = Tracker(options.tracking_uri, options.suite)
-    runs = tracker.trial_runs(sweep=options.sweep, every_status=True)
+    tracker.trial_runs(sweep=options.sweep)  # a store, suite or sweep that is not there names itself
+    methods, tasks = _names(options.methods), _names(options.tasks)
     try:
-        comparison = compare(runs, suite=options.suite, methods=_names(options.methods), tasks=_names(options.tasks))
+        report = make_report(tracker, options.suite, options.sweep, methods=methods, tasks=tasks)
     except UserError as error:
         sweeps = list(dict.fromkeys(sweep.name for sweep in tracker.sweeps()))
         shown = options.sweep or sweeps[0]
         raise UserError(
             f"suite {options.suite!r}, sweep {shown!r}: {error} (sweeps, newest first: {', '.join(sweeps)})"
         ) from error
-    print_comparison(comparison, Console())
+    print_comparison(report.comparison, Console())
     if options.output is not None:
         try:
-            paths = write_comparison(comparison, options.output)
+            paths = report.write(options.output)
         except OSError as error:
             raise UserError(f"--output {options.output}: {error.strerror or error}") from error
         for path in paths:

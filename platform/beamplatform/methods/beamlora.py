@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from beamlora.fragments import Fragments
+
+
+HISTORY = "beam.json"
+"""Beside an exported adapter: for each beam step its step and threshold, each module's (pruned, parent) pairs of ranks,
+and the scores of all ranks just after it."""
 
 
 class BeamLoraHyperparameters(AdapterHyperparameters):
@@ -73,24 +79,36 @@ class BeamLora(Method):
             lr_schedule=self.plan.schedule,
             learning_rate=self.values.learning_rate,
         )
+        self._history: list[dict[str, Any]] = []
 
     def after_step(self, step: int) -> dict[str, float]:
         report = self._search.step()
         if report is None:
             return {}
+        scores = self._search.scores()
+        self._history.append(
+            {
+                "step": report.step,
+                "threshold": report.threshold,
+                "operated": report.operated,
+                "scores": {name: [round(float(s), 6) for s in values] for name, values in scores.items()},
+            }
+        )
         return {"beam/threshold": report.threshold, "beam/operated_ranks": float(report.operated_ranks)}
 
     def state(self) -> MethodState:
         found = self._search.state_dict()
-        return MethodState(parts=found.pop("snapshot"), values=found)
+        return MethodState(parts=found.pop("snapshot"), values={**found, "history": self._history})
 
     def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
+        self._history = list(values["history"])
         self._search.load_state_dict({**values, "snapshot": tensors})
 
     def export(self, model: Any, folder: Path) -> None:
         from beamlora import export_lora
 
         export_lora(model, str(folder))
+        (folder / HISTORY).write_text(json.dumps(self._history), encoding="utf-8")
 
     def _config(self) -> Any:
         from beamlora import BeamLoraConfig

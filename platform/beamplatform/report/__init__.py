@@ -1,21 +1,20 @@
-"""The comparison of methods: numbers, tables and a picture."""
+"""The comparison of methods: numbers, tables and pictures."""
 
 from __future__ import annotations
 
 from beamplatform.report.comparison import Cell, Comparison, Row, compare
 from beamplatform.report.picture import draw, save_picture
-from beamplatform.report.render import chosen_table, print_comparison, scores_table, to_csv, to_markdown
+from beamplatform.report.render import print_comparison, to_csv, to_latex, to_markdown
 
 __all__ = [
     "Cell",
     "Comparison",
     "Row",
-    "chosen_table",
     "compare",
     "draw",
     "print_comparison",
     "save_picture",
-    "scores_table",
     "to_csv",
+    "to_latex",
     "to_markdown",
 ]

@@ -11,12 +11,15 @@ from typing import Literal
 
 from beamplatform.errors import UserError
 from beamplatform.report.labels import method_label, task_order
+from beamplatform.report.published import published
+from beamplatform.report.statistics import Difference
 from beamplatform.tracking.runs import TrialRun
 
 VALIDATION = "validation/loss"
 EVAL = "eval/"
 TRAINED, KEPT = "train/trainable_parameters", "train/final_parameters"
 AVERAGE = "average"
+SECONDS, MEMORY = "train/seconds", "train/peak_memory_bytes"
 _EQUAL = 1e-9
 _EVEN = 0.05
 """How much the numbers of trained parameters may differ in an even comparison: BeamLoRA's scores and DoRA's magnitudes
@@ -33,6 +36,7 @@ class Cell:
         values: one accuracy per seed, in the order of the row's seeds.
         standard_error: sample standard deviation / sqrt(seeds); ``None`` for a single seed.
         best: the highest mean of its column (several where they are equal).
+        second: the highest mean below those.
         close: not the best, but within one standard error of the difference to a best cell,
             sqrt(se_best^2 + se^2): more seeds may turn the order round. Needs two seeds on both sides.
     """
@@ -42,6 +46,7 @@ class Cell:
     standard_error: float | None
     best: bool = False
     close: bool = False
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Row:
 
     Attributes:
         names: the trials behind the numbers, by seed.
+        run_ids: theirs in MLflow.
         cells: by task; ``None`` where not every seed has a score for the task.
         average: mean over the tasks first, then over the seeds; ``None`` where a task is missing.
         validation_loss: mean over the seeds; ``None`` where no seed recorded one or one diverged.
@@ -57,12 +63,17 @@ class Row:
         settings: the parameters in which those candidates differ, as chosen.
         parameters: the most that were trained at a time (AdaLoRA prunes, IncreLoRA grows); ``None`` if not recorded.
         kept: those trained at the end; ``None`` if not recorded.
+        seconds: of training, without pauses, mean over the seeds; ``None`` if not recorded.
+        memory: peak bytes of a worker; ``None`` if not recorded.
+        model: the base model, as the suite names it.
+        published: task -> accuracy (0..1) that the BeamLoRA paper reports for the same model, method and rank.
     """
 
     method: str
     configuration: str
     seeds: tuple[int, ...]
     names: tuple[str, ...]
+    run_ids: tuple[str, ...]
     cells: Mapping[str, Cell | None]
     average: Cell | None
     validation_loss: float | None
@@ -71,6 +82,10 @@ class Row:
     settings: Mapping[str, str] = field(default_factory=dict)
     parameters: int | None = None
     kept: int | None = None
+    seconds: float | None = None
+    memory: int | None = None
+    model: str = ""
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Comparison:
         left_out: each trial without scores, with the reason.
         uneven: sentences on what one method had more of than another.
         notes: task -> what a reader of its column must know (another version of the data, another comparison).
+        differences: one method against each other, by their answers to the same questions.
     """
 
     suite: str
@@ -91,6 +107,12 @@ class Comparison:
     left_out: tuple[str, ...]
     uneven: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def yardstick(self) -> Row:
+        """The row that costs are given relative to: LoRA's, or the first where LoRA takes no part."""
+        return next((row for row in self.rows if row.method == "lora"), self.rows[0])
 
 
 def compare(
@@ -210,6 +232,7 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished
         configuration=best,
         seeds=tuple(run.seed for run in chosen),
         names=tuple(run.name for run in chosen),
+        run_ids=tuple(run.run_id for run in chosen),
         cells={task: _cell([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
         average=_cell(per_seed),
         validation_loss=losses[best],
@@ -218,12 +241,21 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished
         settings=_differing(chosen[0], [seeds[0] for seeds in candidates.values()]),
         parameters=_most(chosen, (TRAINED, KEPT)),
         kept=_most(chosen, (KEPT,)),
+        seconds=_mean([run.metrics.get(SECONDS) for run in chosen]),
+        memory=_most(chosen, (MEMORY,)),
+        model=chosen[0].params.get("model.path", ""),
+        published=published(chosen[0].params.get("model.path", ""), method, chosen[0].params.get("r")),
     )
 
 
 def _most(runs: Sequence[TrialRun], metrics: Sequence[str]) -> int | None:
     found = [run.metrics[name] for run in runs for name in metrics if name in run.metrics]
     return int(max(found)) if found else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if values and len(known) == len(values) else None
 
 
 def _mean_loss(runs: Sequence[TrialRun]) -> float | None:
@@ -271,10 +303,17 @@ def _mark(column: Sequence[Cell | None]) -> list[Cell | None]:
         return list(column)
     top = max(cell.mean for cell in present)
     leaders = [cell for cell in present if top - cell.mean <= _EQUAL]
+    behind = [cell.mean for cell in present if top - cell.mean > _EQUAL]
+    next_best = max(behind, default=math.inf)
     return [
         None
         if cell is None
-        else replace(cell, best=any(cell is leader for leader in leaders), close=_is_close(cell, leaders))
+        else replace(
+            cell,
+            best=any(cell is leader for leader in leaders),
+            close=_is_close(cell, leaders),
+            second=len(leaders) == 1 and abs(cell.mean - next_best) <= _EQUAL,
+        )
         for cell in column
     ]
 

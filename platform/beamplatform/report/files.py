@@ -1,26 +1,124 @@
-"""The comparison as files: Markdown, CSV and the picture."""
+"""The report of a sweep, made from MLflow alone: tables, pictures and one page, as files."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from beamplatform.report.comparison import Comparison
-from beamplatform.report.labels import CHANCE
-from beamplatform.report.picture import save_picture
-from beamplatform.report.render import to_csv, to_markdown
+from beamplatform.report.answers import OURS, with_differences
+from beamplatform.report.beam import History, draw_beam
+from beamplatform.report.comparison import Comparison, compare
+from beamplatform.report.costs import draw_costs
+from beamplatform.report.curves import draw_curves
+from beamplatform.report.labels import CHANCE, method_label
+from beamplatform.report.page import to_html
+from beamplatform.report.picture import draw
+from beamplatform.report.render import to_csv, to_latex, to_markdown
+from beamplatform.report.searched import draw_effects, draw_parallel
+from beamplatform.report.style import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from beamplatform.tracking import Tracker
+    from beamplatform.tracking.runs import TrialRun
+
+PAGE = "comparison.html"
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.md and .csv, and .png and .svg where tasks were scored; returns their paths.
+@dataclass(frozen=True)
+class Report:
+    """A comparison and what its pictures are drawn from."""
 
-    `folder` is made where it is missing.
+    comparison: Comparison
+    runs: Sequence[TrialRun]
+    tracker: Tracker
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write comparison.html, .md, .tex and .csv, and a .png and .svg of every picture; returns their paths.
+
+        `folder` is made where it is missing.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        comparison, history = self.comparison, self._beam()
+        methods = [row.method for row in comparison.rows]
+        named: list[tuple[str, str, Callable[[], Figure | None]]] = [
+            ("Accuracy", "comparison", lambda: draw(comparison, chance=CHANCE) if comparison.tasks else None),
+            ("Cost", "costs", lambda: draw_costs(comparison)),
+            ("Training loss", "curves", lambda: draw_curves(comparison, self._losses())),
+            ("Beam", "beam", lambda: draw_beam(history)),
+            ("Searched hyperparameters", "effects", lambda: draw_effects(self.runs, methods)),
+        ]
+        for method in methods:
+            heading = f"Search of {method_label(method)}"
+            named.append((heading, f"search-{method}", lambda method=method: draw_parallel(self.runs, method)))  # type: ignore[misc]
+        pictures = []
+        paths: list[Path] = []
+        for heading, name, drawn in named:
+            figure = drawn()
+            if figure is not None:
+                png, svg = save(lambda figure=figure: figure, folder / name)  # type: ignore[misc]
+                pictures.append((heading, svg))
+                paths += [png, svg]
+        texts = {
+            folder / PAGE: to_html(comparison, pictures, history=history, origin=self._origin()),
+            folder / "comparison.md": to_markdown(comparison),
+            folder / "comparison.tex": to_latex(comparison),
+            folder / "comparison.csv": to_csv(comparison),
+        }
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        return [*texts, *paths]
+
+    def _losses(self) -> dict[str, list[list[tuple[int, float]]]]:
+        rows = self.comparison.rows
+        return {row.method: [self.tracker.history(run, "train/loss") for run in row.run_ids] for row in rows}
+
+    def _beam(self) -> History:
+        """Of BeamLoRA's first seed; nothing where it takes no part, or its export was not kept."""
+        row = next((row for row in self.comparison.rows if row.method == OURS), None)
+        if row is None:
+            return []
+        with tempfile.TemporaryDirectory() as name:
+            file = self.tracker.download(row.run_ids[0], "export/beam.json", Path(name))
+            return json.loads(file.read_text(encoding="utf-8")) if file is not None else []
+
+    def _origin(self) -> dict[str, str]:
+        sweep = next((s for s in self.tracker.sweeps() if s.name == self.comparison.sweep), None)
+        tags = sweep.tags if sweep is not None else {}
+        commit = tags.get("mlflow.source.git.commit", "")
+        changed = " (with changes)" if tags.get("git.dirty") == "true" else ""
+        return {
+            "suite": self.comparison.suite,
+            "sweep": self.comparison.sweep,
+            "command line": tags.get("command_line", ""),
+            "commit": commit + changed,
+            "hardware": tags.get("hardware", ""),
+            "Python": tags.get("python", ""),
+            "model": self.comparison.rows[0].model,
+        }
+
+
+def make_report(
+    tracker: Tracker,
+    suite: str,
+    sweep: str | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Report:
+    """Everything about one sweep (by default the newest) that MLflow holds.
 
     Raises:
-        OSError: the folder cannot be written to.
+        UserError: the store cannot be used, has no such sweep, or nothing to compare; see `compare`.
     """
-    texts = {folder / "comparison.md": to_markdown(comparison), folder / "comparison.csv": to_csv(comparison)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
-    pictures = save_picture(comparison, folder / "comparison", chance=CHANCE) if comparison.tasks else []
-    return [*texts, *pictures]
+    runs = tracker.trial_runs(suite, sweep, every_status=True)
+    comparison = compare(runs, suite=suite, methods=methods, tasks=tasks)
+    return Report(with_differences(comparison, tracker), runs, tracker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,40 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.report.comparison import Cell, Comparison
 from beamplatform.report.labels import method_label
-from beamplatform.report.render import heading
+from beamplatform.report.sheets import heading
+from beamplatform.report.style import INK, frame, look, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Okabe and Ito, "Color Universal Design" (2008), ordered so that neighbours differ in lightness as well;
-# yellow is left out, it vanishes on white.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_INK = "#222222"
 _CHANCE: dict[str, Any] = {"color": "#8A8A8A", "linewidth": 1.2, "linestyle": (0, (3, 2))}
 _NARROWEST, _WIDEST = 7.5, 12.0  # inches; a wider picture has unreadable letters in a README's column
 _GROUP = 0.74  # share of a task's width that its markers take
 
 
 def save_picture(comparison: Comparison, path: str | Path, *, chance: Mapping[str, float] | None = None) -> list[Path]:
-    """Write the picture as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths.
-
-    Neither file holds a date, so that equal numbers give equal files.
-    """
-    import matplotlib
-
-    # The first use on a machine scans its fonts, and says so as a warning.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    base = Path(path)
-    base.parent.mkdir(parents=True, exist_ok=True)
-    files = [base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "beamlora", "svg.fonttype": "path"}):
-        figure = draw(comparison, chance=chance)
-        figure.savefig(files[0], dpi=200, metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None})
-    return files
+    """Write the picture as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths."""
+    return save(lambda: draw(comparison, chance=chance), path)
 
 
 def draw(comparison: Comparison, *, chance: Mapping[str, float] | None = None) -> Figure:
@@ -55,14 +36,10 @@ def draw(comparison: Comparison, *, chance: Mapping[str, float] | None = None) -
     Args:
         chance: accuracy (0..1) of guessing, by task, drawn as a dashed line.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = comparison.rows
     wanted = 4.4 + len(comparison.tasks) * max(0.75, 0.16 * (len(rows) + 1))
     width = min(_WIDEST, max(_NARROWEST, wanted))
-    figure = Figure(figsize=(width, 4.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 4.6)
     by_task, average = figure.subplots(1, 2, width_ratios=[width - 3.4, 2.4])
     _draw_tasks(by_task, comparison, chance or {})
     _draw_average(average, comparison)
@@ -72,29 +49,16 @@ def draw(comparison: Comparison, *, chance: Mapping[str, float] | None = None) -
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     where = f"{comparison.suite}, preset {comparison.preset}" if comparison.preset else comparison.suite
     figure.suptitle(
-        f"{where}: accuracy by fine-tuning method", x=0.01, ha="left", fontsize=12, weight="bold", color=_INK
+        f"{where}: accuracy by fine-tuning method", x=0.01, ha="left", fontsize=12, weight="bold", color=INK
     )
     return figure
-
-
-def _style(index: int) -> dict[str, Any]:
-    """Markers are filled until the colours are used up, and hollow from there on."""
-    color = PALETTE[index % len(PALETTE)]
-    hollow = index >= len(PALETTE)
-    return {
-        "color": color,
-        "marker": MARKERS[index % len(MARKERS)],
-        "markerfacecolor": "white" if hollow else color,
-        "markeredgecolor": color if hollow else "white",
-        "markeredgewidth": 1.3 if hollow else 0.6,
-    }
 
 
 def _legend(comparison: Comparison, *, with_chance: bool) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="none", markersize=7, label=method_label(row.method), **_style(index))
+        Line2D([], [], linestyle="none", markersize=7, label=method_label(row.method), **look(index))
         for index, row in enumerate(comparison.rows)
     ]
     if with_chance:
@@ -117,15 +81,15 @@ def _draw_tasks(axes: Axes, comparison: Comparison, chance: Mapping[str, float])
             axes.axvspan(place - 0.5, place + 0.5, color="#F3F4F6", linewidth=0, zorder=0)
     axes.set_xlim(-0.5, len(comparison.tasks) - 0.5)
     axes.set_xticks(range(len(comparison.tasks)), [heading(comparison, task) for task in comparison.tasks], fontsize=9)
-    axes.set_ylabel("accuracy (%)", color=_INK)
-    axes.set_title(_reading(comparison), loc="left", fontsize=10, color=_INK)
+    axes.set_ylabel("accuracy (%)", color=INK)
+    axes.set_title(_reading(comparison), loc="left", fontsize=10, color=INK)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
     axes.tick_params(axis="x", length=0)
-    _frame(axes)
+    frame(axes)
 
 
 def _points(axes: Axes, positions: Sequence[float], cells: Sequence[Cell], index: int) -> None:
-    style = _style(index)
+    how = look(index)
     for position, cell in zip(positions, cells, strict=True):
         if len(cell.values) > 1:
             values = [100 * value for value in cell.values]
@@ -133,7 +97,7 @@ def _points(axes: Axes, positions: Sequence[float], cells: Sequence[Cell], index
                 [position] * len(values),
                 values,
                 s=9,
-                color=style["color"],
+                color=how["color"],
                 alpha=0.45,
                 linewidths=0,
                 zorder=2,
@@ -146,7 +110,7 @@ def _points(axes: Axes, positions: Sequence[float], cells: Sequence[Cell], index
         markersize=6.5,
         elinewidth=1.4,
         zorder=3,
-        **style,
+        **how,
     )
 
 
@@ -155,11 +119,11 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
     rows = comparison.rows
     known = [(index, row.average) for index, row in enumerate(rows) if row.average is not None]
     for index, cell in known:
-        style = _style(index)
+        how = look(index)
         mean = 100 * cell.mean
         values = [100 * value for value in cell.values]
         if len(values) > 1:
-            axes.scatter(values, [index] * len(values), s=9, color=style["color"], alpha=0.45, linewidths=0, zorder=2)
+            axes.scatter(values, [index] * len(values), s=9, color=how["color"], alpha=0.45, linewidths=0, zorder=2)
         axes.errorbar(
             [mean],
             [index],
@@ -168,7 +132,7 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
             markersize=8,
             elinewidth=1.6,
             zorder=3,
-            **style,
+            **how,
         )
         error = "" if cell.standard_error is None else f" ± {100 * cell.standard_error:.1f}"
         axes.annotate(
@@ -180,7 +144,7 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
             va="bottom",
             fontsize=9,
             weight="bold" if cell.best else "normal",
-            color=_INK,
+            color=INK,
         )
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_yticks(range(len(rows)), [method_label(row.method) for row in rows], fontsize=9)
@@ -189,11 +153,11 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
         margin = max(1.0, 0.35 * (max(ends) - min(ends)))
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_xlabel("accuracy (%)", color=_INK)
-    axes.set_title(f"average of {len(comparison.tasks)}", loc="left", fontsize=10, color=_INK)
+    axes.set_xlabel("accuracy (%)", color=INK)
+    axes.set_title(f"average of {len(comparison.tasks)}", loc="left", fontsize=10, color=INK)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
     axes.tick_params(axis="y", length=0)
-    _frame(axes)
+    frame(axes)
 
 
 def _reading(comparison: Comparison) -> str:
@@ -203,11 +167,3 @@ def _reading(comparison: Comparison) -> str:
         return "by task, one seed"
     seeds = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return f"by task: mean of {seeds} seeds, standard error (bar), each seed (dot)"
-
-
-def _frame(axes: Axes) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#BBBBBB")
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=9)

@@ -242,19 +242,19 @@ def _start_parent(tracker: Tracker, name: str, suite: Suite, preset_name: str, p
 
 
 def _compare(session: _Session) -> None:
-    """The table on the terminal; table and picture in the sweep's folder and with its own run."""
-    from beamplatform.report import compare, print_comparison
-    from beamplatform.report.files import write_comparison
+    """The tables on the terminal; all of the report in the sweep's folder and with its own run."""
+    from beamplatform.report import print_comparison
+    from beamplatform.report.files import PAGE, make_report
 
     tracker, folder = session.tracker, session.folder / "comparison"
-    runs = tracker.trial_runs(sweep=session.name, every_status=True)
-    finished = {run.method for run in runs if run.status == "FINISHED"}
+    runs = tracker.trial_runs(sweep=session.name)
+    finished = {run.method for run in runs}
     methods = [method for method in session.methods if method in finished]
-    comparison = compare(runs, suite=session.suite, methods=methods)
-    print_comparison(comparison, session.console)
-    write_comparison(comparison, folder)
+    report = make_report(tracker, session.suite, session.name, methods=methods)
+    print_comparison(report.comparison, session.console)
+    report.write(folder)
     tracker.log_folder(session.parent, folder, "comparison")
-    session.console.print(f"Table and picture: {folder}", highlight=False, soft_wrap=True)
+    session.console.print(f"Tables, pictures and one page: {folder / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _short(value: object) -> str:

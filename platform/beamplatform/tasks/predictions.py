@@ -54,6 +54,16 @@ def rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     return [{**asdict(prediction), "prompt_hash": prediction.prompt_hash} for prediction in predictions]
 
 
+def by_question(predictions: Sequence[Prediction]) -> list[list[Prediction]]:
+    """Each question's predictions: one, or all samples of it."""
+    found: list[list[Prediction]] = []
+    for prediction in predictions:
+        if prediction.sample == 0:
+            found.append([])
+        found[-1].append(prediction)
+    return found
+
+
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     """A Parquet file with a row for each prediction, in their order."""
     import pyarrow

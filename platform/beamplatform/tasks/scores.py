@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from beamplatform.tasks.predictions import Prediction
+from beamplatform.tasks.predictions import Prediction, by_question
 
 _RESAMPLES = 1000
 
@@ -58,12 +58,7 @@ class Evaluation:
 
     def _right(self, task: str) -> list[list[bool]]:
         """For each question which of its answers are right."""
-        found: list[list[bool]] = []
-        for prediction in self.predictions[task]:
-            if prediction.sample == 0:
-                found.append([])
-            found[-1].append(prediction.correct)
-        return found
+        return [[answer.correct for answer in answers] for answers in by_question(self.predictions[task])]
 
     def _shares(self, task: str) -> list[float]:
         return [sum(answers) / len(answers) for answers in self._right(task)]

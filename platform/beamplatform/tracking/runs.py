@@ -57,6 +57,7 @@ class SweepRun:
     metrics: Mapping[str, float]
     status: str
     started: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, str]:

@@ -56,6 +56,7 @@ class Tracker:
 
             # With a server MLflow prints two lines to stdout when a run ends; only this variable stops it.
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             # Read at every request. MLflow's own numbers (7 tries, 120 s each) keep a caller waiting for minutes; the
             # sweep's recorder tries again by itself. A large file must be stored by the server within this time.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -267,6 +268,22 @@ class Tracker:
         ]
         return [trial for trial in trials if every_status or trial.status == "FINISHED"]
 
+    def download(self, run_id: str, artifact_path: str, folder: Path) -> Path | None:
+        """Copy a run's artifact, a file or a folder, below `folder`; None where the run has none of that name."""
+        from mlflow.exceptions import MlflowException
+
+        name = artifact_path.rpartition("/")[0]
+        if artifact_path not in {file.path for file in self.client.list_artifacts(run_id, name or None)}:
+            return None
+        try:
+            return Path(self.client.download_artifacts(run_id, artifact_path, str(folder)))
+        except (OSError, MlflowException):  # listed, but gone from where it lay
+            return None
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """A metric's (step, value) pairs, in the order of the steps."""
+        return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
+
     def _reader(self, suite: str | None) -> Tracker:
         """A tracker on the suite's experiment, which must exist."""
         reader = Tracker(self.uri, suite or self.experiment)
@@ -316,6 +333,7 @@ def _sweep_run(run: Run) -> SweepRun:
         metrics=dict(run.data.metrics),
         status=run.info.status,
         started=run.info.start_time,
+        tags=dict(run.data.tags),
     )
 
 

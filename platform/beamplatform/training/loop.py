@@ -26,11 +26,12 @@ Row = tuple[int, dict[str, float]]
 
 @dataclass
 class Meter:
-    """Loss and tokens since the last reading, of this worker."""
+    """Loss and tokens since the last reading, of this worker; seconds since the run began, pauses left out."""
 
     loss: float = 0.0
     steps: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     pending: list[torch.Tensor] = field(default_factory=list)
 
@@ -43,7 +44,7 @@ class Meter:
     def state(self) -> list[float]:
         """What `restore` takes back: plain numbers."""
         self._settle()
-        return [self.loss, self.steps, self.tokens]
+        return [self.loss, self.steps, self.tokens, self.seconds]
 
     def _settle(self) -> None:
         for loss in self.pending:
@@ -53,10 +54,11 @@ class Meter:
     def restore(self, state: Sequence[float]) -> None:
         """Add what a checkpoint holds of a worker's."""
         self.loss += state[0]
-        self.steps, self.tokens = int(state[1]), int(state[2])
+        self.steps, self.tokens, self.seconds = int(state[1]), int(state[2]), state[3]
 
     def read(self, step: int, place: Place) -> dict[str, float]:
-        """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes; then zero.
+        """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes, seconds of
+        training so far; then all but the last are zero.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -70,9 +72,12 @@ class Meter:
         loss = float(summed) / self.steps
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step}: lower the learning rate, or look at the data")
+        elapsed = time.perf_counter() - self.started
+        self.seconds += elapsed
         read = {
             "train/loss": loss,
-            "train/tokens_per_second": self.tokens / (time.perf_counter() - self.started),
+            "train/seconds": self.seconds,
+            "train/tokens_per_second": self.tokens / elapsed,
             "train/peak_memory_bytes": float(_peak_memory(place.device)),
         }
         self.loss, self.steps, self.tokens, self.started = 0.0, 0, 0, time.perf_counter()

@@ -1,0 +1,76 @@
+"""The answers behind a comparison's scores, from MLflow: who was right on which question."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from beamplatform.report.comparison import Comparison, Row
+from beamplatform.report.statistics import Answers, compare_all
+from beamplatform.tasks.predictions import by_question, read_predictions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from beamplatform.tracking import Tracker
+
+OURS = "beamlora"
+
+
+def with_differences(comparison: Comparison, tracker: Tracker) -> Comparison:
+    """The comparison with BeamLoRA (or, where it takes no part, the first method) set against each other method.
+
+    Only over questions that both were asked; a method without predictions, or with other questions, is left out, and
+    a remark says so.
+    """
+    ours = next((row for row in comparison.rows if row.method == OURS), comparison.rows[0])
+    if not comparison.tasks or len(comparison.rows) < 2:
+        return comparison
+    mine = _answers(ours, comparison.tasks, tracker)
+    others: dict[str, Answers] = {}
+    remarks: list[str] = []
+    for row in comparison.rows:
+        if row is ours:
+            continue
+        theirs = _answers(row, comparison.tasks, tracker)
+        if mine is None or theirs is None:
+            remarks.append(f"{row.method}: no predictions to test the difference with")
+        elif {task: documents for task, (documents, _) in mine.items()} != {t: d for t, (d, _) in theirs.items()}:
+            remarks.append(f"{row.method}: was asked other questions, so the difference is not tested")
+        else:
+            others[row.method] = {task: shares for task, (_, shares) in theirs.items()}
+    if mine is None:
+        return replace(comparison, uneven=(*comparison.uneven, *remarks))
+    seeds = {row.method: len(row.seeds) for row in comparison.rows}
+    found = compare_all(ours.method, {task: shares for task, (_, shares) in mine.items()}, others, seeds)
+    return replace(comparison, differences=tuple(found), uneven=(*comparison.uneven, *remarks))
+
+
+def _answers(
+    row: Row, tasks: tuple[str, ...], tracker: Tracker
+) -> dict[str, tuple[list[str], NDArray[np.float64]]] | None:
+    """Task -> the questions, and for each the share of the method's answers, over seeds and samples, that are right."""
+    import numpy as np
+
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        for task in tasks:
+            documents: list[str] | None = None
+            right = []
+            for run_id in row.run_ids:
+                folder = Path(name) / run_id
+                folder.mkdir(exist_ok=True)
+                file = tracker.download(run_id, f"predictions/{task}.parquet", folder)
+                if file is None:
+                    return None
+                questions = by_question(read_predictions(file))
+                asked = [answers[0].document for answers in questions]
+                if documents is not None and asked != documents:
+                    return None
+                documents = asked
+                right.append([sum(answer.correct for answer in answers) / len(answers) for answers in questions])
+            found[task] = (documents or [], np.mean(right, axis=0))
+    return found

@@ -1,0 +1,48 @@
+"""A comparison as one HTML page that needs nothing but itself: tables, pictures, where the numbers come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from beamplatform.report.beam import History, replacements
+from beamplatform.report.comparison import Comparison
+from beamplatform.report.sheets import remarks, sheets, title
+
+
+def to_html(
+    comparison: Comparison,
+    pictures: Sequence[tuple[str, Path]],
+    *,
+    history: History = (),
+    origin: Mapping[str, str] | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        pictures: a heading and an SVG file each.
+        history: the beam steps of one run (`report.beam`).
+        origin: facts about the sweep: commit, versions, command line.
+    """
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    environment = Environment(loader=PackageLoader("beamplatform.report"), autoescape=True)
+    return environment.get_template("page.html").render(
+        title=title(comparison).removeprefix("Accuracy (%): "),
+        sheets=sheets(comparison),
+        remarks=remarks(comparison),
+        pictures=[(name, Markup(_svg(path, number))) for number, (name, path) in enumerate(pictures)],
+        replacements=replacements(history),
+        origin=[(name, value) for name, value in (origin or {}).items() if value],
+    )
+
+
+def _svg(path: Path, number: int) -> str:
+    """An SVG file's element, its ids made unlike those of the page's other pictures."""
+    text = path.read_text(encoding="utf-8")
+    element = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    element = re.sub(r'\bid="', f'id="p{number}-', element)
+    element = re.sub(r'(xlink:href|href)="#', rf'\1="#p{number}-', element)
+    return re.sub(r"url\(#", f"url(#p{number}-", element)
