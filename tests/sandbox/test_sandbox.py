@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
-from beamplatform.sandbox import Limits, Verdict, check_program, find_bubblewrap
+from beamplatform.sandbox import Limits, Verdict, check, check_program, find_bubblewrap
 from beamplatform.sandbox.bubblewrap import _USER, _USERS
 from beamplatform.tasks import TASKS
 
@@ -210,6 +212,11 @@ DENIED = {
     "raw packets": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "running a program of the host": "os.execv('/bin/sh', ['sh'])",
     "more nice": "os.nice(-5)",
+    "shared memory": "open('/dev/shm/x', 'w')",
+    "a file beside the devices": "open('/dev/x', 'w')",
+    "a file in memory": "os.memfd_create('x')",
+    "a file in secret memory": "works(libc.syscall(447, 0) < 0)",
+    "a segment of shared memory": "works(libc.shmget(0, 4096, 0o1600) < 0)",
 }  # fmt: skip
 
 
@@ -260,6 +267,60 @@ def test_many_at_a_time() -> None:
         programs = [RIGHT if number % 2 else WRONG for number in range(24)]
         found = list(pool.map(lambda program: check_program(program, TEST).passed, programs))
     assert found == [program == RIGHT for program in programs] and threading.active_count() < 10
+
+
+AS_USER = """
+import subprocess
+from beamplatform.sandbox import check_program
+idle = [subprocess.Popen(["sleep", "60"]) for _ in range(20)]
+forks = '''
+import os, time
+def f(x):
+    made = 0
+    try:
+        while made < 50:
+            if os.fork() == 0: time.sleep(100)
+            made += 1
+    except OSError: pass
+    return made
+'''
+try:
+    print(check_program("def f(x): return x * x", "assert f(2) == 4"), check_program(forks, "assert 0 < f(2) < 9"))
+finally:
+    for process in idle: process.kill()
+"""
+
+
+def test_a_user_with_many_processes_and_debians_python(root: Path, tmp_path: Path) -> None:
+    """A limit on processes counts the sandbox's own, and not every Python has a folder site-packages."""
+    python = "/usr/bin/python3"
+    version = "import sys; sys.exit(sys.version_info < (3, 11))"
+    readable = root.stat().st_mode & 0o005 and all(parent.stat().st_mode & 0o001 for parent in root.parents)
+    if os.geteuid() != 0 or not readable or subprocess.run([python, "-c", version]).returncode:
+        pytest.skip("needs root, a checkout that others can read, and a system Python of 3.11 or newer")
+    packages = Path(psutil.__file__).parent.parent
+    environment = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1",
+                   "PYTHONPATH": f"{root / 'platform'}:{packages}"}  # fmt: skip
+    command = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", python, "-c", AS_USER]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=100)
+    assert done.stdout.count("passed=True") == 2, done.stdout + done.stderr
+
+
+def test_sandboxes_that_do_not_start_are_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = check.sandbox_command, []
+
+    def broken(*arguments: Any, **options: Any) -> list[str]:
+        tries.append(1)
+        return (
+            ["sh", "-c", "echo no namespace left >&2; exit 1"] if len(tries) <= failing else real(*arguments, **options)
+        )
+
+    monkeypatch.setattr(check, "sandbox_command", broken)
+    failing = 2
+    assert check_program(RIGHT, TEST, limits=LIMITS).passed, "the second try"
+    failing = 100
+    with pytest.raises(UserError, match="did not start in 3 tries: no namespace left"):
+        check_program(RIGHT, TEST, limits=LIMITS)
 
 
 def test_without_bubblewrap_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

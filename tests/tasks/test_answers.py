@@ -25,11 +25,11 @@ FIRST = [
     ("1,000/3", Fraction(1000, 3)), ("12 apples", 12), ("about 3 or 4", 3), ("(7)", 7), ("x = 9", 9), ("9x", 9),
     ("5-3", 5), ("1e3", 1), ("", None), ("none", None), (".", None), ("-", None), ("$", None), (",5", 5),
     ("18.00", 18), ("007", 7), ("1,23,456", 1), ("2:30", 2), ("3 1/2", 3), ("\n\n42\n", 42), ("**64**", 64),
-    ("\\boxed{64}", 64), ("72 km/h", 72), ("10^3", 10), ("1.2.3", Fraction(6, 5)), ("\u0665", None),
+    ("\\boxed{64}", 64), ("72 km/h", 72), ("10^3", 10), ("1.2.3", Fraction(6, 5)), ("\u0665", None), ("9" * 5000, None), ("1/" + "9" * 5000, None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "expected"), [case for case in FIRST if case[0] != "\u0665"])
+@pytest.mark.parametrize(("text", "expected"), FIRST)
 def test_first_number(text: str, expected: Fraction | int | None) -> None:
     assert first_number(text) == expected
 

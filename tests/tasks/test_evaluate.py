@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,20 @@ def test_samples_are_judged_one_by_one() -> None:
 def test_the_same_model_twice_is_refused() -> None:
     with pytest.raises(UserError, match="must differ"):
         run(Scripted(), [ONE, ONE], None)
+
+
+def test_answers_that_cannot_be_judged_are_wrong_and_told() -> None:
+    def fails_on_odd(extracted: str, record: Record) -> bool:
+        if int(record.instruction.split()[1]) % 2:
+            raise ZeroDivisionError("odd")
+        return True
+
+    task = replace(TASKS[0], correct=fails_on_odd)
+    (found,) = (
+        event.outcome
+        for event in evaluate_all(Scripted(), [None], [task], {"boolq": RECORDS["boolq"]})
+        if event.outcome
+    )
+    assert isinstance(found, Evaluation)
+    assert [p.correct for p in found.predictions["boolq"]] == [True, False] * 3
+    assert found.notes["boolq"].startswith("3 answers counted as wrong because judging them failed, first with Zero")

@@ -40,5 +40,5 @@ def content_hash(path: str) -> str:
 
 
 def draw_seed(seed: int, prompts: object) -> int:
-    """The seed of the draws for these prompts: the same whatever else is asked, another one for other prompts."""
+    """The seed of the draws for what is drawn together: a prompt (vLLM), or a batch of them (transformers)."""
     return int.from_bytes(hashlib.sha256(repr((seed, prompts)).encode()).digest()[:4], "big")

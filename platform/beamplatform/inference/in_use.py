@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,17 @@ class ExportError(UserError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.export, str(self))
+
+
+@contextmanager
+def blaming(export: Export) -> Iterator[None]:
+    """What is wrong in here is wrong with this export."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except UserError as error:
+        raise ExportError(export, str(error)) from error
 
 
 def require_in_use(export: Export, base: Any, adapted: Any) -> None:

@@ -15,7 +15,7 @@ from beamplatform.errors import UserError
 from beamplatform.inference.check import check_export
 from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.identity import draw_seed, fingerprint
-from beamplatform.inference.in_use import PROBES, require_in_use
+from beamplatform.inference.in_use import PROBES, blaming, require_in_use
 from beamplatform.inference.text import TextCodec, first_line, load_codec
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ class TransformersEngine:
             self._free()
         if export and export.kind == "merged":
             if self._merged is None:
-                check_export(self._base_model, export)
+                with blaming(export):
+                    check_export(self._base_model, export)
                 self._merged = (name, self._load(export.path))
             return self._merged[1]
         if self._base is None:
@@ -148,7 +149,8 @@ class TransformersEngine:
         if export is None:
             return self._base
         if name not in self._adapters:
-            check_export(self._base_model, export)
+            with blaming(export):
+                check_export(self._base_model, export)
             self._add_adapter(name, export)
         self._switch_on(name)
         if name not in self._in_use:

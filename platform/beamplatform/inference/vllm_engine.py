@@ -17,7 +17,7 @@ from beamplatform.errors import UserError
 from beamplatform.inference.check import check_export, read_adapter_config
 from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.identity import draw_seed, fingerprint
-from beamplatform.inference.in_use import PROBES, require_in_use
+from beamplatform.inference.in_use import PROBES, blaming, require_in_use
 from beamplatform.inference.text import TextCodec, load_codec
 
 logger = logging.getLogger(__name__)
@@ -177,13 +177,15 @@ class VllmEngine:
         name = fingerprint(export) if export else ""
         if export and export.kind == "merged":
             if self._engine is None or self._engine[0] != name:
-                check_export(self._base_model, export)
+                with blaming(export):
+                    check_export(self._base_model, export)
             return self._start(name, export.path), None
         if export is None:
             return self._start("", self._base_model), None
         if name not in self._adapters:
-            check_export(self._base_model, export)
-            check_servable(Path(export.path), self._lora_rank)
+            with blaming(export):
+                check_export(self._base_model, export)
+                check_servable(Path(export.path), self._lora_rank)
         llm = self._start("", self._base_model)
         adapter = self._adapter_request(llm, name, export)
         if name not in self._in_use:
@@ -206,8 +208,9 @@ class VllmEngine:
         if name not in self._adapters:
             # One slot stays free for the base model's requests: an old adapter leaves before a new one comes.
             if len(self._adapters) == self._max_adapters:
-                _, unused = self._adapters.popitem(last=False)
+                left, unused = self._adapters.popitem(last=False)
                 llm.llm_engine.remove_lora(unused)
+                self._in_use.discard(left)
             self._last_adapter_id += 1
             self._adapters[name] = self._last_adapter_id
         self._adapters.move_to_end(name)
@@ -242,6 +245,7 @@ class VllmEngine:
                 dtype=self._dtype,
                 max_num_seqs=self._batch_size,
                 generation_config="vllm",
+                load_format="safetensors",  # pickled weights can run code
                 use_tqdm_on_load=False,
                 # Compiling pays off on GPUs only.
                 enforce_eager=not torch.cuda.is_available(),

@@ -40,10 +40,12 @@ def draw_beam(history: History) -> Figure | None:
 
 
 def _course(axes: Axes, history: History) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     steps = [step["step"] for step in history]
     operated = [sum(len(pairs) for pairs in step["operated"].values()) for step in history]
     axes.bar(steps, operated, width=0.35 * _spacing(steps), color="#56B4E9")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_ylabel("operated ranks (bars)", fontsize=9, color=INK)
     other = axes.twinx()
     other.plot(steps, [step["threshold"] for step in history], color="#D55E00", marker="o", markersize=4, linewidth=1.3)
@@ -60,6 +62,7 @@ def _spacing(steps: Sequence[int]) -> float:
 
 def _module(axes: Axes, name: str, history: History) -> Any:
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     scores = np.array([step["scores"][name] for step in history]).T
     image = axes.imshow(
@@ -71,7 +74,7 @@ def _module(axes: Axes, name: str, history: History) -> Any:
     axes.set_title(short(name), loc="left", fontsize=8, color=INK)
     every = max(1, len(history) // 4)
     axes.set_xticks(range(0, len(history), every), [str(step["step"]) for step in history[::every]], fontsize=7)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.tick_params(labelsize=7)
     return image
 

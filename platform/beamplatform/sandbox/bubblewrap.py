@@ -1,7 +1,8 @@
 """The sandbox's command line: bubblewrap around one Python script, with nothing of the host but the interpreter.
 
 Own user, process, network, IPC, UTS and mount namespaces; no way to make more of them; an empty environment; a small
-tmpfs to write in. Limits on CPU time, memory, processes, files and their size are set by prlimit before Python starts.
+tmpfs to write in, everything else read-only. Limits on CPU time, memory, open files and their size are set by prlimit
+before Python starts; system calls for memory that escapes them are filtered out (`seccomp`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beamplatform.errors import UserError
+from beamplatform.sandbox.seccomp import opened
 
 HERE = Path(__file__).parent
 INSTALL = (
@@ -38,7 +40,8 @@ class Limits:
         seconds: wall time, from the start of the interpreter to the verdict.
         cpu_seconds: CPU time of each process.
         memory: bytes of address space of each process.
-        processes: processes and threads at a time, the interpreter included.
+        processes: processes and threads at a time, the interpreter included. It is set by the script in its sandbox,
+            where a kernel from 5.14 on counts that sandbox's alone.
         files: open files of each process.
         disk: bytes of all files, and of each.
     """
@@ -60,7 +63,7 @@ def find_bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
         raise UserError(f"generated programs run in a sandbox made by bubblewrap, which is not here: {INSTALL}")
-    why = _cannot(found)
+    why = "" if found in _works else _cannot(found)
     if why:
         raise UserError(
             f"bubblewrap cannot make a sandbox on this machine: {why}; in a container it needs the right to make "
@@ -70,16 +73,32 @@ def find_bubblewrap() -> str:
     return found
 
 
-@functools.cache
+_works: set[str] = set()
+"""What has made a sandbox in this process; what could not may be able to in a moment."""
+
+
 def _cannot(bubblewrap: str) -> str:
     """Why a sandbox cannot be made here; "" where it can."""
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "nothing.py"
         script.write_text("")
         script.parent.chmod(0o755)  # bubblewrap may run as another user
-        command = sandbox_command(bubblewrap, "nothing.py", {"nothing.py": script}, Limits(), number=0)
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    return done.stderr.strip()[-300:] or f"it ended with {done.returncode}" if done.returncode else ""
+        seccomp = opened()
+        try:
+            command = sandbox_command(
+                bubblewrap, "nothing.py", {"nothing.py": script}, Limits(), number=os.getpid(), seccomp=seccomp
+            )
+            fds = () if seccomp is None else (seccomp,)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, pass_fds=fds
+            )
+        finally:
+            if seccomp is not None:
+                os.close(seccomp)
+    if done.returncode:
+        return done.stderr.strip()[-300:] or f"it ended with {done.returncode}"
+    _works.add(bubblewrap)
+    return ""
 
 
 def sandbox_command(
@@ -89,6 +108,7 @@ def sandbox_command(
     limits: Limits,
     *,
     number: int,
+    seccomp: int | None,
     arguments: Sequence[str] = (),
 ) -> list[str]:
     """The command that runs `script` in a sandbox.
@@ -97,6 +117,7 @@ def sandbox_command(
         script: one of `files`.
         files: what is readable in the sandbox's folder /job beside the interpreter: name there -> file here.
         number: of this sandbox: another one than those that run at the same time have.
+        seccomp: the descriptor that the filter of system calls is read from (`seccomp.opened`).
         arguments: of the script.
     """
     prefix, executable, libraries = _interpreter()
@@ -106,16 +127,18 @@ def sandbox_command(
     for path in (*libraries, executable, standard):
         here = path.replace(prefix, str(stage), 1) if stage and path.startswith(f"{prefix}/") else path
         readable += ["--ro-bind", here, path]
-    readable += ["--tmpfs", f"{standard}/site-packages", "--remount-ro", f"{standard}/site-packages"]
+    if os.path.isdir(f"{standard}/site-packages"):
+        readable += ["--tmpfs", f"{standard}/site-packages", "--remount-ro", f"{standard}/site-packages"]
     for name, file in files.items():
         readable += ["--ro-bind", str(file), f"/job/{name}"]
     inner = [
-        "prlimit", f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nproc={limits.processes + 1}",
-        f"--nofile={limits.files}", f"--fsize={limits.disk}", "--core=0",
+        "prlimit", f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nofile={limits.files}",
+        f"--fsize={limits.disk}", "--core=0",
         bubblewrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
         "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--hostname", "sandbox", *readable,
-        "--proc", "/proc", "--dev", "/dev", "--size", str(limits.disk), "--tmpfs", "/tmp", "--remount-ro", "/",
-        "--chdir", "/tmp", "--", executable, "-S", "-B", f"/job/{script}", *arguments,
+        *([] if seccomp is None else ["--seccomp", str(seccomp)]),
+        "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.disk), "--tmpfs", "/tmp",
+        "--remount-ro", "/", "--chdir", "/tmp", "--", executable, "-S", "-B", f"/job/{script}", str(limits.processes + 1), *arguments,
     ]  # fmt: skip
     if stage is None:
         return inner
@@ -128,10 +151,11 @@ def sandbox_command(
 def bare_command(folder: Path, script: str, argument: str, files: Mapping[str, Path], limits: Limits) -> list[str]:
     """The command that runs `script` without a sandbox, with a copy of `files` in a folder below `folder`."""
     job = folder / script.removesuffix(".py")
-    job.mkdir()
+    job.mkdir(exist_ok=True)
     for name, file in files.items():
         shutil.copyfile(file, job / name)
-    command = [os.path.realpath(sys.executable), "-S", "-B", str(job / script), str(job / argument)]
+    # A limit on processes would count all that the user runs, here where no namespace stands between: 0 is none.
+    command = [os.path.realpath(sys.executable), "-S", "-B", str(job / script), "0", str(job / argument)]
     limiter = shutil.which("prlimit")
     if limiter is None:
         return command

@@ -1,4 +1,7 @@
-"""Inside its sandbox: runs a program and answers calls to its functions. `candidate.py SOURCE`, calls on stdin."""
+"""Inside its sandbox: runs a program and answers calls to its functions.
+
+`candidate.py PROCESSES SOURCE`, calls on stdin; the first answer says that the program is about to run.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import wire
 
 
 def main() -> None:
+    wire.limit_processes(int(sys.argv[1]))
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
     os.close(nothing)
-    with open(sys.argv[1], encoding="utf-8", errors="surrogatepass") as file:
+    with open(sys.argv[2], encoding="utf-8", errors="surrogatepass") as file:
         source = file.read()
     known: list[Any] = []
     failure: BaseException | None = None
@@ -25,6 +29,7 @@ def main() -> None:
         known.append(value)
         return len(known) - 1
 
+    wire.send(answers, wire.STARTED)
     try:
         exec(compile(source, "<program>", "exec"), namespace)
     except BaseException as error:

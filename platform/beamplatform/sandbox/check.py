@@ -15,10 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from beamplatform.errors import UserError
 from beamplatform.sandbox.bubblewrap import HERE, Limits, bare_command, find_bubblewrap, sandbox_command
+from beamplatform.sandbox.seccomp import opened
+from beamplatform.sandbox.wire import READY
 
 _LONGEST_VERDICT = 64 * 2**10
-_numbers = itertools.count()
+_START_SECONDS = 60.0
+_STARTS = 3
+"""Tries to start the sandboxes: a machine that is full for a moment must not make a right program wrong."""
+_numbers = itertools.count(97 * os.getpid())
+
+
+class SandboxError(UserError):
+    """The sandboxes did not start; that says nothing about the program."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,9 @@ def check_program(
         names: the program's own even where `setup` or Python has such a name, too.
         sandboxed: False runs the program with this process's rights, limited in time and memory only.
 
+    Only plain values pass between the program and its tests (numbers, texts, collections, and references to the
+    program's own objects): a program that changes its argument in place, or returns a generator, is not seen to do so.
+
     Raises:
         UserError: no sandbox can be made here.
     """
@@ -61,20 +74,34 @@ def check_program(
         wire = {"wire.py": HERE / "wire.py"}
         files = [{"candidate.py": HERE / "candidate.py", "program.py": source, **wire}]
         files.append({"judge.py": HERE / "judge.py", "job.json": job, **wire})
-        commands = [
-            sandbox_command(bubblewrap, script, found, limits, number=next(_numbers), arguments=[f"/job/{argument}"])
-            if bubblewrap
-            else bare_command(folder, script, argument, found, limits)
-            for script, argument, found in (
-                ("candidate.py", "program.py", files[0]),
-                ("judge.py", "job.json", files[1]),
-            )
-        ]
-        return _run(commands[0], commands[1], limits, folder=None if bubblewrap else folder)
+        scripts = (("candidate.py", "program.py", files[0]), ("judge.py", "job.json", files[1]))
+        for _ in range(_STARTS):
+            with contextlib.ExitStack() as stack:
+                commands: list[_Command] = []
+                for script, argument, found in scripts:
+                    if bubblewrap is None:
+                        commands.append((bare_command(folder, script, argument, found, limits), ()))
+                        continue
+                    seccomp = opened()
+                    if seccomp is not None:
+                        stack.callback(os.close, seccomp)
+                    command = sandbox_command(
+                        bubblewrap, script, found, limits, number=next(_numbers), seccomp=seccomp,
+                        arguments=[f"/job/{argument}"],
+                    )  # fmt: skip
+                    commands.append((command, () if seccomp is None else (seccomp,)))
+                verdict = _run(commands[0], commands[1], limits, folder=None if bubblewrap else folder)
+            if isinstance(verdict, Verdict):
+                return verdict
+        raise SandboxError(f"the sandbox did not start in {_STARTS} tries: {verdict or 'it said nothing'}")
 
 
-def _run(candidate: list[str], judge: list[str], limits: Limits, folder: Path | None) -> Verdict:
-    """Both at once; in a sandbox, or else (`folder`) as they are, in that folder."""
+_Command = tuple[list[str], tuple[int, ...]]
+"""A command, and the descriptors it inherits."""
+
+
+def _run(candidate: _Command, judge: _Command, limits: Limits, folder: Path | None) -> Verdict | str:
+    """Both at once; in a sandbox, or else (`folder`) as they are, in that folder. A text: why they did not start."""
     calls_out, calls_in = os.pipe()
     answers_out, answers_in = os.pipe()
     verdict_out, verdict_in = os.pipe()
@@ -99,12 +126,14 @@ def _run(candidate: list[str], judge: list[str], limits: Limits, folder: Path | 
                 process.wait()
 
 
-def _start(command: list[str], stdin: int, stdout: int, stderr: int, folder: Path | None) -> subprocess.Popen[bytes]:
+def _start(command: _Command, stdin: int, stdout: int, stderr: int, folder: Path | None) -> subprocess.Popen[bytes]:
     """With no environment but PATH, and no other descriptors."""
+    line, inherited = command
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     return subprocess.Popen(
-        command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=folder or "/", start_new_session=True
-    )
+        line, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=folder or "/", start_new_session=True,
+        pass_fds=inherited,
+    )  # fmt: skip
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -121,16 +150,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _verdict(descriptor: int, seconds: float) -> Verdict:
-    deadline, text = time.monotonic() + seconds, b""
+def _verdict(descriptor: int, seconds: float) -> Verdict | str:
+    """The verdict, in `seconds` from when both sandboxes run; a text where they never did: what was said instead."""
+    ready, text = f"{READY}\n".encode(), b""
+    deadline, started = time.monotonic() + _START_SECONDS, False
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            if not started:
+                return f"nothing for {_START_SECONDS:g} seconds"
             return Verdict(False, f"not done after {seconds:g} seconds")
         piece = os.read(descriptor, 65536)
         text = (text + piece)[-_LONGEST_VERDICT:]
+        if not started and ready in text:
+            started, deadline = True, time.monotonic() + seconds
+            text = text.partition(ready)[2]
         if not piece:
             break
+    if not started:
+        return text.decode(errors="replace").strip()[-300:]
     try:
         found = json.loads(text.splitlines()[-1])
         return Verdict(found["passed"] is True, str(found["reason"]))

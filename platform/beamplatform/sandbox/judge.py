@@ -1,8 +1,8 @@
-"""In a sandbox of its own: runs a program's tests. `judge.py JOB`; answers come on stdin, calls go to stdout.
+"""In a sandbox of its own: runs a program's tests. `judge.py PROCESSES JOB`; answers come on stdin, calls go to stdout.
 
 JOB is a JSON file {"setup": source, "test": source, "names": [of the program's functions that the test calls]}. The
-verdict is the last line on stderr: {"passed": bool, "reason": text}. Names that neither the tests nor Python know are
-the program's.
+line READY on stderr says that both sandboxes run; the last line is the verdict: {"passed": bool, "reason": text}. Names
+that neither the tests nor Python know are the program's.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ class Ended(BaseException):
 
 def main() -> NoReturn:
     answers, calls, verdicts = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(2), "w")
+    wire.limit_processes(int(sys.argv[1]))
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
-    with open(sys.argv[1], encoding="utf-8") as file:
+    with open(sys.argv[2], encoding="utf-8") as file:
         job = json.load(file)
+    if wire.receive(answers) != wire.STARTED:  # written before any line of the program ran
+        os._exit(1)
+    verdicts.write(wire.READY + "\n")
+    verdicts.flush()
 
     def ask(message: dict[str, Any], arguments: Any) -> Any:
         def refer(value: Any) -> int:

@@ -8,6 +8,10 @@ from typing import IO, Any
 
 LONGEST = 8 * 2**20
 """Bytes of one message."""
+STARTED = {"started": True}
+"""The first message of a program's sandbox."""
+READY = "READY"
+"""The first line of a judge who has had it."""
 _DEEPEST = 100
 _COLLECTIONS = (list, tuple, set, frozenset)
 
@@ -76,6 +80,14 @@ def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
     if kind == "ref":
         return resolve(int(content))
     raise ValueError(f"unknown kind {kind!r}")
+
+
+def limit_processes(number: int) -> None:
+    """From here on at most so many processes and threads of this user, in this sandbox; 0 = no limit."""
+    import resource
+
+    if number:
+        resource.setrlimit(resource.RLIMIT_NPROC, (number, number))
 
 
 def send(stream: IO[bytes], message: Any) -> None:

@@ -98,7 +98,7 @@ class EvaluationStage:
 
     def _evaluate(self, batch: list[int]) -> None:
         """Ask these models; where the actor is lost, go on with another one, which finds the answers given so far."""
-        from ray.exceptions import RayActorError, RayError
+        from ray.exceptions import RayError, RayTaskError
 
         from beamplatform.sweep.train_stage import reason
 
@@ -112,15 +112,18 @@ class EvaluationStage:
                     return
                 self._actor = None
                 lost = lost + 1 if len(batch) == before else 1
-                if lost == _ATTEMPTS or not isinstance(error, RayActorError):
+                if lost == _ATTEMPTS or isinstance(error, RayTaskError):  # its own error would come again
                     self._fail(batch, reason(error))
 
     def _ask(self, batch: list[int]) -> None:
         """Takes each model out of `batch` when its outcome is known."""
         import ray
 
-        if self._actor is None:
-            self._actor = self._make_actor()
+        with self._changed:  # not while Ray is being shut down: it would start again
+            if self._abandoned:
+                return
+            if self._actor is None:
+                self._actor = self._make_actor()
         asked = list(batch)
         for index in asked:
             self._outcomes.evaluating(index, 0)
@@ -136,8 +139,11 @@ class EvaluationStage:
             batch.remove(index)
             if isinstance(event.outcome, UserError):
                 self._fail_one(index, str(event.outcome))
-            else:
+                continue
+            try:
                 self._outcomes.evaluated(index, event.outcome)
+            except Exception as error:  # a full disk must not end the evaluation of the other trials
+                self._fail_one(index, f"its scores could not be stored ({type(error).__name__}: {error})")
 
     def _fail(self, batch: list[int], why: str) -> None:
         while batch:

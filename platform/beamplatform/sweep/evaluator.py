@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from beamplatform.data.records import Record
 from beamplatform.errors import UserError
 from beamplatform.inference import Export, Generation, check_export, create_engine
-from beamplatform.inference.identity import content_hash
+from beamplatform.inference.identity import content_hash, fingerprint
 from beamplatform.inference.text import load_codec
 from beamplatform.models import resolve_path, torch_dtype
 from beamplatform.storage import local_folder
@@ -94,6 +94,9 @@ class Evaluator:
                     here[index] = self._fetch(export, stack)
                 except UserError as error:
                     yield Event(index, outcome=error)
+                except Exception as error:  # of any storage's client
+                    told_of = export.path if export else self._base
+                    yield Event(index, outcome=UserError(f"cannot fetch {told_of} ({type(error).__name__}: {error})"))
             places = list(here)
             for event in evaluate_all(
                 self._engine,
@@ -130,9 +133,10 @@ class Evaluator:
 
     def _content(self, path: str) -> str:
         """The hash of a model, which is read whole for it, once."""
-        if path not in self._hashes:
-            self._hashes[path] = content_hash(path)
-        return self._hashes[path]
+        known = path if path == self._base else f"{path} {fingerprint(Export('merged', path))}"
+        if known not in self._hashes:
+            self._hashes[known] = content_hash(path)
+        return self._hashes[known]
 
     def check(self) -> None:
         """Find out, without loading the model, whether every task can be scored here and its prompts fit the context.

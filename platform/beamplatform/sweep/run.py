@@ -76,6 +76,7 @@ def start_ray() -> Cluster:
     # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
     # default keeps others out.)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call made after a shutdown starts it again
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record
-from beamplatform.tasks.task import Task
+from beamplatform.tasks.task import Task, as_published
 
 MAX_NEW_TOKENS = 32
 
@@ -48,18 +48,22 @@ def _prompt(record: Record) -> str:
     return alpaca_prompt(record.instruction, record.input)
 
 
-def _note(name: str) -> Callable[[Sequence[Record]], str]:
+def _hellaswag_note(records: Sequence[Record]) -> str:
     """The published HellaSwag has WikiHow's articles with their markers, behind some 3200 records of another source."""
+    if len(records) < 4000 or any("[step]" in record.instruction for record in records):
+        return ""
+    return "variant: WikiHow's markers, such as [step], are missing in its records"
 
-    def note(records: Sequence[Record]) -> str:
-        if name != "hellaswag" or len(records) < 4000 or any("[step]" in record.instruction for record in records):
-            return ""
-        return "variant: WikiHow's markers, such as [step], are missing in its records"
 
-    return note
-
+_NOTES = {"hellaswag": _hellaswag_note}
 
 COMMONSENSE: tuple[Task, ...] = tuple(
-    Task(name=name, prompt=_prompt, max_new_tokens=MAX_NEW_TOKENS, extract=first_label(labels), note=_note(name))
+    Task(
+        name=name,
+        prompt=_prompt,
+        max_new_tokens=MAX_NEW_TOKENS,
+        extract=first_label(labels),
+        note=_NOTES.get(name, as_published),
+    )
     for name, labels in LABELS.items()
 )

@@ -151,6 +151,7 @@ class _Model:
     judges: ThreadPoolExecutor
     failed: bool = False
     judged: dict[tuple[str, int], Future[list[Prediction]]] = field(default_factory=dict)
+    unjudged: list[tuple[str, str]] = field(default_factory=list)
 
     def questions(self, tasks: Sequence[Task]) -> list[_Question]:
         return [
@@ -177,6 +178,11 @@ class _Model:
             for task in self.tasks
         }
         notes = {task.name: task.notes(self.records[task.name]) for task in self.tasks}
+        for name in notes:
+            errors = [error for task, error in self.unjudged if task == name]
+            if errors:
+                text = f"{len(errors)} answers counted as wrong because judging them failed, first with {errors[0]}"
+                notes[name] = "; ".join(filter(None, [notes[name], text]))
         return Evaluation(predictions, {name: note for name, note in notes.items() if note})
 
 
@@ -217,10 +223,21 @@ def _is_open(question: _Question) -> bool:
 
 
 def _judge(question: _Question, completions: list[str]) -> list[Prediction]:
+    """A completion that a task's own code fails on is wrong; how often that was stands beside the score.
+
+    Raises:
+        UserError: nothing can be judged here.
+    """
     found, document = [], document_hash(question.record)
     for sample, completion in enumerate(completions):
-        extracted = question.task.extract(completion)
-        correct = extracted is not None and question.task.correct(extracted, question.record)
+        extracted, correct = None, False
+        try:
+            extracted = question.task.extract(completion)
+            correct = extracted is not None and question.task.correct(extracted, question.record)
+        except UserError:
+            raise
+        except Exception as error:
+            question.model.unjudged.append((question.task.name, f"{type(error).__name__}: {error}"[:200]))
         gold = question.record.answer
         found.append(Prediction(document, question.prompt, completion, extracted, gold, correct, sample))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from beamplatform.data.records import Record, text_field
 from beamplatform.errors import UserError
 from beamplatform.tasks.answers.latex import last_boxed, normal_form
-from beamplatform.tasks.answers.mathematics import same_mathematics
+from beamplatform.tasks.answers.mathematics import can_compare, same_mathematics
 from beamplatform.tasks.gsm8k import MARKER, STOP, step_by_step
 from beamplatform.tasks.task import Option, Task
 
@@ -52,5 +52,10 @@ MATH = Task(
     correct=correct,
     files="MATH/{split}.jsonl",
     parse=parse,
-    options={"sympy": Option("answers are equal where sympy says so, or within 1e-4", {"correct": correct_in_sympy})},
+    options={
+        "sympy": Option(
+            "answers are equal where sympy says so, or within 1e-4",
+            {"correct": correct_in_sympy, "requires": can_compare},
+        )
+    },
 )

@@ -18,7 +18,7 @@ def _nothing() -> None:
     """What most tasks require."""
 
 
-def _as_published(records: Sequence[Record]) -> str:
+def as_published(records: Sequence[Record]) -> str:
     """What most tasks note about their records."""
     return ""
 
@@ -65,7 +65,7 @@ class Task:
     requires: Callable[[], object] = _nothing
     files: str = "{name}/{split}.json"
     parse: RowParser = parse_record
-    note: Callable[[Sequence[Record]], str] = _as_published
+    note: Callable[[Sequence[Record]], str] = as_published
     options: Mapping[str, Option] = field(default_factory=dict, hash=False)
     chosen: tuple[str, ...] = ()
 

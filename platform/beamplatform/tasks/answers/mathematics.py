@@ -18,6 +18,9 @@ import select
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
+
+from beamplatform.errors import UserError
 
 SECONDS = 5.0
 """For one comparison."""
@@ -65,6 +68,12 @@ class _Process:
 
 _lock = threading.Lock()
 _process: _Process | None = None
+
+
+def can_compare() -> None:
+    """Raises UserError where math-verify is not installed."""
+    if find_spec("math_verify") is None:
+        raise UserError("evaluation.equivalence=sympy needs math-verify: pip install math-verify")
 
 
 def same_mathematics(gold: str, answer: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 _NUMBER = re.compile(rf"(?P<sign>[-+\u2212])?\s?\$?\s?(?P<minus>[-\u2212])?(?P<number>{_UNSIGNED})")
 _FRACTION = re.compile(rf"\s?/\s?(?P<number>{_UNSIGNED})")
+_LONGEST = 1000
+"""Digits of a number; a model that repeats itself writes longer ones, which are no answers (and Python prints none)."""
 
 
 def first_number(text: str) -> Fraction | None:
@@ -31,14 +33,16 @@ def last_number(text: str) -> Fraction | None:
 def _value(text: str, match: re.Match[str]) -> tuple[Fraction | None, int]:
     """The number or fraction that a match begins, and where it ends."""
     value, end = _exact(match["number"]), match.end()
+    if value is None:
+        return None, end
     if divisor := _FRACTION.match(text, match.end()):
         denominator, end = _exact(divisor["number"]), divisor.end()
-        if denominator == 0:
+        if not denominator:
             return None, end
         value /= denominator
     negative = (match["sign"] in ("-", "\u2212")) != (match["minus"] is not None)
     return (-value if negative else value), end
 
 
-def _exact(number: str) -> Fraction:
-    return Fraction(number.replace(",", ""))
+def _exact(number: str) -> Fraction | None:
+    return Fraction(number.replace(",", "")) if len(number) <= _LONGEST else None
