@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beamplatform.cli import main_guard
-from beamplatform.options import add_preset_options, as_list, load, unsafe_options
+from beamplatform.options import add_preset_options, add_tracking_option, as_list, load, unsafe_options
 
 EXAMPLES = """examples:
   python pipelines/evaluate.py --suite commonsense                                 the base model
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_options(parser)
+    add_tracking_option(parser)
     parser.add_argument(
         "--adapter", metavar="DIR", action="append", default=[],
         help="a LoRA adapter or a merged model, ours or not; may be repeated, adapters are then asked together; "
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ask-again", action="store_true", help="neither use nor keep answers")
     arguments = parser.parse_args(argv)
 
-    _, _, preset = load(
+    suite, _, preset = load(
         arguments,
         {
             "--model": ("model.path", arguments.model),
@@ -55,7 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     store = None if arguments.ask_again else arguments.answers
     return score_exports(
-        preset, arguments.adapter, output=arguments.output, store=store, options=unsafe_options(arguments)
+        suite.name,
+        preset,
+        arguments.adapter,
+        output=arguments.output,
+        store=store,
+        tracking_uri=arguments.tracking_uri,
+        options=unsafe_options(arguments),
     )
 
 

@@ -18,12 +18,19 @@ TINY = "tiny"
 
 
 def resolve_path(path: str) -> str:
-    """The folder of the shipped model for 'tiny'; any other path or hub id as it is."""
+    """The folder of the shipped model for 'tiny'; any other folder absolute, a hub id as it is.
+
+    Raises:
+        UserError: what can only be a folder is none.
+    """
     if path == TINY:
         from beamplatform.world import tiny_model_path
 
         return str(tiny_model_path())
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and path.startswith(("/", "./", "../", "~")):
+        raise UserError(f"model.path: no model folder at {path}; give a folder, a hub id, or {TINY!r}")
+    return str(folder.resolve()) if folder.is_dir() else path
 
 
 def torch_dtype(name: str, *, on_gpu: bool) -> torch.dtype:

@@ -37,14 +37,18 @@ def unsafe_options(arguments: argparse.Namespace) -> tuple[str, ...]:
     return ("unsafe",) if arguments.unsafe else ()
 
 
-def add_suite_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the pipelines that train: a preset, and where results go."""
-    add_preset_options(parser)
-    parser.add_argument("--storage", default="runs", metavar="DIR", help="folder or URI for results (default: runs)")
+def add_tracking_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking-uri", metavar="URI",
         help="MLflow store; default: MLFLOW_TRACKING_URI, else mlflow.db in the working folder",
     )  # fmt: skip
+
+
+def add_suite_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the pipelines that train: a preset, and where results go."""
+    add_preset_options(parser)
+    add_tracking_option(parser)
+    parser.add_argument("--storage", default="runs", metavar="DIR", help="folder or URI for results (default: runs)")
 
 
 def load(arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]]) -> tuple[Suite, str, Preset]:

@@ -126,7 +126,7 @@ def test_adapter_folder_without_its_parts(base: Path, copy: Path, tmp_path: Path
     config.write_text("[]")
     assert refusal(base, "adapter", copy) == f"{config}: expected a JSON object"
     config.unlink()
-    assert f"{config} is missing: an adapter folder holds" in refusal(base, "adapter", copy)
+    assert f"{config} is missing: an adapter's folder holds" in refusal(base, "adapter", copy)
 
 
 def test_adapter_that_is_not_lora(base: Path, copy: Path) -> None:

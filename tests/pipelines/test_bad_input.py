@@ -36,7 +36,7 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY, "--set", "methods.lora.r=200"], r"rank 200 is larger than .* \[\d+, \d+\]; allowed"),
         ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 100"),
         ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[nope]"], "no such layer .* allowed: .*q_proj"),
-        ("sweep.py", [*TINY, "--set", "model.path=/nowhere"], "cannot read a model configuration from /nowhere"),
+        ("sweep.py", [*TINY, "--set", "model.path=/nowhere"], "model.path: no model folder at /nowhere; give"),
         ("sweep.py", [*TINY[:2], "--resume"], "--resume: no sweep of the suite commonsense in .*/runs"),
         ("sweep.py", [*TINY[:2], "--resume", "nope"], "--resume nope: no such sweep .* commonsense there: none"),
         ("sweep.py", [*TINY[:2], "--resume", "--seeds", "1"], "--seeds: a resumed sweep goes on as it was started"),

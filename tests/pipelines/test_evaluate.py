@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,8 +67,29 @@ def test_several_models_at_once_score_as_each_alone(root: Path, adapters: list[P
     assert len(lines(tmp_path)) == 3 * 40, "--ask-again keeps nothing"
     output = run(root, tmp_path, "--adapter", adapters[0], "--max-records", 20)
     assert "average" in output and len(lines(tmp_path)) == 3 * 40, "what was answered is not asked again"
+    settings = json.loads((tmp_path / "one" / "scores.json").read_text())["settings"]
+    assert settings["beams"] == 1 and settings["engine"].startswith("transformers") and settings["dtype"] == "float32"
     texts = [read_predictions(tmp_path / "all" / str(n) / "predictions" / "boolq.parquet") for n in (1, 2, 3)]
     assert texts[0] != texts[1] and [p.completion for p in texts[1]] == [p.completion for p in texts[2]]
+
+
+def test_every_model_has_a_run_in_mlflow_and_none_in_a_comparison(
+    root: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    output = run(root, tmp_path, "--adapter", adapters[0], "--max-records", 5)
+    assert "mlflow ui" in output
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("commonsense").experiment_id])
+    assert found.info.status == "FINISHED" and found.data.params["export"] == str(adapters[0])
+    assert {"eval/boolq", "eval/piqa", "eval/average", "standard_error/boolq"} <= set(found.data.metrics)
+    files = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "predictions")}
+    assert files == {f"{task}.{end}" for task in ("boolq", "piqa") for end in ("json", "parquet")}
+    assert '"type": "table"' in found.data.tags["mlflow.loggedArtifacts"]
+    compare = [sys.executable, root / "pipelines" / "compare.py", "--suite", "commonsense"]
+    done = subprocess.run(compare, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "has no sweeps" in done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -93,7 +115,24 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_same_adapter_twice_is_one_line(root: Path, adapters: list[Path], tmp_path: Path) -> None:
-    process = start(root, tmp_path, "--adapter", adapters[0], "--adapter", adapters[0])
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 2 and "error: --adapter: the same folder is named twice" in errors
+def test_what_is_wrong_is_one_line(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "trial" / "export").mkdir(parents=True)
+    again = f"{adapters[0].parent}/./{adapters[0].name}"
+    for arguments, message in (
+        (("--adapter", adapters[0], "--adapter", again), "the same folder is named twice"),
+        (("--output", "file"), "--output file: is a file"),
+        (("--adapter", "trial"), "did you mean trial/export?"),
+    ):
+        process = start(root, tmp_path, *arguments)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 2 and len(errors.strip().splitlines()) == 1 and message in errors, errors
+
+
+def test_an_adapter_of_another_base_model_is_told(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(adapters[0], tmp_path / "other")
+    config = tmp_path / "other" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/another"}))
+    output = run(root, tmp_path, "--adapter", "other", "--max-records", 2)
+    assert "note: other says it was made for org/another, and is evaluated on tiny" in output
+    assert "says it was made" not in run(root, tmp_path, "--adapter", adapters[0], "--max-records", 2)

@@ -17,8 +17,8 @@ from beamplatform.data.records import load_records
 from beamplatform.inference import Export
 from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import Evaluator, evaluator_actor
-from beamplatform.sweep.run import Cluster, score_metrics
-from beamplatform.tasks import Evaluation, Prediction
+from beamplatform.sweep.run import Cluster
+from beamplatform.tasks import Evaluation
 from beamplatform.world import tiny_model_path
 
 TASKS = ("boolq", "piqa")
@@ -208,15 +208,3 @@ def test_what_is_spare_is_what_trials_leave(trial) -> None:
     assert Cluster(64, 4, 8).spare(pair, 2) == 0 and Cluster(64, 4, 8).spare(pair, 1) == 2
     on_gpus = pair.model_copy(update={"device": "gpu"})
     assert Cluster(8, 0, 8).spare(on_gpus, 3) == 0, "an autoscaling cluster shows no GPU yet"
-
-
-def test_metrics_of_scores() -> None:
-    predictions = [Prediction("d", "p", "c", "x", "x", sample < n, sample) for n in range(3) for sample in range(2)]
-    found = Evaluation({"humaneval": predictions})
-    metrics = score_metrics(found, [2])
-    assert metrics["eval/humaneval"] == metrics["eval/average"] == pytest.approx(0.5)
-    assert metrics["pass_at_2/humaneval"] == pytest.approx(2 / 3)
-    assert set(metrics) == {
-        "eval/humaneval", "eval/average", "standard_error/humaneval", "standard_error/average", "pass_at_2/humaneval",
-        "standard_error/humaneval/pass_at_2",
-    }  # fmt: skip

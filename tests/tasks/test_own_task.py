@@ -75,3 +75,16 @@ def test_a_file_that_is_no_task_is_explained(tmp_path: Path, content: str | None
 def test_a_relative_path_is_made_absolute_for_workers(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own.parent)
     assert EvaluationSection(tasks=("sums.py", "boolq")).tasks == (str(own), "boolq")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"question": "1 + 1?", "answer": 2}\n', "test.jsonl, record 1: its task makes output of it a number, which"),
+        ('{"answer": "2"}\n', "test.jsonl, record 1: its task cannot read it .KeyError: 'question'."),
+    ],
+)
+def test_records_that_do_not_fit_are_named(own: Path, rows: str, message: str) -> None:
+    (own.parent / "DIR" / "sums" / "test.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=message):
+        records_of_tests(DataSection(source=str(own.parent / "DIR")), [str(own)], None)

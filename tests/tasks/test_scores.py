@@ -48,3 +48,15 @@ def test_errors_are_binomial_for_one_answer_and_bootstrapped_for_several() -> No
     assert several.scores == {"a": pytest.approx(statistics.fmean(shares))}
     assert several.standard_error("a") == bootstrap_error(shares)
     assert several.standard_error("a", 2) == bootstrap_error([pass_at(4, 1 + n % 3, 2) for n in range(30)])
+
+
+def test_metrics_of_scores() -> None:
+    predictions = [Prediction("d", "p", "c", "x", "x", sample < n, sample) for n in range(3) for sample in range(2)]
+    found = Evaluation({"humaneval": predictions})
+    metrics = found.metrics([2])
+    assert metrics["eval/humaneval"] == metrics["eval/average"] == pytest.approx(0.5)
+    assert metrics["pass_at_2/humaneval"] == pytest.approx(2 / 3)
+    assert set(metrics) == {
+        "eval/humaneval", "eval/average", "standard_error/humaneval", "standard_error/average", "pass_at_2/humaneval",
+        "standard_error/humaneval/pass_at_2",
+    }  # fmt: skip

@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -155,9 +155,21 @@ def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
         name = f"{where}, record {number}"
         if not isinstance(row, Mapping):
             raise UserError(f"{name}: expected an object, found {_json_type(row)}")
-        record = parse(row, name)
-        if record is not None:
-            records.append(record)
+        try:
+            record = parse(row, name)
+        except UserError:
+            raise
+        except Exception as error:  # of a task of the user's own
+            raise UserError(f"{name}: its task cannot read it ({type(error).__name__}: {error})") from error
+        if record is None:
+            continue
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if not isinstance(value, str):
+                raise UserError(
+                    f"{name}: its task makes {field.name} of it {_json_type(value)}, which must be a string"
+                )
+        records.append(record)
     if not records:
         raise UserError(f"{where}: holds no records")
     return records

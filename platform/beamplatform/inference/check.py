@@ -74,7 +74,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or is not the config of a LoRA adapter.
     """
     path = folder / ADAPTER_CONFIG
-    config = _read_json(path, f"an adapter folder holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+    trial = f"; did you mean {folder / 'export'}?" if (folder / "export").is_dir() else ""
+    holds = f"an adapter's folder holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, a merged model's {MODEL_CONFIG}"
+    config = _read_json(path, holds + trial)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type must be LORA, found {config.get('peft_type')!r}")
     return config

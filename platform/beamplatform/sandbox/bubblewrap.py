@@ -138,7 +138,8 @@ def sandbox_command(
         "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--hostname", "sandbox", *readable,
         *([] if seccomp is None else ["--seccomp", str(seccomp)]),
         "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.disk), "--tmpfs", "/tmp",
-        "--remount-ro", "/", "--chdir", "/tmp", "--", executable, "-S", "-B", f"/job/{script}", str(limits.processes + 1), *arguments,
+        "--remount-ro", "/", "--chdir", "/tmp", "--", executable, "-S", "-B", f"/job/{script}",
+        str(limits.processes + 1), *arguments,
     ]  # fmt: skip
     if stage is None:
         return inner

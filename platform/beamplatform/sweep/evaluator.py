@@ -46,6 +46,9 @@ class Evaluator:
         largest_rank: of any of them.
         store: where answers are kept (`answer_store`); None = nowhere.
         options: of the tasks (`Task.options`), beside the section's own.
+
+    Attributes:
+        about: engine and dtype.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Evaluator:
             max_lora_rank=largest_rank,
         )
         self._hashes: dict[str, str] = {}
-        self._about = {"engine": self._engine.version, "dtype": dtype}
+        self.about = {"engine": self._engine.version, "dtype": dtype}
 
     def stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
         """Ask models and tell what happens, at most twice a second for each while it is being asked.
@@ -126,7 +129,7 @@ class Evaluator:
         about = {
             "base_model": self._content(self._base),
             "export": None if export is None else [export.kind, self._content(export.path)],
-            **self._about,
+            **self.about,
             "generation": dataclasses.asdict(generation),
         }
         return Answers(self._store, about)
@@ -154,7 +157,7 @@ class Evaluator:
                 raise UserError(
                     f"{task.name}: {too_long} of {len(prompts)} prompts do not fit the model's context of "
                     f"{codec.context} tokens with {task.max_new_tokens} new ones (the longest needs {max(lengths)}); "
-                    "leave the task out, lower evaluation.max_records, or choose another model"
+                    "lower evaluation.max_new_tokens, leave the task out, or choose a model with a longer context"
                 )
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,7 +227,7 @@ class Records:
 
     def evaluated(self, index: int, result: Evaluation) -> None:
         """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
-        self.recorder.add(index, [(0, score_metrics(result, self.trials[index].evaluation.pass_at))])
+        self.recorder.add(index, [(0, result.metrics(self.trials[index].evaluation.pass_at))])
         self.recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
         for task, predictions in result.predictions.items():
             self.recorder.table(index, rows(predictions), f"predictions/{task}.json")
@@ -243,17 +243,6 @@ class Records:
         self.recorder.set_tags(index, {"stage": "done"})
         self.recorder.finish(index, "FINISHED")
         self.progress.done(index, average)
-
-
-def score_metrics(result: Evaluation, pass_at: Sequence[int]) -> dict[str, float]:
-    """What MLflow keeps of scores: eval/TASK, standard_error/TASK, pass_at_K/TASK, and the average of the tasks."""
-    metrics = {"eval/average": result.average, "standard_error/average": result.average_error}
-    for task, score in result.scores.items():
-        metrics |= {f"eval/{task}": score, f"standard_error/{task}": result.standard_error(task)}
-        for k in pass_at:
-            metrics[f"pass_at_{k}/{task}"] = result.pass_at(task, k)
-            metrics[f"standard_error/{task}/pass_at_{k}"] = result.standard_error(task, k)
-    return metrics
 
 
 def _store_predictions(result: Evaluation, location: str) -> None:

@@ -38,6 +38,10 @@ class Evaluation:
     def questions(self, task: str) -> int:
         return len(self._right(task))
 
+    def unanswered(self, task: str) -> float:
+        """The share of completions in which no answer was found, 0..1."""
+        return statistics.fmean(answer.extracted is None for answer in self.predictions[task])
+
     def pass_at(self, task: str, k: int) -> float:
         """The mean estimate of the chance that one of k sampled answers is right (Chen et al. 2021, equation 1)."""
         return statistics.fmean(pass_at(len(right), sum(right), k) for right in self._right(task))
@@ -55,6 +59,16 @@ class Evaluation:
         """Of the average: the tasks' errors are independent."""
         errors = [self.standard_error(task) for task in self.predictions]
         return math.sqrt(sum(error**2 for error in errors)) / len(errors)
+
+    def metrics(self, pass_at: Sequence[int] = ()) -> dict[str, float]:
+        """What MLflow keeps: eval/TASK, standard_error/TASK, pass_at_K/TASK, and the average of the tasks."""
+        found = {"eval/average": self.average, "standard_error/average": self.average_error}
+        for task, score in self.scores.items():
+            found |= {f"eval/{task}": score, f"standard_error/{task}": self.standard_error(task)}
+            for k in pass_at:
+                found[f"pass_at_{k}/{task}"] = self.pass_at(task, k)
+                found[f"standard_error/{task}/pass_at_{k}"] = self.standard_error(task, k)
+        return found
 
     def _right(self, task: str) -> list[list[bool]]:
         """For each question which of its answers are right."""

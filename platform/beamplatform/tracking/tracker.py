@@ -134,6 +134,10 @@ class Tracker:
             raise ValueError(f"trial {name!r} lacks the tags {', '.join(missing)}")
         return self._start(name, params, {**tags, _PARENT: parent})
 
+    def start_evaluation(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+        """Start the run of an evaluation that belongs to no sweep and return its id; no comparison finds it."""
+        return self._start(name, params, {**tags, "stage": "evaluate"})
+
     def _start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         known = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **_tag_texts(tags)}
         run = self.client.create_run(self._id(), tags=known, run_name=name)
