@@ -83,6 +83,8 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
     for method, run in children.items():
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert run.data.tags["sweep"] == "first" and run.data.tags["seed"] == "0"
+        for tag in ("data.fingerprint", "mlflow.source.git.commit", "git.dirty", "python", "hardware", "command_line"):
+            assert run.data.tags[tag] == parents[0].data.tags[tag], tag
         assert run.data.params["training.workers"] == "2" and run.data.params["method"] == method
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
         assert steps == [5, 10, 15, 20]
@@ -102,6 +104,10 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
         weights = "adapter_model.safetensors" if method == "beamlora" else "model.safetensors"
         assert (Path(run.data.tags["export"]) / weights).is_file()
         assert run.data.tags["stage"] == "done"
+    page = client.download_artifacts(parents[0].info.run_id, "comparison/comparison.html")
+    assert "Which rank replaced which" in Path(page).read_text()
+    (version,) = client.search_model_versions("name = 'commonsense-beamlora'")
+    assert version.run_id == children["beamlora"].info.run_id and "Base model: tiny" in version.description
     files = {Path(f.path).name for f in client.list_artifacts(children["beamlora"].info.run_id, "export")}
     assert "adapter_model.safetensors" in files, "an adapter is an artifact; a merged model would be too large"
     beam = client.get_metric_history(children["beamlora"].info.run_id, "beam/threshold")

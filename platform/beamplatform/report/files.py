@@ -100,6 +100,7 @@ class Report:
             "sweep": self.comparison.sweep,
             "command line": tags.get("command_line", ""),
             "commit": commit + changed,
+            "data": tags.get("data.fingerprint", ""),
             "hardware": tags.get("hardware", ""),
             "Python": tags.get("python", ""),
             "model": self.comparison.rows[0].model,

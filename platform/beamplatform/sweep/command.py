@@ -235,7 +235,8 @@ def _start_parent(tracker: Tracker, name: str, suite: Suite, preset_name: str, p
 
     found = environment()
     parameters = {"suite": suite.name, "preset": preset_name, "trials": len(plan.trials)}
-    parent = tracker.start_sweep(name, parameters, {"preset": preset_name, **environment_tags(found)})
+    tags = {"preset": preset_name, "data.fingerprint": plan.fingerprint, **environment_tags(found)}
+    parent = tracker.start_sweep(name, parameters, tags)
     tracker.log_json(parent, found, "environment.json")
     tracker.log_json(parent, preset.model_dump(mode="json"), "preset.json")
     return parent
@@ -243,8 +244,11 @@ def _start_parent(tracker: Tracker, name: str, suite: Suite, preset_name: str, p
 
 def _compare(session: _Session) -> None:
     """The tables on the terminal; all of the report in the sweep's folder and with its own run."""
+    from mlflow.exceptions import MlflowException
+
     from beamplatform.report import print_comparison
     from beamplatform.report.files import PAGE, make_report
+    from beamplatform.report.registry import register_best
 
     tracker, folder = session.tracker, session.folder / "comparison"
     runs = tracker.trial_runs(sweep=session.name)
@@ -254,6 +258,14 @@ def _compare(session: _Session) -> None:
     print_comparison(report.comparison, session.console)
     report.write(folder)
     tracker.log_folder(session.parent, folder, "comparison")
+    try:
+        registered = register_best(report)
+    except MlflowException as error:  # a store without a registry keeps the sweep all the same
+        first = str(error).splitlines()[0]
+        session.console.print(f"The best adapter could not be registered: {first}", style="yellow", soft_wrap=True)
+        registered = None
+    if registered is not None:
+        session.console.print(f"Registered in MLflow: {registered}", highlight=False, soft_wrap=True)
     session.console.print(f"Tables, pictures and one page: {folder / PAGE}", highlight=False, soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from beamplatform.methods.base import AdapterHyperparameters
 from beamplatform.models import skeleton
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
+from beamplatform.tasks.predictions import digest, document_hash
 from beamplatform.trial import Trial, plan_trials
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Plan:
         test: the records of each task.
         train_examples: examples each trial learns from.
         largest_rank: the largest rank of an exported adapter.
+        fingerprint: of all records: what is trained, validated and tested on.
         max_concurrent: most trials at once; None = as many as fit.
     """
 
@@ -39,6 +41,7 @@ class Plan:
     test: dict[str, list[Record]]
     train_examples: int
     largest_rank: int
+    fingerprint: str
     max_concurrent: int | None = None
 
 
@@ -53,7 +56,10 @@ def plan_sweep(
     trials = plan_trials(suite, preset_name, preset, methods)
     tasks = preset.evaluation.tasks
     test = test_records(preset.data, tasks, preset.evaluation.max_records)
-    count = len(training_records(preset.data, tasks).train)
+    training = training_records(preset.data, tasks)
+    count = len(training.train)
+    everything = [training.train, training.validation, *(test[task] for task in sorted(test))]
+    fingerprint = digest("\n".join(document_hash(record) for records in everything for record in records))
     model = skeleton(preset.model.path)
     steps, memory, ranks = [], [], []
     for trial in trials:
@@ -70,4 +76,4 @@ def plan_sweep(
     if test:
         rank = max(ranks, default=1)
         Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=rank, options=options).check()
-    return Plan(trials, steps, memory, test, count, max(ranks, default=1), preset.search.max_concurrent)
+    return Plan(trials, steps, memory, test, count, max(ranks, default=1), fingerprint, preset.search.max_concurrent)

@@ -20,6 +20,7 @@ from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
 from beamplatform.tasks.predictions import rows, write_predictions
+from beamplatform.tracking.environment import environment, environment_tags
 from beamplatform.tracking.runs import NOTE
 from beamplatform.training.run import METRICS, TRIAL
 from beamplatform.training.worker import Destination
@@ -130,6 +131,7 @@ def run_sweep(
     ]
     known = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if resume else {}
     run_ids, done, trained = [], set(), set()
+    provenance = environment_tags(environment())
     for index, (trial, destination) in enumerate(zip(plan.trials, destinations, strict=True)):
         run = known.get(trial.name)
         if run is not None and run.status == "FINISHED":
@@ -138,7 +140,7 @@ def run_sweep(
         elif resume and read_text(join(destination.export, TRIAL)) is not None:
             trained.add(index)
         if run is None:
-            tags = trial_tags(trial, sweep, destination.export)
+            tags = trial_tags(trial, sweep, destination.export) | provenance | {"data.fingerprint": plan.fingerprint}
             run_ids.append(tracker.start_trial(parent, trial.name, trial.parameters(), tags))
         else:
             run_ids.append(run.run_id)

@@ -1,0 +1,80 @@
+"""The best BeamLoRA adapter of a sweep as a version in MLflow's model registry, with its card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from beamplatform.report.comparison import VALIDATION, Row
+from beamplatform.report.files import Report
+from beamplatform.report.labels import method_label, task_label
+
+if TYPE_CHECKING:
+    from beamplatform.tracking.runs import TrialRun
+
+METHOD = "beamlora"
+
+
+def register_best(report: Report) -> str | None:
+    """Register the chosen configuration's adapter, of the seed with the lowest validation loss.
+
+    It is loaded again by `mlflow.artifacts.download_artifacts(uri)`, whose folder PEFT's `PeftModel.from_pretrained`
+    and vLLM take. A version that a resumed sweep has registered already is not made twice.
+
+    Returns:
+        The version's URI, models:/SUITE-beamlora/N; None where BeamLoRA took no part or its adapter was not kept.
+    """
+    row = next((row for row in report.comparison.rows if row.method == METHOD), None)
+    if row is None:
+        return None
+    run = min(
+        (run for run in report.runs if run.run_id in row.run_ids),
+        key=lambda run: (run.metrics.get(VALIDATION, float("inf")), run.seed),
+    )
+    tracker, name = report.tracker, f"{report.comparison.suite}-{METHOD}"
+    files = {file.path for file in tracker.client.list_artifacts(run.run_id, "export")}
+    if "export/adapter_model.safetensors" not in files:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    for version in tracker.client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run.run_id:
+            return f"models:/{name}/{version.version}"
+    try:
+        tracker.client.create_registered_model(
+            name, description=f"BeamLoRA adapters of the suite {report.comparison.suite}"
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {"sweep": report.comparison.sweep, "base_model": row.model, "configuration": row.configuration}
+    made = tracker.client.create_model_version(
+        name, source=f"runs:/{run.run_id}/export", run_id=run.run_id, tags=tags, description=card(report, row, run)
+    )
+    return f"models:/{name}/{made.version}"
+
+
+def card(report: Report, row: Row, run: TrialRun) -> str:
+    """What somebody who finds the adapter must know, as Markdown."""
+    settings = ("r", "lora_alpha", "target_modules", "p_init", "interval", "learning_rate", "lora_dropout")
+    data = {key: run.params.get(f"data.{key}", "") for key in ("source", "train_source")}
+    lines = [
+        f"# {method_label(METHOD)} adapter of {report.comparison.suite}",
+        "",
+        f"- Base model: {row.model}",
+        f"- Data: {', '.join(value for value in data.values() if value not in ('', 'null')) or 'not recorded'}",
+        f"- Trial: {run.name} of sweep {run.sweep}, chosen by validation loss "
+        f"({run.metrics.get(VALIDATION, float('nan')):.4f}); test scores took no part",
+        f"- Settings: {', '.join(f'{key}={run.params[key]}' for key in settings if key in run.params)}",
+        "",
+        "| task | accuracy (%) |",
+        "|---|---:|",
+    ]
+    for task in (*report.comparison.tasks, "average"):
+        score = run.metrics.get(f"eval/{task}")
+        lines.append(f"| {task_label(task)} | {'-' if score is None else f'{100 * score:.1f}'} |")
+    lines += [
+        "",
+        "Plain LoRA of uniform rank: PEFT and vLLM load it. The licences of the base model and of the training data",
+        "hold for the adapter as well; look them up before you pass it on.",
+    ]
+    return "\n".join(lines)
