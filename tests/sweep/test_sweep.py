@@ -13,45 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small import SMALL, command
 
 from beamplatform.tasks import TASKS
 from beamplatform.tasks.predictions import read_predictions
-
-SMALL = [
-    "--suite", "commonsense", "--preset", "tiny",
-    "--set", "training.log_every=5",
-    "--set", "data.validation_records=32", "--set", "evaluation.max_records=8",
-]  # fmt: skip
-
-
-def command(root: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, *arguments]
-
-
-@pytest.fixture(scope="module")
-def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("sweep")
-    arguments = [
-        "--methods",
-        "beamlora,dora",
-        "--seeds",
-        "0",
-        "--name",
-        "first",
-        "--set",
-        "training.max_steps=20",
-    ]
-    workers = ["--set", "training.workers=2", "--set", "training.micro_batch=8"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    done = subprocess.run(
-        command(root, *arguments, *workers),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    return folder, done
 
 
 def test_it_ends_well_and_prints_a_table(swept) -> None:

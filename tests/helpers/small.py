@@ -1,0 +1,16 @@
+"""The smallest sweeps that show all there is to show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+SMALL = [
+    "--suite", "commonsense", "--preset", "tiny",
+    "--set", "training.log_every=5",
+    "--set", "data.validation_records=32", "--set", "evaluation.max_records=8",
+]  # fmt: skip
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, *arguments]
