@@ -4,15 +4,14 @@ export, equal logits. A new method is in by being registered."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asking import complete
+from engines import vllm_answers
 
 from beamplatform.baselines.relora import RestartSchedule
 from beamplatform.data import splits
@@ -200,18 +199,11 @@ def test_vllm_serves_every_export(battery, trial, tmp_path: Path, root: Path) ->
     prompts = [TASKS[task].prompt(record) for task, records in questions.items() for record in records]
     options = {"dtype": "float32", "batch_size": 32, "max_adapters": 1, "max_lora_rank": 32}
     job = {"base": resolve_path("tiny"), "prompts": prompts, "options": options, "requests": requests}
-    (tmp_path / "requests.json").write_text(json.dumps(job))
-    line = [sys.executable, str(root / "tests" / "inference" / "vllm_scenarios.py")]
-    done = subprocess.run(
-        [*line, str(tmp_path / "requests.json"), str(tmp_path / "answers.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    served = dict(zip(order, json.loads((tmp_path / "answers.json").read_text())["answers"], strict=True))
+    served = dict(zip(order, vllm_answers(root, tmp_path, job)["answers"], strict=True))
     engine = create_engine("transformers", resolve_path("tiny"), **options)
     for method, request in zip(order, requests, strict=True):
         export = Export(*request["export"]) if request["export"] else None
-        assert served[method] == engine.generate(prompts, export=export, max_new_tokens=6), method
+        assert served[method] == complete(engine, prompts, export=export, max_new_tokens=6), method
         assert method is None or served[method] != served[None], f"{method}: the base model answered"
 
 

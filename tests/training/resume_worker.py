@@ -25,6 +25,10 @@ class Interrupted(Exception):
     pass
 
 
+MEASURED = ("per_second", "seconds", "memory")
+"""Parts of the names of metrics that no two runs have alike."""
+
+
 def main() -> None:
     spec_path, rank_text, world_text, port = sys.argv[1:]
     spec, rank, world = json.loads(Path(spec_path).read_text()), int(rank_text), int(world_text)
@@ -96,7 +100,7 @@ def main() -> None:
                 "values": json.dumps(own.values),
                 "batch": [list(tokens) for tokens in batch],
                 "metrics": [
-                    {key: value for key, value in row.items() if "per_second" not in key and "memory" not in key}
+                    {key: value for key, value in row.items() if not any(word in key for word in MEASURED)}
                     for _, row in rows
                 ],
                 "generator": torch.get_rng_state(),

@@ -26,14 +26,13 @@ def to_html(
         origin: facts about the sweep: commit, versions, command line.
     """
     from jinja2 import Environment, PackageLoader
-    from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("beamplatform.report"), autoescape=True)
     return environment.get_template("page.html").render(
         title=title(comparison).removeprefix("Accuracy (%): "),
         sheets=sheets(comparison),
         remarks=remarks(comparison),
-        pictures=[(name, Markup(_svg(path, number))) for number, (name, path) in enumerate(pictures)],
+        pictures=[(name, _svg(path, number)) for number, (name, path) in enumerate(pictures)],
         replacements=replacements(history),
         origin=[(name, value) for name, value in (origin or {}).items() if value],
     )
