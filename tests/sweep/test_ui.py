@@ -132,7 +132,7 @@ def test_two_trials_are_compared_by_parameters_and_metrics(visit: Visit, runs) -
         f"/compare-runs?runs={both}&experiments={quote(json.dumps([experiment]))}", "Show diff only", "compare"
     )
     text = page.inner_text("body")
-    for word in ("learning_rate", "eval/average", "train/loss", "validation/loss", "Parallel Coordinates Plot"):
+    for word in ("learning_rate", "eval/average", "Parameters", "Metrics", "Parallel Coordinates Plot"):
         assert word in text, word
 
 
