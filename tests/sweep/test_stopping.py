@@ -162,7 +162,7 @@ def stopped_in_mlflow(trials: list[Trial], outcome: Outcome, progress: SweepProg
     run_ids = [tracker.start_trial(parent, t.name, {}, trial_tags(t, "s", "")) for t in trials]
     with Recorder(tracker, run_ids) as recorder:
         for index, why in outcome.stopped.items():
-            Records(trials, recorder, progress).stopped(index, why)
+            Records(trials, [], recorder, progress).stopped(index, why)
     client = MlflowClient(tracker.uri)
     found = {index: client.get_run(run_id) for index, run_id in enumerate(run_ids)}
     killed = {index: run.data.tags["stopped"] for index, run in found.items() if run.info.status == "KILLED"}
