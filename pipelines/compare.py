@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from beamplatform.tracking import Tracker, ui_command
 
     tracker = Tracker(options.tracking_uri, options.suite)
-    tracker.trial_runs(sweep=options.sweep)  # a store, suite or sweep that is not there names itself
+    runs = tracker.trial_runs(sweep=options.sweep, every_status=True)
     methods, tasks = _names(options.methods), _names(options.tasks)
     try:
-        report = make_report(tracker, options.suite, options.sweep, methods=methods, tasks=tasks)
+        report = make_report(tracker, runs, methods=methods, tasks=tasks)
     except UserError as error:
         sweeps = list(dict.fromkeys(sweep.name for sweep in tracker.sweeps()))
         shown = options.sweep or sweeps[0]

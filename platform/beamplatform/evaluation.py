@@ -121,36 +121,30 @@ def _ask(
     output: Path | None,
     console: Console,
 ) -> int:
-    """Ask adapters together and each merged model in its turn, show and record; returns how many could not be asked.
-
-    What the libraries print goes to the log.
-    """
-    adapters = [index for index, export in enumerate(models) if export is None or export.kind == "adapter"]
-    turns = [[index] for index in range(len(models)) if index not in adapters]
+    """Ask, show and record; returns how many could not be asked. What the libraries print goes to the log."""
     answered, failed, told = [0] * len(models), 0, time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with output_to_file(LOG) as terminal:
         live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
         with Progress(*columns, console=live, transient=True) as progress:
             bar = progress.add_task("loading the model", total=questions * len(models))
-            for together in [adapters, *turns] if adapters else turns:
-                for event in evaluator.stream([models[index] for index in together]):
-                    index = together[event.index]
-                    answered[index] = event.answered
-                    progress.update(bar, completed=sum(answered))
-                    if sum(answered):
-                        progress.update(bar, description="questions")
-                    if not live.is_terminal and time.monotonic() - told > _TELL_EVERY:
-                        told = time.monotonic()
-                        live.print(f"{sum(answered)} of {questions * len(models)} questions answered", highlight=False)
-                    if isinstance(event.outcome, UserError):
-                        failed += 1
-                        live.print(str(event.outcome), style="red", markup=False, soft_wrap=True)
-                    elif event.outcome is not None:
-                        export = models[index]
-                        model = export.path if export is not None else None
-                        _show(event.outcome, preset, model, live)
-                        recorder.keep(event.outcome, model, _place(output, index, len(models)))
+            for event in evaluator.stream(models):
+                index = event.index
+                answered[index] = event.answered
+                progress.update(bar, completed=sum(answered))
+                if sum(answered):
+                    progress.update(bar, description="questions")
+                if not live.is_terminal and time.monotonic() - told > _TELL_EVERY:
+                    told = time.monotonic()
+                    live.print(f"{sum(answered)} of {questions * len(models)} questions answered", highlight=False)
+                if isinstance(event.outcome, UserError):
+                    failed += 1
+                    live.print(str(event.outcome), style="red", markup=False, soft_wrap=True)
+                elif event.outcome is not None:
+                    export = models[index]
+                    model = export.path if export is not None else None
+                    _show(event.outcome, preset, model, live)
+                    recorder.keep(event.outcome, model, _place(output, index, len(models)))
     return failed
 
 
@@ -218,16 +212,16 @@ class _Recorder:
         with tempfile.TemporaryDirectory() as name:
             self._write(result, Path(name), model)
             tracker.log_folder(run, Path(name) / "predictions", "predictions")
-        if output is not None:
-            self._write(result, output, model)
+            if output is not None:
+                shutil.rmtree(output / "predictions", ignore_errors=True)  # of tasks that are not asked now
+                shutil.copytree(name, output, dirs_exist_ok=True)
         for task, predictions in result.predictions.items():
             tracker.log_table(run, rows(predictions), f"predictions/{task}.json")
         tracker.finish(run, "FINISHED")
 
     def _write(self, result: Evaluation, folder: Path, model: str | None) -> None:
         pass_at = self._preset.evaluation.pass_at
-        shutil.rmtree(folder / "predictions", ignore_errors=True)  # of tasks that are not asked now
-        (folder / "predictions").mkdir(parents=True)
+        (folder / "predictions").mkdir()
         tasks = {
             task: {
                 "accuracy": score,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beamplatform.data.records import Record
+from beamplatform.errors import UserError
 from beamplatform.inference import Engine, Export, Generation, Request
+from beamplatform.tasks import Evaluation, Settings, Task, evaluate_all
 
 
 def complete(
@@ -24,3 +27,19 @@ def complete_all(
     assert all(len(completions) == 1 for completions in found.values())
     in_order = [found[index][0] for index in range(len(requests))]
     return [in_order[place :: len(exports)] for place in range(len(exports))]
+
+
+def evaluate(
+    engine: Engine,
+    export: Export | None,
+    tasks: Sequence[Task],
+    records: Mapping[str, list[Record]],
+    *,
+    settings: Settings | None = None,
+) -> Evaluation:
+    """`evaluate_all` of one model."""
+    events = evaluate_all(engine, [export], tasks, records, settings=settings or Settings())
+    (outcome,) = (event.outcome for event in events if event.outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome

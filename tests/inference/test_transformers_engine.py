@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import complete, complete_all
+from asking import complete, complete_all, evaluate
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record
@@ -16,7 +16,7 @@ from beamplatform.errors import UserError
 from beamplatform.inference import Engine, Export, Generation, Request, create_engine
 from beamplatform.inference.in_use import ExportError, changes_weights
 from beamplatform.inference.transformers_engine import TransformersEngine
-from beamplatform.tasks import Settings, evaluate, get_task
+from beamplatform.tasks import Settings, get_task
 
 NEW_TOKENS = 12
 

@@ -4,14 +4,13 @@ export, equal logits. A new method is in by being registered."""
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from asking import complete
-from engines import vllm_answers
+from engines import needs_vllm, vllm_answers
 
 from beamplatform.baselines.relora import RestartSchedule
 from beamplatform.data import splits
@@ -184,7 +183,7 @@ def test_the_export_is_the_trained_model(battery, stage: int, method: str) -> No
     assert (logits - base).abs().max() > 1e-2, "the export must be in use: it differs from the base model"
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="could not import 'vllm': not installed")
+@needs_vllm
 def test_vllm_serves_every_export(battery, trial, tmp_path: Path, root: Path) -> None:
     """In float32 it says what transformers says with the same export, and that is not what the base model says."""
     folder, _ = battery(2)

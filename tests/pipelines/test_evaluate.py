@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_adapters import two_adapters_and_a_merged_model
 
 from beamplatform.tasks.predictions import read_predictions
-from beamplatform.world import tiny_model_path
 
 TINY = ["--suite", "commonsense", "--preset", "tiny", "--tasks", "boolq,piqa"]
 
@@ -21,20 +21,8 @@ TINY = ["--suite", "commonsense", "--preset", "tiny", "--tasks", "boolq,piqa"]
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two adapters that PEFT made, and one of them merged."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("adapters")
-    found = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_path()), config)
-        model.save_pretrained(folder / f"adapter{seed}")
-        found.append(folder / f"adapter{seed}")
-    model.merge_and_unload().save_pretrained(folder / "merged")
-    return [*found, folder / "merged"]
+    found, merged = two_adapters_and_a_merged_model(tmp_path_factory.mktemp("adapters"))
+    return [*found, merged]
 
 
 def start(root: Path, folder: Path, *arguments: object) -> subprocess.Popen[str]:

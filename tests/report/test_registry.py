@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_adapters import adapter_on_tiny
 
 from beamplatform.report.files import make_report
 from beamplatform.report.registry import register_best
@@ -15,10 +16,6 @@ from beamplatform.world import tiny_model_path
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
     """Two seeds of BeamLoRA, with real adapters on the shipped model, and one of LoRA."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "commonsense")
     tracker.prepare()
     parent = tracker.start_sweep("s", {}, {})
@@ -27,10 +24,7 @@ def tracker(tmp_path: Path) -> Tracker:
         params = {"seed": seed, "r": 4, "model.path": "tiny", "data.source": "embedded"}
         run = tracker.start_trial(parent, f"{method}-seed{seed}", params, tags)
         tracker.log_metrics(run, [(0, {"eval/boolq": score, "eval/average": score, "validation/loss": loss})])
-        torch.manual_seed(seed)
-        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_path()), config)
-        model.save_pretrained(tmp_path / f"{method}{seed}")
+        adapter_on_tiny(tmp_path / f"{method}{seed}", seed)
         tracker.log_folder(run, tmp_path / f"{method}{seed}", "export")
         tracker.finish(run, "FINISHED")
     tracker.finish(parent, "FINISHED")
@@ -45,7 +39,7 @@ def test_the_best_adapter_is_registered_once_and_loads_again(
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    report = make_report(tracker, "commonsense")
+    report = make_report(tracker, tracker.trial_runs(every_status=True))
     uri = register_best(report)
     assert uri == "models:/commonsense-beamlora/1" == register_best(report)
     (version,) = tracker.client.search_model_versions("name = 'commonsense-beamlora'")
@@ -62,5 +56,5 @@ def test_the_best_adapter_is_registered_once_and_loads_again(
 
 
 def test_without_beamlora_nothing_is_registered(tracker: Tracker) -> None:
-    assert register_best(make_report(tracker, "commonsense", methods=["lora"])) is None
+    assert register_best(make_report(tracker, tracker.trial_runs(every_status=True), methods=["lora"])) is None
     assert tracker.client.search_registered_models() == []

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from beamplatform.report import compare, print_comparison, to_csv, to_markdown
 from beamplatform.report.comparison import Comparison
-from beamplatform.report.picture import draw, save_picture
-from beamplatform.report.style import MARKERS, PALETTE
+from beamplatform.report.picture import draw
+from beamplatform.report.style import MARKERS, PALETTE, save
 from beamplatform.tracking.runs import TrialRun
 
 TASKS = (
@@ -161,7 +161,7 @@ def test_picture_shows_means_and_chance_where_they_are(tmp_path: Path) -> None:
     assert means == [pytest.approx([81.0, 82.0]), pytest.approx([76.0, 77.0])]
     assert [heights for style, heights in lines if style == "--"] == [[50.0, 50.0]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BeamLoRA", "LoRA", "chance"]
-    png, svg = save_picture(comparison_of(2, 2), tmp_path / "picture")
+    png, svg = save(figure, tmp_path / "picture")
     assert png.read_bytes().startswith(b"\x89PNG") and "<svg" in svg.read_text()
 
 

@@ -91,7 +91,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def report(store: str) -> Report:
-    return make_report(Tracker(store, "commonsense"), "commonsense")
+    tracker = Tracker(store, "commonsense")
+    return make_report(tracker, tracker.trial_runs(every_status=True))
 
 
 def test_differences_come_from_the_stored_predictions(report: Report) -> None:
@@ -139,7 +140,7 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     parent = tracker.start_sweep("s", {}, {})
     record(tracker, tmp_path, "beamlora", 0, parent)
     record(tracker, tmp_path, "lora", 0, parent, asked=QUESTIONS - 1)
-    found = make_report(tracker, "commonsense").comparison
+    found = make_report(tracker, tracker.trial_runs(every_status=True)).comparison
     assert found.differences == () and any("other questions" in sentence for sentence in found.uneven)
 
 
@@ -152,14 +153,14 @@ def test_nothing_finished_is_one_line(tmp_path: Path) -> None:
     )
     tracker.finish(run, "FAILED")
     with pytest.raises(UserError, match="no finished trial with scores to compare: 1 FAILED"):
-        make_report(tracker, "commonsense")
+        make_report(tracker, tracker.trial_runs(every_status=True))
 
 
 def test_one_method_is_shown_without_a_comparison(tmp_path: Path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "commonsense")
     tracker.prepare()
     record(tracker, tmp_path, "lora", 0, tracker.start_sweep("s", {}, {}))
-    found = make_report(tracker, "commonsense")
+    found = make_report(tracker, tracker.trial_runs(every_status=True))
     assert found.comparison.differences == ()
     assert (tmp_path / "out" / "comparison.html") in found.write(tmp_path / "out")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 from engines import needs_vllm
+from tiny_adapters import two_adapters_and_a_merged_model
 
 from beamplatform.data.records import load_records
 from beamplatform.inference import Export
@@ -19,7 +20,6 @@ from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import Evaluator, evaluator_actor
 from beamplatform.sweep.run import Cluster
 from beamplatform.tasks import Evaluation
-from beamplatform.world import tiny_model_path
 
 TASKS = ("boolq", "piqa")
 QUESTIONS = 40
@@ -52,20 +52,10 @@ class Told:
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> list[Export]:
     """A merged model, two adapters, and a folder that holds nothing."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     folder = tmp_path_factory.mktemp("exports")
-    found = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_path()), config)
-        model.save_pretrained(folder / f"adapter{seed}")
-        found.append(Export("adapter", str(folder / f"adapter{seed}")))
-    model.merge_and_unload().save_pretrained(folder / "merged")
-    return [Export("merged", str(folder / "merged")), *found, Export("adapter", str(folder / "nothing"))]
+    adapters, merged = two_adapters_and_a_merged_model(folder)
+    paths = [*adapters, folder / "nothing"]
+    return [Export("merged", str(merged)), *(Export("adapter", str(path)) for path in paths)]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +73,12 @@ def options(trial, tmp_path: Path) -> dict[str, Any]:
     store = str(tmp_path / "answers")
     model = trial("lora").model
     return {"model": model, "section": section, "records": records, "adapters": 2, "largest_rank": 4, "store": store}
+
+
+def stage_of(exports: list[Export], told: Told, options: dict[str, Any], *, beside_training: bool) -> EvaluationStage:
+    return EvaluationStage(
+        exports, told, lambda: evaluator_actor(**options, cpus=1, use_gpu=False), beside_training=beside_training
+    )
 
 
 def answers(options: dict[str, Any]) -> list[str]:
@@ -119,9 +115,7 @@ def test_adapters_are_asked_together_and_merged_models_after_them(cluster, expor
 def test_vllm_in_an_actor_serves_adapters_together_and_then_the_merged_model(cluster, exports, options) -> None:
     told = Told()
     served = {**options, "section": options["section"].model_copy(update={"engine": "vllm"})}
-    stage = EvaluationStage(
-        exports, told, lambda: evaluator_actor(**served, cpus=1, use_gpu=False), beside_training=False
-    )
+    stage = stage_of(exports, told, served, beside_training=False)
     for index in (0, 1, 2):
         stage.add(index)
     assert stage.finish() == {}
@@ -162,9 +156,7 @@ def test_a_lost_actor_is_replaced_and_asks_no_question_again(cluster, exports, o
 def test_an_actor_that_never_comes_up_fails_the_trials_and_ends(cluster, exports, options) -> None:
     told = Told()
     broken = {**options, "section": options["section"].model_copy(update={"tasks": ("nothing",)})}
-    stage = EvaluationStage(
-        exports, told, lambda: evaluator_actor(**broken, cpus=1, use_gpu=False), beside_training=False
-    )
+    stage = stage_of(exports, told, broken, beside_training=False)
     stage.add(1)
     stage.add(2)
     failed = stage.finish()
@@ -175,9 +167,7 @@ def test_an_actor_that_never_comes_up_fails_the_trials_and_ends(cluster, exports
 def test_beside_training_each_model_is_asked_when_it_comes(cluster, exports, options) -> None:
     told, asked = Told(), threading.Event()
     told.on_evaluating = lambda index, answered: asked.set()
-    stage = EvaluationStage(
-        exports, told, lambda: evaluator_actor(**options, cpus=1, use_gpu=False), beside_training=True
-    )
+    stage = stage_of(exports, told, options, beside_training=True)
     stage.add(1)
     assert asked.wait(60), "before anyone calls finish"
     deadline = time.monotonic() + 60
@@ -190,9 +180,7 @@ def test_beside_training_each_model_is_asked_when_it_comes(cluster, exports, opt
 def test_an_abandoned_stage_tells_nobody_and_ends(cluster, exports, options) -> None:
     told, asked = Told(), threading.Event()
     told.on_evaluating = lambda index, answered: answered and asked.set()
-    stage = EvaluationStage(
-        exports, told, lambda: evaluator_actor(**options, cpus=1, use_gpu=False), beside_training=True
-    )
+    stage = stage_of(exports, told, options, beside_training=True)
     stage.add(1)
     assert asked.wait(60)
     stage.abandon()

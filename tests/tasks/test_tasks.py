@@ -10,12 +10,13 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
+from asking import evaluate
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, load_records
 from beamplatform.errors import UserError
 from beamplatform.inference import Generation, Request
-from beamplatform.tasks import TASKS, Evaluation, Settings, Task, evaluate, get_task
+from beamplatform.tasks import TASKS, Evaluation, Settings, Task, get_task
 
 COMMONSENSE = [
     "boolq",

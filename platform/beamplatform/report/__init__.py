@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beamplatform.report.comparison import Cell, Comparison, Row, compare
-from beamplatform.report.picture import draw, save_picture
+from beamplatform.report.picture import draw
 from beamplatform.report.render import print_comparison, to_csv, to_latex, to_markdown
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "compare",
     "draw",
     "print_comparison",
-    "save_picture",
     "to_csv",
     "to_latex",
     "to_markdown",

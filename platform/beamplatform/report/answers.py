@@ -26,7 +26,7 @@ def with_differences(comparison: Comparison, tracker: Tracker) -> Comparison:
     Only over questions that both were asked; a method without predictions, or with other questions, is left out, and
     a remark says so.
     """
-    ours = next((row for row in comparison.rows if row.method == OURS), comparison.rows[0])
+    ours = comparison.row(OURS) or comparison.rows[0]
     if not comparison.tasks or len(comparison.rows) < 2:
         return comparison
     mine = _answers(ours, comparison.tasks, tracker)

@@ -111,8 +111,12 @@ class Comparison:
 
     @property
     def yardstick(self) -> Row:
-        """The row that costs are given relative to: LoRA's, or the first where LoRA takes no part."""
-        return next((row for row in self.rows if row.method == "lora"), self.rows[0])
+        """The row that costs are given relative to."""
+        return _yardstick(self.rows)
+
+    def row(self, method: str) -> Row | None:
+        """The row of a method; None where it takes no part."""
+        return next((row for row in self.rows if row.method == method), None)
 
 
 def compare(
@@ -163,9 +167,14 @@ def compare(
     )
 
 
+def _yardstick(rows: Sequence[Row]) -> Row:
+    """LoRA's row, or the first where LoRA takes no part."""
+    return next((row for row in rows if row.method == "lora"), rows[0])
+
+
 def _unevenness(rows: Sequence[Row]) -> Iterator[str]:
-    """What makes a comparison unfair, against LoRA, or the first method where LoRA takes no part."""
-    yardstick = next((row for row in rows if row.method == "lora"), rows[0])
+    """What makes a comparison unfair, against the yardstick."""
+    yardstick = _yardstick(rows)
     name = method_label(yardstick.method)
     for row in rows:
         label = method_label(row.method)

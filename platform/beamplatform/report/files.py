@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,6 @@ from beamplatform.report.searched import draw_effects, draw_parallel
 from beamplatform.report.style import save
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from beamplatform.tracking import Tracker
     from beamplatform.tracking.runs import TrialRun
 
@@ -49,22 +47,19 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         comparison, history = self.comparison, self._beam()
         methods = [row.method for row in comparison.rows]
-        named: list[tuple[str, str, Callable[[], Figure | None]]] = [
-            ("Accuracy", "comparison", lambda: draw(comparison, chance=CHANCE) if comparison.tasks else None),
-            ("Cost", "costs", lambda: draw_costs(comparison)),
-            ("Training loss", "curves", lambda: draw_curves(comparison, self._losses())),
-            ("Beam", "beam", lambda: draw_beam(history)),
-            ("Searched hyperparameters", "effects", lambda: draw_effects(self.runs, methods)),
+        drawn = [
+            ("Accuracy", "comparison", draw(comparison, chance=CHANCE) if comparison.tasks else None),
+            ("Cost", "costs", draw_costs(comparison)),
+            ("Training loss", "curves", draw_curves(comparison, self._losses())),
+            ("Beam", "beam", draw_beam(history)),
+            ("Searched hyperparameters", "effects", draw_effects(self.runs, methods)),
+            *((f"Search of {method_label(m)}", f"search-{m}", draw_parallel(self.runs, m)) for m in methods),
         ]
-        for method in methods:
-            heading = f"Search of {method_label(method)}"
-            named.append((heading, f"search-{method}", lambda method=method: draw_parallel(self.runs, method)))  # type: ignore[misc]
         pictures = []
         paths: list[Path] = []
-        for heading, name, drawn in named:
-            figure = drawn()
+        for heading, name, figure in drawn:
             if figure is not None:
-                png, svg = save(lambda figure=figure: figure, folder / name)  # type: ignore[misc]
+                png, svg = save(figure, folder / name)
                 pictures.append((heading, svg))
                 paths += [png, svg]
         texts = {
@@ -83,7 +78,7 @@ class Report:
 
     def _beam(self) -> History:
         """Of BeamLoRA's first seed; nothing where it takes no part, or its export was not kept."""
-        row = next((row for row in self.comparison.rows if row.method == OURS), None)
+        row = self.comparison.row(OURS)
         if row is None:
             return []
         with tempfile.TemporaryDirectory() as name:
@@ -109,17 +104,15 @@ class Report:
 
 def make_report(
     tracker: Tracker,
-    suite: str,
-    sweep: str | None = None,
+    runs: Sequence[TrialRun],
     *,
     methods: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Report:
-    """Everything about one sweep (by default the newest) that MLflow holds.
+    """Everything that MLflow holds about one sweep, whose runs of every status these are.
 
     Raises:
-        UserError: the store cannot be used, has no such sweep, or nothing to compare; see `compare`.
+        UserError: there is nothing to compare; see `compare`.
     """
-    runs = tracker.trial_runs(suite, sweep, every_status=True)
-    comparison = compare(runs, suite=suite, methods=methods, tasks=tasks)
+    comparison = compare(runs, suite=tracker.experiment, methods=methods, tasks=tasks)
     return Report(with_differences(comparison, tracker), runs, tracker)

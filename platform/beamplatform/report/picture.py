@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.report.comparison import Cell, Comparison
 from beamplatform.report.labels import method_label
 from beamplatform.report.sheets import heading
-from beamplatform.report.style import INK, frame, look, new_figure, save
+from beamplatform.report.style import INK, frame, look, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 _CHANCE: dict[str, Any] = {"color": "#8A8A8A", "linewidth": 1.2, "linestyle": (0, (3, 2))}
 _NARROWEST, _WIDEST = 7.5, 12.0  # inches; a wider picture has unreadable letters in a README's column
 _GROUP = 0.74  # share of a task's width that its markers take
-
-
-def save_picture(comparison: Comparison, path: str | Path, *, chance: Mapping[str, float] | None = None) -> list[Path]:
-    """Write the picture as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths."""
-    return save(lambda: draw(comparison, chance=chance), path)
 
 
 def draw(comparison: Comparison, *, chance: Mapping[str, float] | None = None) -> Figure:

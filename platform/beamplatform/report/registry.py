@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from beamplatform.report.answers import OURS
 from beamplatform.report.comparison import VALIDATION, Row
 from beamplatform.report.files import Report
 from beamplatform.report.labels import method_label, task_label
 
 if TYPE_CHECKING:
     from beamplatform.tracking.runs import TrialRun
-
-METHOD = "beamlora"
 
 
 def register_best(report: Report) -> str | None:
@@ -23,14 +22,14 @@ def register_best(report: Report) -> str | None:
     Returns:
         The version's URI, models:/SUITE-beamlora/N; None where BeamLoRA took no part or its adapter was not kept.
     """
-    row = next((row for row in report.comparison.rows if row.method == METHOD), None)
+    row = report.comparison.row(OURS)
     if row is None:
         return None
     run = min(
         (run for run in report.runs if run.run_id in row.run_ids),
         key=lambda run: (run.metrics.get(VALIDATION, float("inf")), run.seed),
     )
-    tracker, name = report.tracker, f"{report.comparison.suite}-{METHOD}"
+    tracker, name = report.tracker, f"{report.comparison.suite}-{OURS}"
     files = {file.path for file in tracker.client.list_artifacts(run.run_id, "export")}
     if "export/adapter_model.safetensors" not in files:
         return None
@@ -58,7 +57,7 @@ def card(report: Report, row: Row, run: TrialRun) -> str:
     settings = ("r", "lora_alpha", "target_modules", "p_init", "interval", "learning_rate", "lora_dropout")
     data = {key: run.params.get(f"data.{key}", "") for key in ("source", "train_source")}
     lines = [
-        f"# {method_label(METHOD)} adapter of {report.comparison.suite}",
+        f"# {method_label(OURS)} adapter of {report.comparison.suite}",
         "",
         f"- Base model: {row.model}",
         f"- Data: {', '.join(value for value in data.values() if value not in ('', 'null')) or 'not recorded'}",

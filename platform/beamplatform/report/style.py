@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,8 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(draw: Callable[[], Figure], path: str | Path) -> list[Path]:
-    """Write what `draw` draws as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths.
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths.
 
     Neither file holds a date, so that equal numbers give equal files.
     """
@@ -41,7 +40,6 @@ def save(draw: Callable[[], Figure], path: str | Path) -> list[Path]:
     base.parent.mkdir(parents=True, exist_ok=True)
     files = [base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.svg")]
     with matplotlib.rc_context({"svg.hashsalt": "beamlora", "svg.fonttype": "path"}):
-        figure = draw()
         figure.savefig(files[0], dpi=200, metadata={"Software": None})
         figure.savefig(files[1], metadata={"Date": None})
     return files

@@ -251,10 +251,10 @@ def _compare(session: _Session) -> None:
     from beamplatform.report.registry import register_best
 
     tracker, folder = session.tracker, session.folder / "comparison"
-    runs = tracker.trial_runs(sweep=session.name)
-    finished = {run.method for run in runs}
+    runs = tracker.trial_runs(sweep=session.name, every_status=True)
+    finished = {run.method for run in runs if run.status == "FINISHED"}
     methods = [method for method in session.methods if method in finished]
-    report = make_report(tracker, session.suite, session.name, methods=methods)
+    report = make_report(tracker, runs, methods=methods)
     print_comparison(report.comparison, session.console)
     report.write(folder)
     tracker.log_folder(session.parent, folder, "comparison")

@@ -86,9 +86,19 @@ class Evaluator:
     def stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
         """Ask models and tell what happens, at most twice a second for each while it is being asked.
 
+        The base model and adapters are asked together, then each merged model in its turn.
+
         Args:
-            exports: the base model (None) and adapters, or one merged model; folders or URIs.
+            exports: folders or URIs; None is the base model.
         """
+        together = [index for index, export in enumerate(exports) if export is None or export.kind == "adapter"]
+        merged = [[index] for index in range(len(exports)) if index not in together]
+        for turn in [together, *merged] if together else merged:
+            for event in self._stream([exports[index] for index in turn]):
+                yield dataclasses.replace(event, index=turn[event.index])
+
+    def _stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
+        """One turn: what an engine can serve together."""
         told: dict[int, float] = {}
         with contextlib.ExitStack() as stack:
             here: dict[int, Export | None] = {}

@@ -110,27 +110,6 @@ def evaluate_all(
         judges.shutdown(wait=False, cancel_futures=True)
 
 
-def evaluate(
-    engine: Engine,
-    export: Export | None,
-    tasks: Sequence[Task],
-    records: Mapping[str, list[Record]],
-    *,
-    settings: Settings = Settings(),
-) -> Evaluation:
-    """`evaluate_all` of one model.
-
-    Raises:
-        UserError: also where the model cannot be asked.
-    """
-    (outcome,) = (
-        event.outcome for event in evaluate_all(engine, [export], tasks, records, settings=settings) if event.outcome
-    )
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
-
-
 @dataclass(frozen=True)
 class _Question:
     model: _Model

@@ -28,7 +28,7 @@ class Evaluation:
     @property
     def scores(self) -> dict[str, float]:
         """Accuracy in 0..1, by task; of sampled answers the mean share that is right, which is pass@1."""
-        return {task: statistics.fmean(self._shares(task)) for task in self.predictions}
+        return {task: self._score(task) for task in self.predictions}
 
     @property
     def average(self) -> float:
@@ -50,7 +50,7 @@ class Evaluation:
         """Of the score: binomial, sqrt(p (1 - p) / n), for one answer per question, else bootstrapped."""
         right = self._right(task)
         if all(len(answers) == 1 for answers in right):
-            score = self.scores[task]
+            score = self._score(task)
             return math.sqrt(score * (1 - score) / len(right))
         return bootstrap_error([pass_at(len(answers), sum(answers), k) for answers in right])
 
@@ -74,8 +74,8 @@ class Evaluation:
         """For each question which of its answers are right."""
         return [[answer.correct for answer in answers] for answers in by_question(self.predictions[task])]
 
-    def _shares(self, task: str) -> list[float]:
-        return [sum(answers) / len(answers) for answers in self._right(task)]
+    def _score(self, task: str) -> float:
+        return statistics.fmean(sum(answers) / len(answers) for answers in self._right(task))
 
 
 def pass_at(n: int, c: int, k: int) -> float:
