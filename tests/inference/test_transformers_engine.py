@@ -259,7 +259,7 @@ def test_engine_options_are_checked(change: dict[str, Any], expected: str) -> No
 
 
 def test_missing_base_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model.path: no model folder at"):
+    with pytest.raises(UserError, match=r"model\.path: no model folder at"):
         complete(engine_for(tmp_path / "nothing"), ["a"], export=None, max_new_tokens=1)
 
 
