@@ -36,8 +36,8 @@ def searched(runs: Sequence[TrialRun]) -> dict[str, dict[str, list[tuple[TrialRu
 def draw_effects(runs: Sequence[TrialRun], methods: Sequence[str]) -> Figure | None:
     """Quality against each searched hyperparameter, a panel each; None where nothing numeric was searched.
 
-    Quality is the average accuracy where every run in a panel has one, else the validation loss. With p_init the mean
-    number of operated ranks is drawn beside it, on an axis of its own.
+    Quality is the average accuracy where every run in a panel has one, else the validation loss. With p_init the
+    number of ranks operated in the last beam step is drawn beside it, on an axis of its own.
     """
     by_method = searched(runs)
     names = sorted({name for panels in by_method.values() for name in panels}, key=lambda n: (n not in AXES, n))

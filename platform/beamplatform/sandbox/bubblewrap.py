@@ -83,18 +83,13 @@ def _cannot(bubblewrap: str) -> str:
         script = Path(name) / "nothing.py"
         script.write_text("")
         script.parent.chmod(0o755)  # bubblewrap may run as another user
-        seccomp = opened()
-        try:
+        with opened() as seccomp:
             command = sandbox_command(
                 bubblewrap, "nothing.py", {"nothing.py": script}, Limits(), number=os.getpid(), seccomp=seccomp
             )
-            fds = () if seccomp is None else (seccomp,)
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, pass_fds=fds
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, pass_fds=seccomp
             )
-        finally:
-            if seccomp is not None:
-                os.close(seccomp)
     if done.returncode:
         return done.stderr.strip()[-300:] or f"it ended with {done.returncode}"
     _works.add(bubblewrap)
@@ -108,7 +103,7 @@ def sandbox_command(
     limits: Limits,
     *,
     number: int,
-    seccomp: int | None,
+    seccomp: tuple[int, ...],
     arguments: Sequence[str] = (),
 ) -> list[str]:
     """The command that runs `script` in a sandbox.
@@ -132,11 +127,10 @@ def sandbox_command(
     for name, file in files.items():
         readable += ["--ro-bind", str(file), f"/job/{name}"]
     inner = [
-        "prlimit", f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nofile={limits.files}",
-        f"--fsize={limits.disk}", "--core=0",
-        bubblewrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
+        "prlimit", *_limits(limits), bubblewrap,
+        "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
         "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--hostname", "sandbox", *readable,
-        *([] if seccomp is None else ["--seccomp", str(seccomp)]),
+        *(word for descriptor in seccomp for word in ("--seccomp", str(descriptor))),
         "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--size", str(limits.disk), "--tmpfs", "/tmp",
         "--remount-ro", "/", "--chdir", "/tmp", "--", executable, "-S", "-B", f"/job/{script}",
         str(limits.processes + 1), *arguments,
@@ -158,11 +152,14 @@ def bare_command(folder: Path, script: str, argument: str, files: Mapping[str, P
     # A limit on processes would count all that the user runs, here where no namespace stands between: 0 is none.
     command = [os.path.realpath(sys.executable), "-S", "-B", str(job / script), "0", str(job / argument)]
     limiter = shutil.which("prlimit")
-    if limiter is None:
-        return command
+    return [limiter, *_limits(limits), *command] if limiter else command
+
+
+def _limits(limits: Limits) -> list[str]:
+    """prlimit's options, all but that on processes, which a sandbox's script sets itself."""
     return [
-        limiter, f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nofile={limits.files}",
-        f"--fsize={limits.disk}", "--core=0", *command,
+        f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nofile={limits.files}", f"--fsize={limits.disk}",
+        "--core=0",
     ]  # fmt: skip
 
 

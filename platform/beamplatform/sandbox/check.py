@@ -82,14 +82,12 @@ def check_program(
                     if bubblewrap is None:
                         commands.append((bare_command(folder, script, argument, found, limits), ()))
                         continue
-                    seccomp = opened()
-                    if seccomp is not None:
-                        stack.callback(os.close, seccomp)
+                    seccomp = stack.enter_context(opened())
                     command = sandbox_command(
                         bubblewrap, script, found, limits, number=next(_numbers), seccomp=seccomp,
                         arguments=[f"/job/{argument}"],
                     )  # fmt: skip
-                    commands.append((command, () if seccomp is None else (seccomp,)))
+                    commands.append((command, seccomp))
                 verdict = _run(commands[0], commands[1], limits, folder=None if bubblewrap else folder)
             if isinstance(verdict, Verdict):
                 return verdict

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _DENIED = {
     # machine: audit architecture; memfd_create, memfd_secret, shmget (linux/audit.h, unistd.h)
@@ -41,12 +43,17 @@ def program() -> bytes | None:
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 
 
-def opened() -> int | None:
-    """A descriptor from which bubblewrap reads the filter; the caller closes it."""
+@contextmanager
+def opened() -> Iterator[tuple[int, ...]]:
+    """The descriptor from which bubblewrap reads the filter; none where there is no filter."""
     content = program()
     if content is None:
-        return None
+        yield ()
+        return
     reading, writing = os.pipe()
     os.write(writing, content)
     os.close(writing)
-    return reading
+    try:
+        yield (reading,)
+    finally:
+        os.close(reading)
