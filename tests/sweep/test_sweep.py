@@ -101,15 +101,15 @@ def test_every_stored_score_follows_from_its_predictions(swept) -> None:
         assert accuracy == pytest.approx(run.data.metrics[f"eval/{task}"])
 
 
-def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path) -> None:
+def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path, tmp_path: Path) -> None:
     folder, _ = swept
     export = next((folder / "runs" / "first" / "trials").glob("beamlora-*")) / "export"
     done = subprocess.run(
         [sys.executable, root / "pipelines" / "evaluate.py", *SMALL, "--adapter", export, "--output", "scores"],
-        cwd=folder, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    scores = json.loads((folder / "scores" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     from beamplatform.tracking import Tracker
 
     runs = Tracker(f"sqlite:///{folder}/mlflow.db", "commonsense").trial_runs(sweep="first")
