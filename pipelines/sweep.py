@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
-from beamplatform.options import add_suite_options, as_list, load, suite_name, unsafe_options
+from beamplatform.options import add_suite_options, as_list, load, split, suite_name, unsafe_options
+
+if TYPE_CHECKING:
+    from beamplatform.sweep.saved import SavedSweep
 
 EXAMPLES = """examples:
   python pipelines/sweep.py --suite commonsense                 the embedded world without a GPU, the paper's with one
   python pipelines/sweep.py --suite commonsense --dry-run       what would run, and its memory; starts nothing
   python pipelines/sweep.py --suite commonsense --methods beamlora,lora --seeds 0,1,2
   python pipelines/sweep.py --suite commonsense --methods all   all nine methods
+  python pipelines/sweep.py --suite commonsense --search tpe --trials 16
   python pipelines/sweep.py --suite commonsense --resume        go on after an interruption
+  python pipelines/sweep.py --suite commonsense --extend --seeds 2,3   two more seeds for the last sweep
   python pipelines/sweep.py --suite my_suite.yaml --set training.max_steps=500 --set methods.beamlora.p_init=0.97
 """
 
@@ -30,13 +36,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--methods", metavar="A,B",
         help="these methods of the suite, in this order, or 'all'; default: those the preset names in search.methods",
     )  # fmt: skip
-    parser.add_argument("--seeds", metavar="0,1", help="training seeds of every configuration, instead of the suite's")
-    parser.add_argument("--samples", metavar="N", help="draws from each method's non-grid domains")
+    parser.add_argument(
+        "--seeds", metavar="0,1", help="training seeds of each method's chosen configuration, instead of the suite's"
+    )
+    parser.add_argument(
+        "--search", metavar="NAME", help="how configurations are searched: random, grid, tpe, asha, hyperband or bohb"
+    )
+    parser.add_argument("--trials", metavar="N", help="configurations tried for each method")
+    parser.add_argument(
+        "--budget",
+        metavar="HOURS",
+        help="GPU-hours of search for each method (on CPUs worker-hours), not --trials",
+    )
     parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="NAME",
         help="go on with an interrupted sweep of this suite (default: its last one), as it was started",
     )  # fmt: skip
+    parser.add_argument(
+        "--extend", nargs="?", const="", metavar="NAME",
+        help="add methods, seeds or trials to a sweep of this suite (default: its last one); what is done stays",
+    )  # fmt: skip
+    parser.add_argument("--no-probe", action="store_true", help="do not time the first steps before the sweep starts")
     parser.add_argument("--name", help="the sweep's name; default: suite, preset and time")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved trials and estimated memory, then stop"
@@ -45,47 +66,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.resume is not None:
         return _resume(arguments)
+    saved = _extended(arguments) if arguments.extend is not None else None
     suite, preset_name, preset = load(
         arguments,
         {
             "--seeds": ("search.seeds", as_list(arguments.seeds)),
-            "--samples": ("search.samples", arguments.samples),
+            "--search": ("search.algorithm", arguments.search),
+            "--trials": ("search.trials", arguments.trials),
+            "--budget": ("search.budget", arguments.budget),
             "--max-concurrent": ("search.max_concurrent", arguments.max_concurrent),
         },
     )
-    named = [name.strip() for name in arguments.methods.split(",")] if arguments.methods else preset.default_methods()
-    methods = list(preset.methods if named == ["all"] else dict.fromkeys(named))
+    named = split(arguments.methods) if arguments.methods else preset.default_methods()
+    methods = list(preset.methods if "all" in named else dict.fromkeys(named))
     for method in methods:
         if method not in preset.methods:
             raise UserError(
                 f"--methods {method}: not in preset {preset_name}; allowed: all, {', '.join(preset.methods)}"
             )
-    from beamplatform.sweep.command import dry_run, sweep
+    from beamplatform.sweep.command import Request, dry_run, sweep
 
-    if arguments.dry_run:
-        return dry_run(suite, preset_name, preset, methods)
     name = arguments.name or f"{suite.name}-{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return sweep(
-        suite,
+    request = Request(
+        suite.name,
         preset_name,
         preset,
         methods,
-        name=name,
+        name=saved.name if saved is not None else name,
         storage=arguments.storage,
         tracking_uri=arguments.tracking_uri,
+        saved=saved,
         options=unsafe_options(arguments),
+        typed={option: getattr(arguments, option) for option in KEPT},
+        probe=not arguments.no_probe,
     )
+    return dry_run(request) if arguments.dry_run else sweep(request)
+
+
+KEPT = ("preset", "data_dir", "overrides", "methods", "seeds", "search", "trials", "budget", "max_concurrent")
+"""Options that an extension takes over from the sweep it extends."""
+
+
+def _extended(arguments: argparse.Namespace) -> SavedSweep:
+    """The sweep to extend; `arguments` become its options and what is given now: added, or in place of the old."""
+    from beamplatform.sweep.saved import find_sweep, storage_of
+
+    if arguments.name:
+        raise UserError("--name: an extended sweep keeps its name; leave it out, or start another sweep")
+    suite = suite_name(arguments.suite)
+    saved = find_sweep(storage_of(arguments.storage), suite, arguments.extend or None, "--extend")
+    seeds = [str(seed) for seed in saved.resolved().search.seeds]
+    for option in KEPT:
+        if not getattr(arguments, option) and option not in ("overrides", "methods", "seeds"):
+            setattr(arguments, option, saved.options.get(option))
+    arguments.overrides = [*saved.options.get("overrides", []), *arguments.overrides]
+    arguments.methods = ",".join([*saved.methods, *split(arguments.methods or "")])
+    arguments.seeds = ",".join(dict.fromkeys([*seeds, *split(arguments.seeds or "")]))
+    return saved
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     """The sweep as it was started; what would change it is refused."""
     from beamplatform.sweep.command import resume
 
-    fixed = ("preset", "data_dir", "overrides", "methods", "seeds", "samples", "name", "dry_run")
+    fixed = ("preset", "data_dir", "overrides", "methods", "seeds", "search", "trials", "budget", "name", "dry_run")
     given = [option for option in fixed if getattr(arguments, option)]
     if given:
         option = {"overrides": "--set"}.get(given[0], "--" + given[0].replace("_", "-"))
-        raise UserError(f"{option}: a resumed sweep goes on as it was started; leave it out, or start another sweep")
+        raise UserError(f"{option}: a resumed sweep goes on as it was started; leave it out, or use --extend")
     concurrent = None
     if arguments.max_concurrent is not None:
         if not arguments.max_concurrent.isdecimal() or int(arguments.max_concurrent) < 1:

@@ -37,19 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--method {arguments.method}: this preset searches {', '.join(searched)}; a single run needs one value "
             f"each, such as --set methods.{arguments.method}.{key}={searched[key].values[0]}"
         )
-    from beamplatform.sweep.command import sweep
+    from beamplatform.sweep.command import Request, sweep
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = arguments.name or f"{suite.name}-{arguments.method}-seed{arguments.seed}-{stamp}"
     return sweep(
-        suite,
-        preset_name,
-        preset,
-        [arguments.method],
-        name=name,
-        storage=arguments.storage,
-        tracking_uri=arguments.tracking_uri,
-        options=unsafe_options(arguments),
+        Request(
+            suite.name,
+            preset_name,
+            preset,
+            [arguments.method],
+            name=name,
+            storage=arguments.storage,
+            tracking_uri=arguments.tracking_uri,
+            options=unsafe_options(arguments),
+            probe=False,
+        )
     )
 
 

@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beamplatform.suite import Override, load_preset
-from beamplatform.trial import Trial, plan_trials
+from beamplatform.trial import Trial
+from beamplatform.trial import make_trial as trial_at
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +42,8 @@ def make_trial(method: str, **changes: Any) -> Trial:
     suite, name, preset = load_preset(
         ROOT / "tune_spaces" / "commonsense.yaml", "tiny", has_gpu=False, overrides=overrides
     )
-    return plan_trials(suite.name, name, preset, [method])[0]
+    point = next(preset.space(method).random(0))
+    return trial_at(suite.name, name, preset, method, point, preset.search.seeds[0])
 
 
 @dataclass(frozen=True)
@@ -110,27 +112,46 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
     return run
 
 
-def train_under_ray(trials: Sequence[Trial], folder: Path, recorder: Any, **options: Any) -> tuple[Any, Any]:
-    """`train_trials` on the Ray that is running, each trial in a folder of its name: its outcome and its display."""
-    import io
+@dataclass
+class Outcome:
+    """What became of trials that were trained without a sweep around them: index -> why."""
 
-    from rich.console import Console
+    failed: dict[int, str] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    trained: list[int] = field(default_factory=list)
 
-    from beamplatform.sweep.progress import SweepProgress, TrialProgress
-    from beamplatform.sweep.train_stage import train_trials
+
+def train_under_ray(
+    trials: Sequence[Trial], folder: Path, recorder: Any, names: Sequence[str] = (), **options: Any
+) -> Outcome:
+    """`train_trials` on the Ray that is running, each trial in a folder of its name (or of `names`)."""
+    from beamplatform.sweep.train_stage import Job, Listed, Listener, train_trials
     from beamplatform.training.worker import Destination
 
-    rows = [TrialProgress(trial.name, trial.training.max_steps or 0) for trial in trials]
-    progress = SweepProgress(rows, Console(file=io.StringIO()))
-    destinations = [Destination(str(folder / t.name / "export"), str(folder / "train")) for t in trials]
-    outcome = train_trials(
-        trials, destinations, storage=str(folder), use_gpu=False, progress=progress, recorder=recorder, **options
-    )
-    return outcome, progress
+    outcome = Outcome()
+
+    class Told(Listener):
+        def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Any) -> None:
+            recorder.add(index, rows)
+
+        def trained(self, index: int) -> None:
+            outcome.trained.append(index)
+
+        def stopped(self, index: int, why: str) -> None:
+            outcome.stopped[index] = why
+
+        def failed(self, index: int, why: str) -> None:
+            outcome.failed[index] = why
+
+    names = names or [trial.name for trial in trials]
+    destinations = [Destination(str(folder / name / "export"), str(folder / "train")) for name in names]
+    jobs = Listed([Job(index, *pair) for index, pair in enumerate(zip(trials, destinations, strict=True))])
+    train_trials(jobs, Told(), storage=str(folder), use_gpu=False, **options)
+    return outcome
 
 
 @pytest.fixture(scope="session")
-def trained_under_ray() -> Callable[..., tuple[Any, Any]]:
+def trained_under_ray() -> Callable[..., Outcome]:
     """`train_under_ray` as a fixture."""
     return train_under_ray
 

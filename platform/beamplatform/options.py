@@ -94,6 +94,11 @@ def as_list(text: str | None) -> str | None:
     return None if text is None else f"[{text}]"
 
 
+def split(text: str) -> list[str]:
+    """The parts of a comma-separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU, or a cluster is named whose nodes may (a guess without loading torch)."""
     return shutil.which("nvidia-smi") is not None or bool(os.environ.get("RAY_ADDRESS"))

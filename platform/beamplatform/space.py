@@ -1,7 +1,7 @@
 """Search spaces: a hyperparameter is a value, or one of Ray Tune's domains written as a one-key mapping.
 
 r: 32                                  a fixed value
-r: {grid: [16, 32]}                    every value, crossed with the other grids
+r: {grid: [16, 32]}                    every value in turn, crossed with the other grids
 r: {choice: [16, 32, 64]}              drawn, each equally likely
 p_init: {uniform: [0.9, 0.99]}         drawn between two bounds
 learning_rate: {loguniform: [1e-4, 1e-3]}
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from numpy.random import RandomState
 
 DOMAINS = ("grid", "choice", "uniform", "loguniform")
+_MOST_CORNERS = 256
+
+Point = dict[str, Any]
+"""A value of each searched hyperparameter."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,38 @@ class Domain:
 
     def probes(self) -> tuple[Any, ...]:
         """Values that stand for all that could be drawn: every choice, or the bounds and a point between them."""
-        if self.kind in {"grid", "choice"}:
+        if self.listed:
             return self.values
         low, high = self.values
         return (low, high, low + (high - low) / math.pi)
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is a list of values, and no interval."""
+        return self.kind in {"grid", "choice"}
+
+    def levels(self, count: int) -> tuple[Any, ...]:
+        """Every value of a list; of an interval `count`, evenly spread (on a log scale for loguniform), ends included.
+
+        Rounded to 6 digits.
+        """
+        if self.listed:
+            return self.values
+        low, high = self.values
+        shares = [number / (count - 1) for number in range(count)]
+        if self.kind == "loguniform":
+            spread = [low * (high / low) ** share for share in shares]
+        else:
+            spread = [low + (high - low) * share for share in shares]
+        return tuple(float(f"{value:.6g}") for value in spread)
 
     def draw(self, random_state: RandomState) -> Any:
         """One value, drawn by the Ray Tune domain of the same name (grids are not drawn)."""
         from ray import tune  # slow to import, and not needed to check a suite
 
         domain = tune.choice(list(self.values)) if self.kind == "choice" else getattr(tune, self.kind)(*self.values)
-        return domain.sample(random_state=random_state)
+        value = domain.sample(random_state=random_state)
+        return value.item() if hasattr(value, "item") else value  # numpy's numbers are no JSON
 
 
 @dataclass(frozen=True)
@@ -57,28 +82,62 @@ class Space:
     fixed: Mapping[str, Any]
     domains: Mapping[str, Domain]
 
-    def configurations(self, samples: int, seed: int) -> list[dict[str, Any]]:
-        """Every grid point with `samples` draws of the other domains; the same for the same seed, without repeats.
+    @property
+    def size(self) -> int | None:
+        """How many points it has; None where there is an interval."""
+        if not all(domain.listed for domain in self.domains.values()):
+            return None
+        return math.prod(len(domain.values) for domain in self.domains.values())
 
-        The draws are resolved before anything starts (and not by Ray as trials start), so that `--dry-run` shows
-        exactly what will run and a trial is known by its values.
+    def resolve(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyperparameters of the method at a point, as plain JSON values.
+
+        Defaults are part of what a trial is: they are written out, not left to a later version's taste.
         """
-        grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
-        drawn = {key: domain for key, domain in self.domains.items() if domain.kind != "grid"}
+        values = dict(self.fixed) | dict(point)
+        return get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
+
+    def random(self, seed: int) -> Iterator[Point]:
+        """Points without repeats, the same for the same seed; endless, but where there are no more.
+
+        The points of the grids come in turn, in one random order; the other domains are drawn for each.
+        """
         from numpy.random import RandomState
 
         # A stream of its own for every method: adding a method does not change what the others draw.
         generator = RandomState([seed, zlib.crc32(self.method.encode())])
-        found: list[dict[str, Any]] = []
-        for point in itertools.product(*grids.values()):
-            for _ in range(samples):
-                values = dict(self.fixed) | dict(zip(grids, point, strict=True))
-                values |= {key: domain.draw(generator) for key, domain in drawn.items()}
-                # Defaults are part of what a trial is: they are written out, not left to a later version's taste.
-                resolved = get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
-                if resolved not in found:
-                    found.append(resolved)
-        return found
+        grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
+        drawn = {key: domain for key, domain in self.domains.items() if domain.kind != "grid"}
+        crossed = list(itertools.product(*grids.values()))
+        order = [crossed[place] for place in generator.permutation(len(crossed))]
+        seen: list[Point] = []
+        size = self.size
+        for values in itertools.cycle(order):
+            if len(seen) == size:
+                return
+            point = dict(zip(grids, values, strict=True))
+            point |= {key: domain.draw(generator) for key, domain in drawn.items()}
+            if point not in seen:
+                seen.append(point)
+                yield point
+
+    def grid(self, seed: int, points: int) -> Iterator[Point]:
+        """Every combination of the domains' levels (`Domain.levels`), in a random order: its beginning is a sample."""
+        from numpy.random import RandomState
+
+        crossed = list(itertools.product(*(domain.levels(points) for domain in self.domains.values())))
+        generator = RandomState([seed, zlib.crc32(self.method.encode())])
+        for place in generator.permutation(len(crossed)):
+            yield dict(zip(self.domains, crossed[place], strict=True))
+
+    def corners(self) -> list[Point]:
+        """Points that stand for all in what they need: the ends of numeric domains and all of the others, crossed."""
+        ends = []
+        for domain in self.domains.values():
+            numeric = all(isinstance(value, (int, float)) for value in domain.values)
+            ends.append(sorted({min(domain.values), max(domain.values)}) if numeric else list(domain.values))
+        crossed = itertools.islice(itertools.product(*ends), _MOST_CORNERS)
+        return [dict(zip(self.domains, values, strict=True)) for values in crossed]
 
 
 def parse_space(method: str, values: Mapping[str, Any]) -> Space:
@@ -113,6 +172,8 @@ def _domain(name: str, value: Mapping[str, Any]) -> Domain:
     kind, arguments = next(iter(value.items()))
     if not isinstance(arguments, list) or not arguments:
         raise ValueError(f"{name}.{kind}: must be a non-empty list, got {arguments!r}")
+    if any(arguments.count(value) > 1 for value in arguments):
+        raise ValueError(f"{name}.{kind}: values must differ, got {arguments!r}")
     if kind in {"uniform", "loguniform"}:
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in arguments)
         if len(arguments) != 2 or not numbers or arguments[0] >= arguments[1]:

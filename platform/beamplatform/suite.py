@@ -88,6 +88,9 @@ class TrainingSection(Section):
         "auto", description="auto: GPUs where the machine or cluster has them"
     )
     cpus_per_worker: Annotated[int, Field(ge=1)] = Field(1, description="CPU cores a worker reserves")
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = Field(
+        1, description="below 1, several small trials share a GPU: 0.25 lets four on it; needs workers: 1"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the training records")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps, instead of epochs")
@@ -118,6 +121,8 @@ class TrainingSection(Section):
             raise ValueError("give exactly one of epochs and max_steps")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.gpus_per_worker < 1 and self.workers > 1:  # NCCL refuses two workers on one GPU
+            raise ValueError(f"gpus_per_worker ({self.gpus_per_worker}) below 1 needs workers: 1, got {self.workers}")
         per_pass = self.workers * self.micro_batch
         if self.global_batch % per_pass:
             raise ValueError(
@@ -164,12 +169,41 @@ class EvaluationSection(Section):
         return self
 
 
-class SearchSection(Section):
-    """How many configurations of each method are tried, and with which seeds."""
+Algorithm = Literal["random", "grid", "tpe", "asha", "hyperband", "bohb"]
 
-    samples: Annotated[int, Field(ge=1)] = Field(1, description="draws from the non-grid domains, per grid point")
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field((0,), description="training seeds per configuration")
+
+class SearchSection(Section):
+    """How each method's configuration is searched, and with which seeds the chosen one is trained for the test tasks.
+
+    The budget is the same for every method. The lowest validation loss chooses; test tasks take no part.
+    """
+
+    algorithm: Algorithm = Field(
+        "random",
+        description="random; grid: every point; tpe: Optuna's, from what was seen so far; asha, hyperband: random, and "
+        "trials that fall behind are stopped; bohb: tpe with hyperband",
+    )
+    trials: Annotated[int, Field(ge=1)] = Field(
+        8, description="configurations tried for each method, fewer where its space has fewer"
+    )
+    budget: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GPU-hours of search for each method (worker-hours without GPUs), instead of trials"
+    )
     seed: int = Field(0, description="seed of the draws themselves")
+    trial_seed: int = Field(1000, description="training seed of the search's trials; none of seeds")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        (0,), description="training seeds of each method's chosen configuration"
+    )
+    evaluate: Literal["chosen", "all"] = Field(
+        "chosen",
+        description="all: the search's trials answer the test tasks too, for the pictures; they choose nothing",
+    )
+    grid_points: Annotated[int, Field(ge=2)] = Field(
+        3, description="grid: values of a domain that is given by its bounds, which are the first and the last"
+    )
+    reduction: Annotated[int, Field(ge=2)] = Field(
+        3, description="asha, hyperband, bohb: one of so many goes on from each rung to one so many times as long"
+    )
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(None, description="null = as many as fit")
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="compared where --methods names none; null = all of the preset's"
@@ -179,7 +213,19 @@ class SearchSection(Section):
     def _distinct_seeds(self) -> SearchSection:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        if self.trial_seed in self.seeds:
+            raise ValueError(f"seeds must be fresh ones: {self.trial_seed} is the search's own (trial_seed)")
         return self
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether trials that fall behind are stopped."""
+        return self.algorithm in ("asha", "hyperband", "bohb")
+
+    @property
+    def proposes(self) -> bool:
+        """Whether configurations follow from the results of earlier ones."""
+        return self.algorithm in ("tpe", "bohb")
 
 
 class Preset(Section):
@@ -212,6 +258,11 @@ class Preset(Section):
             if name not in self.methods:
                 raise ValueError(f"search.methods: {name!r} is not below methods; allowed: {', '.join(self.methods)}")
         known = {key for name in METHODS for key in get_method(name).hyperparameters.model_fields}
+        if self.search.budget is None and self.search.stops_early and self.search.trials < self.search.reduction:
+            raise ValueError(
+                f"search.trials: {self.search.algorithm} stops all but one of {self.search.reduction} trials, "
+                f"got {self.search.trials} trials"
+            )
         for key in self.shared:
             if key not in known:
                 raise ValueError(f"shared.{key}: unknown hyperparameter; allowed: {', '.join(sorted(known))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -14,9 +14,17 @@ from beamplatform.methods.base import Method, RunPlan
 from beamplatform.schedule import warmup_steps
 from beamplatform.suite import DataSection, EvaluationSection, ModelSection, Preset, TrainingSection
 
+_HOW = ("log_every", "validate_every", "checkpoint_every", "cpus_per_worker", "gpus_per_worker")
+"""Values of the training section that decide how a run is carried out and watched, and not what comes out."""
+
 
 class Trial(BaseModel):
-    """One method with one set of hyperparameters and one seed, on one model and data set."""
+    """One method with one set of hyperparameters and one seed, on one model and data set.
+
+    Attributes:
+        fingerprint: of all records; of the same data twice the same, wherever it lies.
+        code: the version of the code, see `beamplatform.code_version`.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -29,12 +37,13 @@ class Trial(BaseModel):
     data: DataSection
     training: TrainingSection
     evaluation: EvaluationSection
+    fingerprint: str = ""
+    code: str = ""
 
     @property
     def configuration(self) -> str:
-        """Eight hex digits that are the same for the same method and hyperparameters, whatever the seed."""
-        text = json.dumps([self.method, self.hyperparameters], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        """Eight hex digits that are the same where everything that decides the outcome is, but for the seed."""
+        return digest(self.model_dump(mode="json", exclude={"seed": True, "preset": True, "training": set(_HOW)}))
 
     @property
     def name(self) -> str:
@@ -85,25 +94,41 @@ class Trial(BaseModel):
         return method
 
 
-def plan_trials(suite: str, preset_name: str, preset: Preset, methods: Sequence[str]) -> list[Trial]:
-    """Every configuration of every method, once per seed; methods are interleaved, so that a table fills evenly."""
-    by_method = [
-        [
-            Trial(
-                suite=suite,
-                preset=preset_name,
-                method=method,
-                hyperparameters=values,
-                seed=seed,
-                model=preset.model,
-                data=preset.data,
-                training=preset.training_of(method, values),
-                evaluation=preset.evaluation,
-            )
-            for seed in preset.search.seeds
-            for values in preset.space(method).configurations(preset.search.samples, preset.search.seed)
-        ]
-        for method in methods
-    ]
-    longest = max(len(trials) for trials in by_method)
-    return [trials[i] for i in range(longest) for trials in by_method if i < len(trials)]
+def make_trial(
+    suite: str,
+    preset_name: str,
+    preset: Preset,
+    method: str,
+    point: Mapping[str, Any],
+    seed: int,
+    *,
+    fingerprint: str = "",
+    code: str = "",
+) -> Trial:
+    """The trial of a method at a point of its search space."""
+    values = preset.space(method).resolve(point)
+    return Trial(
+        suite=suite,
+        preset=preset_name,
+        method=method,
+        hyperparameters=values,
+        seed=seed,
+        model=preset.model,
+        data=preset.data,
+        training=preset.training_of(method, values),
+        evaluation=preset.evaluation,
+        fingerprint=fingerprint,
+        code=code,
+    )
+
+
+def context(suite: str, preset: Preset, *, fingerprint: str, code: str) -> dict[str, Any]:
+    """What all trials of a sweep share and their outcome depends on; when it changes, they are other trials."""
+    sections = preset.model_dump(mode="json", include={"model", "data", "training", "evaluation"})
+    training = {key: value for key, value in sections["training"].items() if key not in _HOW}
+    return {"suite": suite, **sections, "training": training, "data.fingerprint": fingerprint, "code": code}
+
+
+def digest(content: Any) -> str:
+    """Eight hex digits of plain JSON values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

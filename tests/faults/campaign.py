@@ -10,7 +10,6 @@ saw; exit code 1 where something differs. A few of these run in CI (test_faults.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
@@ -74,15 +73,12 @@ def logged(store: str, run_id: str) -> set[tuple[str, int]]:
 def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
     """Run the trial once undisturbed and once for each point; returns what was wrong."""
     import ray
-    from conftest import make_trial
-    from rich.console import Console
+    from conftest import make_trial, train_under_ray
     from worker_faults import fault_hook
 
-    from beamplatform.sweep.progress import SweepProgress, TrialProgress
     from beamplatform.sweep.recorder import Recorder
-    from beamplatform.sweep.run import trial_tags
-    from beamplatform.sweep.train_stage import train_trials
     from beamplatform.tracking import Tracker
+    from beamplatform.tracking.runs import TRIAL_TAGS
     from beamplatform.training.worker import Destination
 
     trial = make_trial("beamlora", **SETTING)
@@ -94,21 +90,15 @@ def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
     tracker.prepare()
     parent = tracker.start_sweep("faults", {}, {})
     trials = [trial] * len(destinations)
-    run_ids = [
-        tracker.start_trial(parent, f"{i}", {}, trial_tags(trial, "faults", d.export))
-        for i, d in enumerate(destinations)
-    ]
+    run_ids = [tracker.start_trial(parent, f"{i}", {}, dict.fromkeys(TRIAL_TAGS, "0")) for i in range(len(trials))]
     ray.init(
         address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False,
         runtime_env={"worker_process_setup_hook": fault_hook(faults)},
     )  # fmt: skip
     try:
         with Recorder(tracker, run_ids) as recorder:
-            progress = SweepProgress(
-                [TrialProgress(str(i), STEPS) for i in range(len(trials))], Console(file=io.StringIO())
-            )
-            options: dict[str, Any] = {"storage": str(folder), "concurrent": 1, "use_gpu": False}
-            outcome = train_trials(trials, destinations, progress=progress, recorder=recorder, **options)
+            names = [str(index) for index in range(len(trials))]
+            outcome = train_under_ray(trials, folder, recorder, names, concurrent=1)
     finally:
         ray.shutdown()
     wrong = [f"trial {index} failed: {why}" for index, why in outcome.failed.items()]
@@ -132,7 +122,7 @@ SWEEP = [
     sys.executable, str(ROOT / "pipelines" / "sweep.py"), "--suite", "commonsense",
 ]  # fmt: skip
 SWEPT = [
-    "--preset", "tiny", "--methods", "beamlora,lora", "--seeds", "0", "--name", "s",
+    "--preset", "tiny", "--methods", "beamlora,lora", "--seeds", "0", "--name", "s", "--no-probe",
     "--set", f"training.max_steps={STEPS}", "--set", f"training.checkpoint_every={CHECKPOINT}",
     "--set", "training.log_every=4", "--set", "evaluation.max_records=8", "--set", "data.validation_records=16",
 ]  # fmt: skip

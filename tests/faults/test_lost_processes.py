@@ -76,7 +76,7 @@ def processes(class_name: str) -> list[int]:
 
 @pytest.mark.timeout(600)
 def test_every_trial_gives_way_to_the_next(
-    trial: Callable[..., Trial], trained_under_ray: Callable[..., tuple[Any, Any]], tmp_path: Path
+    trial: Callable[..., Trial], trained_under_ray: Callable[..., Any], tmp_path: Path
 ) -> None:
     trials = [
         trial(
@@ -90,7 +90,7 @@ def test_every_trial_gives_way_to_the_next(
     ]
     ray.init(address="local", num_cpus=1, include_dashboard=True, dashboard_host="127.0.0.1")
     try:
-        outcome, _ = trained_under_ray(trials, tmp_path, NotRecorded(), concurrent=1, scheduler=Faults())
+        outcome = trained_under_ray(trials, tmp_path, NotRecorded(), concurrent=1, scheduler=Faults())
         stopped = {index for index, (_, after) in enumerate(FAULTS) if after is not None}
         assert set(outcome.stopped) == stopped
         assert set(outcome.stopped.values()) == {"stopped by Faults at step 4"}

@@ -13,4 +13,4 @@ SMALL = [
 
 
 def command(root: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, *arguments]
+    return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, "--no-probe", *arguments]

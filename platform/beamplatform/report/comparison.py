@@ -50,6 +50,25 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """The search of one method.
+
+    Attributes:
+        trained, stopped, failed: how many of its trials came to their end, or did not.
+        best: validation loss of the chosen configuration in the search; None where none was trained.
+        losses: validation losses of all that were trained, ascending.
+        hours: that all workers together trained, pauses and starts not counted.
+    """
+
+    trained: int
+    stopped: int
+    failed: int
+    best: float | None
+    losses: tuple[float, ...]
+    hours: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One method, as its chosen configuration.
 
@@ -60,6 +79,7 @@ class Row:
         average: mean over the tasks first, then over the seeds; ``None`` where a task is missing.
         validation_loss: mean over the seeds; ``None`` where no seed recorded one or one diverged.
         candidates: configurations the choice was made from.
+        searched: what the search that chose came to; None where the trials that are compared were the search.
         settings: the parameters in which those candidates differ, as chosen.
         parameters: the most that were trained at a time (AdaLoRA prunes, IncreLoRA grows); ``None`` if not recorded.
         kept: those trained at the end; ``None`` if not recorded.
@@ -85,6 +105,7 @@ class Row:
     seconds: float | None = None
     memory: int | None = None
     model: str = ""
+    searched: Searched | None = None
     published: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -125,10 +146,12 @@ def compare(
     suite: str = "",
     methods: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
+    context: str | None = None,
 ) -> Comparison:
     """Choose each method's configuration by validation loss and average its scores over the seeds.
 
-    The configuration with the lowest mean ``validation/loss`` over its seeds stands for the method; equal
+    Where a method was searched, the search's trials choose and the final ones, with fresh seeds, are compared. Else
+    the configuration with the lowest mean ``validation/loss`` over its seeds stands for the method; equal
     ones are decided by the trial's name, test scores never take part. A configuration of which a seed
     diverged or recorded no loss is taken only where no other is left. Of several trials with the same
     configuration and seed the newest counts.
@@ -137,22 +160,35 @@ def compare(
         runs: the trials of one sweep, of any status. Only finished ones with scores count, the others
             are left out.
         methods: order and choice of rows; ``None``: by first appearance in ``runs``.
+        context: of the trials that count; ``None``: that of the newest. A sweep whose suite was changed has others.
         tasks: order and choice of columns; ``None``: every scored task, in the order of `task_order`.
 
     Raises:
         UserError: no trial can be compared, or a named method or task has no scores.
     """
+    context = context if context is not None or not runs else runs[-1].context
+    superseded = [run for run in runs if run.context != context]
+    runs = [run for run in runs if run not in superseded]
+    search = [run for run in runs if run.role == "search"]
+    everything, runs = runs, [run for run in runs if run.role != "search"]
     finished = [run for run in runs if run.status == "FINISHED"]
     scored = [run for run in finished if _tasks_of(run)] or [run for run in finished if VALIDATION in run.metrics]
     left_out = tuple(f"{run.name} ({_reason(run)})" for run in runs if run not in scored)
+    left_out += tuple(f"{run.name} (made before the suite was changed)" for run in superseded)
     if not scored:
-        counts = Counter(_reason(run) for run in runs)
+        counts = Counter(_reason(run) for run in everything)
         there = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "it has no trials"
         raise UserError(f"no finished trial with scores to compare: {there}")
     kept_tasks = _selected("task", tasks, sorted({task for run in scored for task in _tasks_of(run)}, key=task_order))
     kept_methods = _selected("method", methods, list(dict.fromkeys(run.method for run in scored)))
     rows = [
-        _row(method, [run for run in scored if run.method == method], kept_tasks, _unfinished(runs, scored))
+        _row(
+            method,
+            [run for run in scored if run.method == method],
+            kept_tasks,
+            _unfinished(runs, scored),
+            [run for run in search if run.method == method],
+        )
         for method in kept_methods
     ]
     return Comparison(
@@ -211,7 +247,13 @@ def _unfinished(runs: Sequence[TrialRun], scored: Sequence[TrialRun]) -> set[str
     return {run.configuration for run in newest.values() if run not in scored}
 
 
-def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished: Collection[str]) -> Row:
+def _row(
+    method: str,
+    runs: Sequence[TrialRun],
+    tasks: Sequence[str],
+    unfinished: Collection[str],
+    search: Sequence[TrialRun] = (),
+) -> Row:
     by_configuration: dict[str, dict[int, TrialRun]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: run.started):
         by_configuration[run.configuration][run.seed] = run
@@ -219,8 +261,10 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished
         configuration: [by_seed[seed] for seed in sorted(by_seed)]
         for configuration, by_seed in by_configuration.items()
     }
+    # The search's losses choose where there are some: what an earlier, smaller search chose stays behind.
+    found = {run.configuration: _mean_loss([run]) for run in search if run.status == "FINISHED"}
     losses = {
-        configuration: None if configuration in unfinished else _mean_loss(seeds)
+        configuration: found.get(configuration) if found else None if configuration in unfinished else _mean_loss(seeds)
         for configuration, seeds in candidates.items()
     }
 
@@ -231,7 +275,8 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished
     best = min(candidates, key=rank)
     chosen = candidates[best]
     choice: Choice = "lowest validation loss"
-    if len(candidates) == 1:
+    others = list({run.configuration: run for run in search}.values()) or [seeds[0] for seeds in candidates.values()]
+    if len(others) == 1:
         choice = "only one"
     elif losses[best] is None:
         choice = "first by name"
@@ -244,16 +289,31 @@ def _row(method: str, runs: Sequence[TrialRun], tasks: Sequence[str], unfinished
         run_ids=tuple(run.run_id for run in chosen),
         cells={task: _cell([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
         average=_cell(per_seed),
-        validation_loss=losses[best],
-        candidates=len(candidates),
+        validation_loss=_mean_loss(chosen),
+        candidates=len(others),
         choice=choice,
-        settings=_differing(chosen[0], [seeds[0] for seeds in candidates.values()]),
+        settings=_differing(chosen[0], others),
+        searched=_searched(search, found.get(best)) if search else None,
         parameters=_most(chosen, (TRAINED, KEPT)),
         kept=_most(chosen, (KEPT,)),
         seconds=_mean([run.metrics.get(SECONDS) for run in chosen]),
         memory=_most(chosen, (MEMORY,)),
         model=chosen[0].params.get("model.path", ""),
         published=published(chosen[0].params.get("model.path", ""), method, chosen[0].params.get("r")),
+    )
+
+
+def _searched(runs: Sequence[TrialRun], best: float | None) -> Searched:
+    count = Counter(run.status for run in runs)
+    trained = [_mean_loss([run]) for run in runs if run.status == "FINISHED"]
+    worker_seconds = sum(run.metrics.get(SECONDS, 0.0) * int(run.params.get("training.workers", "1")) for run in runs)
+    return Searched(
+        trained=count["FINISHED"],
+        stopped=count["KILLED"],
+        failed=count["FAILED"],
+        best=best,
+        losses=tuple(sorted(loss for loss in trained if loss is not None)),
+        hours=worker_seconds / 3600,
     )
 
 

@@ -47,13 +47,14 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         comparison, history = self.comparison, self._beam()
         methods = [row.method for row in comparison.rows]
+        tried = self._tried()
         drawn = [
             ("Accuracy", "comparison", draw(comparison, chance=CHANCE) if comparison.tasks else None),
             ("Cost", "costs", draw_costs(comparison)),
             ("Training loss", "curves", draw_curves(comparison, self._losses())),
             ("Beam", "beam", draw_beam(history)),
-            ("Searched hyperparameters", "effects", draw_effects(self.runs, methods)),
-            *((f"Search of {method_label(m)}", f"search-{m}", draw_parallel(self.runs, m)) for m in methods),
+            ("Searched hyperparameters", "effects", draw_effects(tried, methods)),
+            *((f"Search of {method_label(m)}", f"search-{m}", draw_parallel(tried, m)) for m in methods),
         ]
         pictures = []
         paths: list[Path] = []
@@ -71,6 +72,14 @@ class Report:
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")
         return [*texts, *paths]
+
+    def _tried(self) -> list[TrialRun]:
+        """The trials that show what a hyperparameter does: those of the search, and of a method without one all."""
+        chosen = {run_id for row in self.comparison.rows for run_id in row.run_ids}
+        context = next((run.context for run in self.runs if run.run_id in chosen), "")
+        own = [run for run in self.runs if run.context == context]
+        searched = {run.method for run in own if run.role == "search"}
+        return [run for run in own if run.role == "search" or run.method not in searched]
 
     def _losses(self) -> dict[str, list[list[tuple[int, float]]]]:
         rows = self.comparison.rows
@@ -114,5 +123,7 @@ def make_report(
     Raises:
         UserError: there is nothing to compare; see `compare`.
     """
-    comparison = compare(runs, suite=tracker.experiment, methods=methods, tasks=tasks)
+    sweep = runs[-1].sweep if runs else ""
+    context = next((known.tags.get("context") for known in tracker.sweeps() if known.name == sweep), None)
+    comparison = compare(runs, suite=tracker.experiment, methods=methods, tasks=tasks, context=context)
     return Report(with_differences(comparison, tracker), runs, tracker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,8 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     """All tables there is something to say in: scores, costs and choices, differences."""
     found = [scores_sheet(comparison)] if comparison.tasks else []
     found.append(chosen_sheet(comparison))
+    if any(row.searched is not None for row in comparison.rows):
+        found.append(search_sheet(comparison))
     if comparison.differences:
         found.append(differences_sheet(comparison))
     return found
@@ -90,9 +93,31 @@ def chosen_sheet(comparison: Comparison) -> Sheet:
             ]
             for row in comparison.rows
         ],
-        legend="Chosen by the lowest mean validation loss over the seeds; test scores take no part. Parameters: the "
+        legend="Chosen by the lowest validation loss"
+        + ("" if any(row.searched for row in comparison.rows) else ", the mean over the seeds")
+        + "; test scores take no part. Parameters: the "
         f"most trained at a time. Training time and peak memory of a worker: relative to {name}.",
         left=(0, 6),
+    )
+
+
+def search_sheet(comparison: Comparison) -> Sheet:
+    """The first stage: what was tried for each method, and what it came to."""
+    rows = []
+    for row in comparison.rows:
+        found = row.searched
+        losses = found.losses if found is not None else ()
+        texts = [MISSING] * 6
+        if found is not None:
+            best = MISSING if found.best is None else f"{found.best:.4f}"
+            middle = f"{statistics.median(losses):.4f}" if losses else MISSING
+            texts = [*map(str, (found.trained, found.stopped, found.failed)), best, middle, f"{found.hours:.3g}"]
+        rows.append([Entry(method_label(row.method)), *map(Entry, texts)])
+    return Sheet(
+        title="Search: stage one, by validation loss",
+        columns=["method", "trained", "stopped", "failed", "best loss", "median loss", "worker-hours"],
+        rows=rows,
+        legend="The configuration with the best loss was then trained with fresh seeds, which the other tables are of.",
     )
 
 

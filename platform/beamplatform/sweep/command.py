@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from beamplatform.errors import UserError
 from beamplatform.options import has_gpu
 from beamplatform.storage import is_uri, join
-from beamplatform.suite import Suite
+from beamplatform.sweep.announce import announced, changes, print_plan
+from beamplatform.sweep.fit import check_fit, room_here
+from beamplatform.sweep.ledger import Entry, load_ledger
 from beamplatform.sweep.output import output_to_file
 from beamplatform.sweep.preflight import Plan, plan_sweep
-from beamplatform.sweep.progress import SweepProgress, TrialProgress
-from beamplatform.sweep.saved import SavedSweep, find_sweep, is_started, only_driver
+from beamplatform.sweep.progress import SweepProgress
+from beamplatform.sweep.saved import SavedSweep, find_sweep, only_driver, saved_sweep, storage_of
 
 if TYPE_CHECKING:
     from beamplatform.suite import Preset
+    from beamplatform.sweep.run import Result
     from beamplatform.tracking import Tracker
 
 HOW_TO_GET_REAL = (
@@ -31,86 +33,77 @@ HOW_TO_GET_REAL = (
 )
 
 
-def dry_run(suite: Suite, preset_name: str, preset: Preset, methods: Sequence[str]) -> int:
-    """Print every resolved trial with its steps and estimated memory; starts nothing."""
-    plan = plan_sweep(suite.name, preset_name, preset, methods)
-    console = Console()
-    table = Table(title=f"{suite.name}, preset {preset_name}: {len(plan.trials)} trials", title_justify="left")
-    table.add_column("trial", no_wrap=True)
-    table.add_column("own and searched values", overflow="fold")
-    for heading in ("steps", "weights", "adapter, optimizer", "activations", "memory per worker"):
-        table.add_column(heading, justify="right")
-    for trial, steps, memory in zip(plan.trials, plan.steps, plan.memory, strict=True):
-        keys = dict.fromkeys([*preset.space(trial.method).domains, *preset.methods[trial.method]])
-        values = " ".join(f"{key}={_short(trial.hyperparameters[key])}" for key in keys)
-        parts = (memory.weights, memory.adapter, memory.activations, memory.total)
-        table.add_row(trial.name, values or "-", str(steps), *map(_size, parts))
-    console.print(table)
-    fixed = " ".join(f"{key}={_short(value)}" for key, value in preset.shared.items() if not isinstance(value, dict))
-    console.print(f"For all methods that have them: {fixed or 'nothing'}", highlight=False)
-    questions = sum(len(records) for records in plan.test.values())
-    console.print(
-        f"{plan.train_examples} training examples, {questions} test questions for each trial. Nothing was started."
-    )
+@dataclass(frozen=True)
+class Request:
+    """A sweep that somebody asks for, its input read.
+
+    Attributes:
+        name: the sweep's, and of its folder in `storage`.
+        saved: as it was started before, where it is to go on (`--resume`, `--extend`).
+        options: of the tasks, beside the suite's own.
+        typed: the command line's options that an extension takes over.
+        probe: time a few steps first.
+    """
+
+    suite: str
+    preset_name: str
+    preset: Preset
+    methods: Sequence[str]
+    name: str
+    storage: str
+    tracking_uri: str | None
+    saved: SavedSweep | None = None
+    options: Collection[str] = ()
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    probe: bool = True
+
+
+def dry_run(request: Request) -> int:
+    """Print what would run and its estimated memory; starts nothing."""
+    print_plan(plan_sweep(request.suite, request.preset_name, request.preset, request.methods), Console())
     return 0
 
 
-def sweep(
-    suite: Suite,
-    preset_name: str,
-    preset: Preset,
-    methods: Sequence[str],
-    *,
-    name: str,
-    storage: str,
-    tracking_uri: str | None,
-    resume: bool = False,
-    options: Collection[str] = (),
-) -> int:
+def sweep(request: Request) -> int:
     """Run a sweep to its table, or what is left of it; returns the exit code: 0, or 1 when trials failed."""
     from beamplatform.tracking import Tracker
-    from beamplatform.tracking.store import redact
 
-    console = Console()
+    console, preset, name = Console(), request.preset, request.name
     if preset.training.device == "gpu" and not has_gpu():
         raise UserError(
-            f"preset {preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with GPUs, "
-            "choose another --preset, or try --set training.device=cpu (--dry-run works without)"
+            f"preset {request.preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with "
+            "GPUs, choose another --preset, or try --set training.device=cpu (--dry-run works without)"
         )
-    storage = storage if is_uri(storage) else str(Path(storage).resolve())
+    storage = storage_of(request.storage)
     folder = Path("runs" if is_uri(storage) else storage) / name
-    if not resume and is_started(storage, name):
-        raise UserError(
-            f"--name {name}: {join(storage, name)} exists already; choose another name, or go on with --resume {name}"
-        )
+    if request.saved is None:
+        _refuse_taken_name(storage, name, request.suite)
     with console.status("Checking the plan"):
-        plan = plan_sweep(suite.name, preset_name, preset, methods, options)
+        plan = plan_sweep(request.suite, request.preset_name, preset, request.methods, request.options)
+        check_fit(plan, room_here(preset.training))
     if preset.data.source == "embedded" and preset.model.path == "tiny":
         console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
-    tracker = Tracker(tracking_uri, suite.name)
+    tracker = Tracker(request.tracking_uri, request.suite)
     tracker.prepare()
     parent = next((known.run_id for known in tracker.sweeps() if known.name == name), None)
-    if parent is not None and not resume:
+    if parent is not None and request.saved is None:
+        from beamplatform.tracking.store import redact
+
         raise UserError(f"--name {name}: {redact(tracker.uri)} has a sweep of that name already; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / "log.txt"
-    console.print(
-        f"{'Going on with sweep' if resume else 'Sweep'} {name}: {len(plan.trials)} trials ({', '.join(methods)}), "
-        f"{max(plan.steps)} steps each, then {sum(map(len, plan.test.values()))} test questions each. Log: {log_file}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    known = load_ledger(storage, name) if request.saved is not None else []
+    changed = changes(plan, request.saved, known) if request.saved is not None else ()
+    for line in (_headline(request, plan, log_file), *changed):
+        console.print(line, highlight=False, soft_wrap=True)
     with only_driver(folder, name):
-        if not resume:
-            values = preset.model_dump(mode="json")
-            SavedSweep(name, suite.name, preset_name, values, list(methods), time.time()).save(storage)
-        if parent is None:
-            parent = _start_parent(tracker, name, suite, preset_name, preset, plan)
-        else:
-            tracker.reopen(parent)
-        return _to_the_end(
-            _Session(plan, tracker, parent, name, suite.name, methods, storage, folder, console, resume, options)
-        )
+        started = request.saved.started if request.saved is not None else time.time()
+        SavedSweep(
+            name, request.suite, request.preset_name, preset.model_dump(mode="json"), plan.methods, started,
+            plan.content, dict(request.typed),
+        ).save(storage)  # fmt: skip
+        parent = _open_parent(tracker, parent, request, plan)
+        return _to_the_end(_Session(request, plan, known, tracker, parent, storage, folder, console))
 
 
 def resume(
@@ -123,46 +116,68 @@ def resume(
     options: Collection[str] = (),
 ) -> int:
     """Go on with a sweep as it was started: the one that is named, else the suite's last one."""
-    storage = storage if is_uri(storage) else str(Path(storage).resolve())
-    saved = find_sweep(storage, suite, name)
+    saved = find_sweep(storage_of(storage), suite, name)
     preset = saved.resolved()
     if concurrent is not None:
         preset = preset.model_copy(update={"search": preset.search.model_copy(update={"max_concurrent": concurrent})})
     return sweep(
-        Suite(name=saved.suite, presets={saved.preset_name: preset}),
-        saved.preset_name,
-        preset,
-        saved.methods,
-        name=saved.name,
-        storage=storage,
-        tracking_uri=tracking_uri,
-        resume=True,
-        options=options,
+        Request(
+            saved.suite,
+            saved.preset_name,
+            preset,
+            saved.methods,
+            name=saved.name,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            saved=saved,
+            options=options,
+            typed=saved.options,
+        )
+    )
+
+
+def _refuse_taken_name(storage: str, name: str, suite: str) -> None:
+    taken = saved_sweep(storage, name)
+    if taken is None:
+        return
+    place = join(storage, name)
+    if taken.suite != suite:
+        raise UserError(
+            f"--name {name}: {place} is a sweep of the suite {taken.suite}, not of {suite}; choose another name"
+        )
+    raise UserError(
+        f"--name {name}: {place} exists already; choose another name, go on with --resume {name}, or add to it with "
+        f"--extend {name}"
+    )
+
+
+def _headline(request: Request, plan: Plan, log_file: Path) -> str:
+    start = "Going on with sweep" if request.saved is not None else "Sweep"
+    steps = max(plan.steps(method) for method in plan.methods)
+    return (
+        f"{start} {request.name}: {announced(plan)} ({', '.join(plan.methods)}), {steps} steps each; "
+        f"{plan.questions} test questions for each final trial. Log: {log_file}"
     )
 
 
 @dataclass(frozen=True)
 class _Session:
-    """A sweep in front of the user: what it runs, where it records, where it shows.
+    """A sweep in front of the user.
 
     Attributes:
+        known: what the ledger held when it began.
         parent: the sweep's own run in `tracker`.
-        suite, methods: what the table is of.
         folder: the log and the table.
-        options: of the tasks, beside the suite's own.
     """
 
+    request: Request
     plan: Plan
+    known: Sequence[Entry]
     tracker: Tracker
     parent: str
-    name: str
-    suite: str
-    methods: Sequence[str]
     storage: str
     folder: Path
     console: Console
-    resume: bool
-    options: Collection[str]
 
     @property
     def log_file(self) -> Path:
@@ -171,14 +186,18 @@ class _Session:
 
 def _to_the_end(session: _Session) -> int:
     """Trials, table and the sweep's own run, whatever happens to the trials; returns the exit code."""
-    plan, tracker, console, log_file = session.plan, session.tracker, session.console, session.log_file
+    tracker, console, log_file = session.tracker, session.console, session.log_file
     try:
-        failed = _run(session)
-        if len(failed) < len(plan.trials):
+        result = _run(session)
+        entries, failed = result.entries, result.failed
+        if any(e.role == "final" and e.state == "trained" and i not in failed for i, e in enumerate(entries)):
             _compare(session)
         tracker.finish(session.parent, "FAILED" if failed else "FINISHED")
     except KeyboardInterrupt:
         _close_runs(session, "KILLED")
+        raise
+    except UserError:
+        _close_runs(session, "FAILED")
         raise
     except BaseException:
         print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
@@ -188,11 +207,17 @@ def _to_the_end(session: _Session) -> int:
 
     console.print(f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True)
     if failed:
-        title = f"{len(failed)} of {len(plan.trials)} trials failed (details in {log_file}):"
-        console.print(title, style="red", soft_wrap=True)
+        of = f"all {len(entries)}" if len(failed) == len(entries) else f"{len(failed)} of {len(entries)}"
+        console.print(f"{of} trials failed (details in {log_file}):", style="red", soft_wrap=True)
         for index, reason in failed.items():
-            console.print(f"  {plan.trials[index].name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {entries[index].trial.name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        again = _how_to_resume(session.request)
+        console.print(f"Try those again with: {again}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _how_to_resume(request: Request) -> str:
+    return f"python pipelines/sweep.py --suite {request.suite} --resume {request.name}"
 
 
 def _close_runs(session: _Session, status: Literal["KILLED", "FAILED"]) -> None:
@@ -203,42 +228,56 @@ def _close_runs(session: _Session, status: Literal["KILLED", "FAILED"]) -> None:
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"stopped; MLflow could not be told ({first}): its runs stay RUNNING", file=sys.stderr)
-    print(f"go on with: python pipelines/sweep.py --suite {session.suite} --resume {session.name}", file=sys.stderr)
+    print(
+        f"go on with: python pipelines/sweep.py --suite {session.request.suite} --resume {session.request.name}",
+        file=sys.stderr,
+    )
 
 
-def _run(session: _Session) -> dict[int, str]:
+def _run(session: _Session) -> Result:
     """The trials, with everything the libraries print in the log."""
     from beamplatform.sweep.run import run_sweep
 
     plan, console = session.plan, session.console
-    trials = [TrialProgress(t.name, steps) for t, steps in zip(plan.trials, plan.steps, strict=True)]
-    questions = sum(len(records) for records in plan.test.values())
     with output_to_file(session.log_file) as terminal:
         live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
-        with SweepProgress(trials, live, questions) as progress:
+        with SweepProgress([], live, plan.expected) as progress:
             return run_sweep(
                 plan,
-                sweep=session.name,
+                sweep=session.request.name,
                 storage=session.storage,
                 tracker=session.tracker,
                 parent=session.parent,
-                concurrent=plan.max_concurrent,
                 progress=progress,
-                resume=session.resume,
-                options=session.options,
+                known=session.known,
+                concurrent=plan.search.max_concurrent,
+                probe=session.request.probe and not session.known,
+                options=session.request.options,
             )
 
 
-def _start_parent(tracker: Tracker, name: str, suite: Suite, preset_name: str, preset: Preset, plan: Plan) -> str:
+def _open_parent(tracker: Tracker, known: str | None, request: Request, plan: Plan) -> str:
     """The sweep's own run: the resolved preset, the environment and what was planned."""
     from beamplatform.tracking import environment, environment_tags
 
     found = environment()
-    parameters = {"suite": suite.name, "preset": preset_name, "trials": len(plan.trials)}
-    tags = {"preset": preset_name, "data.fingerprint": plan.fingerprint, **environment_tags(found)}
-    parent = tracker.start_sweep(name, parameters, tags)
+    tags = {
+        "preset": plan.preset_name,
+        "data.fingerprint": plan.fingerprint,
+        "code": plan.code,
+        "context": plan.context,
+        **environment_tags(found),
+    }
+    search = plan.search.model_dump(mode="json", include={"algorithm", "trials", "budget", "seed", "trial_seed"})
+    parameters = {"suite": plan.suite, "preset": plan.preset_name, "trials": plan.expected, "search": search}
+    if known is None:
+        parent = tracker.start_sweep(request.name, parameters, tags)
+    else:
+        parent = known
+        tracker.reopen(parent)
+        tracker.set_tags(parent, tags)  # parameters cannot change; the preset says what it is now
     tracker.log_json(parent, found, "environment.json")
-    tracker.log_json(parent, preset.model_dump(mode="json"), "preset.json")
+    tracker.log_json(parent, plan.preset.model_dump(mode="json"), "preset.json")
     return parent
 
 
@@ -251,10 +290,10 @@ def _compare(session: _Session) -> None:
     from beamplatform.report.registry import register_best
 
     tracker, folder = session.tracker, session.folder / "comparison"
-    runs = tracker.trial_runs(sweep=session.name, every_status=True)
-    finished = {run.method for run in runs if run.status == "FINISHED"}
-    methods = [method for method in session.methods if method in finished]
-    report = make_report(tracker, runs, methods=methods)
+    runs = tracker.trial_runs(sweep=session.request.name, every_status=True)
+    own = [run for run in runs if run.context == session.plan.context]
+    finished = {run.method for run in own if run.status == "FINISHED" and run.role == "final"}
+    report = make_report(tracker, runs, methods=[method for method in session.plan.methods if method in finished])
     print_comparison(report.comparison, session.console)
     report.write(folder)
     tracker.log_folder(session.parent, folder, "comparison")
@@ -267,13 +306,3 @@ def _compare(session: _Session) -> None:
     if registered is not None:
         session.console.print(f"Registered in MLflow: {registered}", highlight=False, soft_wrap=True)
     session.console.print(f"Tables, pictures and one page: {folder / PAGE}", highlight=False, soft_wrap=True)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

@@ -23,7 +23,7 @@ class Outcomes(Protocol):
 
     def evaluated(self, index: int, result: Evaluation) -> None: ...
 
-    def failed(self, index: int, why: str) -> None: ...
+    def unanswered(self, index: int, why: str) -> None: ...
 
 
 class EvaluationStage:
@@ -151,4 +151,4 @@ class EvaluationStage:
 
     def _fail_one(self, index: int, why: str) -> None:
         self.failed[index] = why
-        self._outcomes.failed(index, why)
+        self._outcomes.unanswered(index, why)

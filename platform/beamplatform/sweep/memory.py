@@ -82,7 +82,8 @@ def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: di
         parameters, own = total, 0  # the weights are counted already
     master = 0 if width == 4 else 4
     gradient = parameters * width // (workers if stage >= 2 else 1)
-    optimizer = parameters * (master + 8) // (workers if stage else 1)
+    offloaded = training.offload_optimizer and training.device != "cpu"
+    optimizer = 0 if offloaded else parameters * (master + 8) // (workers if stage else 1)
     adapter = parameters * own + gradient + optimizer + method.extra_memory(shapes)
     tokens = training.micro_batch * trial.data.max_length
     layer = 34 * config.hidden_size * width // 2

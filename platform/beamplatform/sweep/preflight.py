@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from beamplatform.code_version import code_version
 from beamplatform.data.records import Record
 from beamplatform.data.splits import test_records, training_records
 from beamplatform.errors import UserError
-from beamplatform.methods.base import AdapterHyperparameters
+from beamplatform.methods import get_method
+from beamplatform.methods.base import AdapterHyperparameters, Method
 from beamplatform.models import skeleton
+from beamplatform.space import Point, Space
 from beamplatform.sweep.evaluator import Evaluator
+from beamplatform.sweep.ledger import Role
 from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
-from beamplatform.tasks.predictions import digest, document_hash
-from beamplatform.trial import Trial, plan_trials
+from beamplatform.sweep.search import listed_points
+from beamplatform.tasks.predictions import digest as text_digest
+from beamplatform.tasks.predictions import document_hash
+from beamplatform.trial import Trial, context, digest, make_trial
 
 if TYPE_CHECKING:
-    from beamplatform.suite import Preset
+    from transformers import PreTrainedModel
+
+    from beamplatform.suite import Preset, SearchSection
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A trial that could run.
+
+    Attributes:
+        steps: optimizer steps.
+        memory: estimate for one worker.
+        rank: of the exported adapter; 0 for a merged model.
+    """
+
+    trial: Trial
+    steps: int
+    memory: MemoryEstimate
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -25,55 +50,167 @@ class Plan:
     """A checked sweep.
 
     Attributes:
-        trials: what will run, in this order.
-        steps: optimizer steps of each trial.
-        memory: estimate for one worker of each trial.
+        spaces: of each method, in the order of the comparison.
+        points: of each method, those that will be tried in the search, in their order; empty where there is nothing to
+            search, None where they follow from results, or from how far a budget goes.
+        checked: of each method, trials that stand for all of it: those of `points`, or of the corners of its space.
         test: the records of each task.
         train_examples: examples each trial learns from.
-        largest_rank: the largest rank of an exported adapter.
         fingerprint: of all records: what is trained, validated and tested on.
-        max_concurrent: most trials at once; None = as many as fit.
+        model: without weights.
     """
 
-    trials: list[Trial]
-    steps: list[int]
-    memory: list[MemoryEstimate]
+    suite: str
+    preset_name: str
+    preset: Preset
+    spaces: Mapping[str, Space]
+    points: Mapping[str, list[Point] | None]
+    checked: Mapping[str, list[Checked]]
     test: dict[str, list[Record]]
     train_examples: int
-    largest_rank: int
     fingerprint: str
-    max_concurrent: int | None = None
+    code: str
+    model: PreTrainedModel
+
+    @property
+    def search(self) -> SearchSection:
+        return self.preset.search
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.spaces)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """See `beamplatform.trial.context`."""
+        return context(self.suite, self.preset, fingerprint=self.fingerprint, code=self.code)
+
+    @property
+    def context(self) -> str:
+        return digest(self.content)
+
+    @property
+    def largest_rank(self) -> int:
+        """Of all adapters that may be exported; 1 where there is none."""
+        return max((one.rank for checked in self.checked.values() for one in checked), default=0) or 1
+
+    @property
+    def adapters(self) -> int:
+        """How many models that will be asked questions are adapters, not counting a budget's."""
+        kinds = [method for method in self.methods if get_method(method).export_kind == "adapter"]
+        searched = sum(self.search_trials(method) or 0 for method in kinds) if self.search.evaluate == "all" else 0
+        return searched + len(kinds) * len(self.search.seeds)
+
+    @property
+    def questions(self) -> int:
+        """Of all test tasks."""
+        return sum(map(len, self.test.values()))
+
+    def steps(self, method: str) -> int:
+        """The most optimizer steps that a trial of the method takes."""
+        return max(one.steps for one in self.checked[method])
+
+    def memory(self, method: str) -> MemoryEstimate:
+        """Of the method's largest trial."""
+        return max((one.memory for one in self.checked[method]), key=lambda memory: memory.total)
+
+    def search_trials(self, method: str) -> int | None:
+        """How many trials of the method are searched; None where a budget decides."""
+        points = self.points[method]
+        if points is not None:
+            return len(points)
+        if self.search.budget is not None:
+            return None
+        return min(self.search.trials, self.spaces[method].size or self.search.trials)
+
+    @property
+    def expected(self) -> int:
+        """How many trials there will be; a budget's trials of the search are not counted."""
+        return sum((self.search_trials(m) or 0) + len(self.search.seeds) for m in self.methods)
+
+    def trial(self, method: str, point: Point, role: Role, seed: int) -> Trial:
+        """The trial of a method at a point of its space.
+
+        Those of a search that stops trials are validated at its rungs, where the suite does not say when.
+        """
+        made = make_trial(
+            self.suite,
+            self.preset_name,
+            self.preset,
+            method,
+            point,
+            seed,
+            fingerprint=self.fingerprint,
+            code=self.code,
+        )
+        if role == "search" and self.search.stops_early and made.training.validate_every is None:
+            steps = grace_period(made.total_steps(self.train_examples), self.search.reduction)
+            made = made.model_copy(update={"training": made.training.model_copy(update={"validate_every": steps})})
+        return made
+
+    def check(self, trial: Trial) -> Checked:
+        """What the trial will need.
+
+        Raises:
+            ValueError: it could not do its work; says what would be right.
+        """
+        return _checked(trial, self.train_examples, self.model)
 
 
 def plan_sweep(
     suite: str, preset_name: str, preset: Preset, methods: Sequence[str], options: Collection[str] = ()
 ) -> Plan:
-    """Resolve and check every trial; `options` are those of the tasks, beside the suite's own.
+    """Resolve and check what will run; `options` are those of the tasks, beside the suite's own.
 
     Raises:
         UserError: the first thing that is wrong: data, a rank, a method that could not do its work in the run.
     """
-    trials = plan_trials(suite, preset_name, preset, methods)
-    tasks = preset.evaluation.tasks
+    tasks, search = preset.evaluation.tasks, preset.search
     test = test_records(preset.data, tasks, preset.evaluation.max_records)
     training = training_records(preset.data, tasks)
-    count = len(training.train)
     everything = [training.train, training.validation, *(test[task] for task in sorted(test))]
-    fingerprint = digest("\n".join(document_hash(record) for records in everything for record in records))
-    model = skeleton(preset.model.path)
-    steps, memory, ranks = [], [], []
-    for trial in trials:
-        try:
-            method = trial.make_method(count)
-            shapes = target_shapes(model, method.values)
-            method.check_layers(shapes)
-        except ValueError as error:
-            raise UserError(f"{trial.name}: {error}") from None
-        steps.append(method.plan.total_steps)
-        memory.append(estimate(trial, method, model, shapes))
-        if method.export_kind == "adapter" and isinstance(method.values, AdapterHyperparameters):
-            ranks.append(method.values.exported_rank)
+    fingerprint = text_digest("\n".join(document_hash(record) for records in everything for record in records))
+    spaces = {method: preset.space(method) for method in methods}
+    points = {method: _points(space, search) for method, space in spaces.items()}
+    model, code, count = skeleton(preset.model.path), code_version(), len(training.train)
+    checked: dict[str, list[Checked]] = {}
+    for method, space in spaces.items():
+        checked[method] = []
+        for point in points[method] or space.corners():
+            trial = make_trial(
+                suite, preset_name, preset, method, point, search.seeds[0], fingerprint=fingerprint, code=code
+            )
+            try:
+                checked[method].append(_checked(trial, count, model))
+            except ValueError as error:
+                values = ", ".join(f"{key}={value}" for key, value in point.items())
+                raise UserError(f"{method}{f' with {values}' if values else ''}: {error}") from None
+    plan = Plan(
+        suite, preset_name, preset, spaces, points, checked, test, count, fingerprint, code, model
+    )  # fmt: skip
     if test:
-        rank = max(ranks, default=1)
+        rank = plan.largest_rank
         Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=rank, options=options).check()
-    return Plan(trials, steps, memory, test, count, max(ranks, default=1), fingerprint, preset.search.max_concurrent)
+    return plan
+
+
+def _points(space: Space, search: SearchSection) -> list[Point] | None:
+    if space.size == 1:
+        return []
+    if search.proposes or search.budget is not None:
+        return None
+    return list(itertools.islice(listed_points(space, search), search.trials))
+
+
+def _checked(trial: Trial, train_examples: int, model: PreTrainedModel) -> Checked:
+    method: Method = trial.make_method(train_examples)
+    shapes = target_shapes(model, method.values)
+    method.check_layers(shapes)
+    adapter = method.export_kind == "adapter" and isinstance(method.values, AdapterHyperparameters)
+    rank = method.values.exported_rank if adapter else 0
+    return Checked(trial, method.plan.total_steps, estimate(trial, method, model, shapes), rank)
+
+
+def grace_period(total_steps: int, reduction: int) -> int:
+    """Optimizer steps to the first rung, at which a trial may be stopped: of three rungs, the last being the end."""
+    return -(-total_steps // reduction**2)

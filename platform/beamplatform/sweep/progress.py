@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 State = Literal["waiting", "running", "trained", "evaluating", "done", "stopped", "failed"]
+_BEFORE = "before"
 _AT_MOST = 12
 """Rows of running trials that are shown; a large sweep must fit a terminal."""
 
@@ -25,6 +26,8 @@ class TrialProgress:
 
     name: str
     total_steps: int
+    role: str = "final"
+    questions: int = 0
     state: State = "waiting"
     step: int = 0
     answered: int = 0
@@ -38,12 +41,11 @@ class SweepProgress:
 
     trials: list[TrialProgress]
     console: Console
-    questions: int = 0
+    expected: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._training_ended: float | None = None
-        self._before = 0
         self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> SweepProgress:
@@ -54,6 +56,10 @@ class SweepProgress:
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
+
+    def add(self, trial: TrialProgress) -> None:
+        """One more trial, whose index is the next one."""
+        self.trials.append(trial)
 
     def running(self, index: int) -> None:
         self.trials[index].state = "running"
@@ -71,8 +77,7 @@ class SweepProgress:
     def done_before(self, index: int) -> None:
         """In the sweep that this one resumes."""
         trial = self.trials[index]
-        trial.state, trial.step, trial.note = "done", trial.total_steps, "before"
-        self._before += 1
+        trial.state, trial.step, trial.note = "done", trial.total_steps, _BEFORE
 
     def evaluating(self, index: int, answered: int) -> None:
         trial = self.trials[index]
@@ -80,13 +85,14 @@ class SweepProgress:
 
     def done(self, index: int, score: float | None) -> None:
         trial = self.trials[index]
-        trial.answered = self.questions
+        trial.answered = trial.questions
         trial.state, trial.note = "done", f"{100 * score:.1f} %" if score is not None else ""
-        self._line(f"evaluated {trial.name}  {trial.note}".rstrip())
+        if score is not None:
+            self._line(f"evaluated {trial.name}  {trial.note}")
 
-    def ended_early(self, index: int, *, stopped: bool) -> None:
-        """Why is told later, by `stopped` or `failed`."""
-        self.trials[index].state = "stopped" if stopped else "failed"
+    def stopped_before(self, index: int) -> None:
+        """In the sweep that this one resumes."""
+        self.trials[index].state, self.trials[index].note = "stopped", _BEFORE
 
     def stopped(self, index: int, reason: str) -> None:
         trial = self.trials[index]
@@ -101,9 +107,10 @@ class SweepProgress:
     def time_left(self) -> float | None:
         """Seconds, from the pace of all steps so far (start-up included) and of the answers; None at the start."""
         now = time.monotonic()
-        going = [t for t in self.trials if t.state not in ("failed", "stopped")]
+        going = [t for t in self.trials if t.state not in ("failed", "stopped") and t.note != _BEFORE]
         total, steps = sum(t.total_steps for t in going), sum(t.step for t in going)
-        asked = self.questions * (len(going) - self._before)
+        total += self._to_come * (total // len(going)) if going else 0
+        asked = sum(t.questions for t in going)
         if steps < total:
             # Evaluation takes a small part of a trial; its pace is not known before it starts.
             return (now - self.started) / steps * (total - steps) if steps else None
@@ -111,6 +118,15 @@ class SweepProgress:
         if answered and self._training_ended:
             return (now - self._training_ended) / answered * (asked - answered)
         return None
+
+    def tell(self, text: str) -> None:
+        """A line that stays, above the display."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def _to_come(self) -> int:
+        """Trials that have not begun, as far as can be known."""
+        return max(0, self.expected - len(self.trials))
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
@@ -125,10 +141,10 @@ class SweepProgress:
         active = [t for t in self.trials if t.state in ("running", "evaluating")]
         left = self.time_left()
         parts = [
-            f"{count['done']} of {len(self.trials)} trials done",
+            f"{count['done']} of {max(self.expected, len(self.trials))} trials done",
             f"{len(active)} running",
             f"{count['trained']} trained" if count["trained"] else "",
-            f"{count['waiting']} waiting",
+            f"{count['waiting'] + self._to_come} waiting",
             f"{count['stopped']} stopped" if count["stopped"] else "",
             f"[red]{count['failed']} failed[/red]" if count["failed"] else "",
             f"{_clock(time.monotonic() - self.started)} so far",
@@ -138,14 +154,14 @@ class SweepProgress:
         return Group(
             Text.from_markup(" · ".join(part for part in parts if part)),
             Padding(ProgressBar(total=total, completed=steps, width=60), (0, 0, 0, 0)),
-            _rows(active[:_AT_MOST], self.questions),
+            _rows(active[:_AT_MOST]),
         )
 
 
-def _rows(trials: Sequence[TrialProgress], questions: int) -> Table:
+def _rows(trials: Sequence[TrialProgress]) -> Table:
     table = Table.grid(padding=(0, 2))
     for trial in trials:
-        training, answering = f"step {trial.step}/{trial.total_steps}", f"question {trial.answered}/{questions}"
+        training, answering = f"step {trial.step}/{trial.total_steps}", f"question {trial.answered}/{trial.questions}"
         what = training if trial.state == "running" else answering
         loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
         table.add_row(Text(trial.name, style="cyan"), what if trial.step else "starting", loss)

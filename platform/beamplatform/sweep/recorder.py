@@ -54,7 +54,7 @@ class Recorder:
     where the sweep was interrupted.
 
     Args:
-        run_ids: the MLflow run of each trial; the methods name trials by their index here.
+        run_ids: the MLflow run of each trial so far; the methods name trials by their index here.
         resumed: the runs may hold values already, which are then not written again.
         retry_seconds: how long a store that is away is left alone before the next try.
     """
@@ -63,7 +63,7 @@ class Recorder:
         self, tracker: Tracker, run_ids: Sequence[str], *, resumed: bool = False, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         self._tracker = tracker
-        self._run_ids = list(run_ids)
+        self._run_ids: list[str | None] = list(run_ids)  # None until a run that was begun is there
         self._retry_seconds = retry_seconds
         # Shared by both threads, under the condition's lock.
         self._changed = threading.Condition()
@@ -95,6 +95,37 @@ class Recorder:
 
     # -- what is recorded ----------------------------------------------------------------------------------
 
+    def begin(self, parent: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> int:
+        """A new trial's run, below the sweep's; returns the trial's index."""
+        with self._changed:
+            index = len(self._run_ids)
+            self._run_ids.append(None)
+            self._seen.append(set())
+        tried = False
+
+        def make() -> None:
+            nonlocal tried
+            # A request whose answer was lost may have been carried out.
+            run_id = self._tracker.find_trial(parent, name) if tried else None
+            tried = True
+            self._run_ids[index] = run_id or self._tracker.start_trial(parent, name, params, tags)
+
+        self._put(index, "runs", 1, make)
+        return index
+
+    def resume(self, run_id: str) -> int:
+        """A trial whose run there is, and which may hold values already; returns the trial's index."""
+        with self._changed:
+            index = len(self._run_ids)
+            self._run_ids.append(run_id)
+            self._seen.append(set())
+            self._unknown.add(index)
+        return index
+
+    def reopen(self, index: int) -> None:
+        """The trial's run goes on; what it said of its end is taken back."""
+        self._put(index, "reopened runs", 1, lambda: self._tracker.reopen(self._run(index)))
+
     def add(self, index: int, rows: Rows) -> None:
         """Metrics of trial `index`. A metric's step that is known already is dropped: a worker that was started again
         repeats its last steps, and a resumed sweep repeats whole trials, with the same values."""
@@ -104,27 +135,26 @@ class Recorder:
             self._put(index, "metric values", values, lambda: self._send(index, new, now))
 
     def set_tags(self, index: int, tags: Mapping[str, Any]) -> None:
-        run_id, kept = self._run_ids[index], dict(tags)
-        self._put(index, "tags", len(kept), lambda: self._tracker.set_tags(run_id, kept))
+        kept = dict(tags)
+        self._put(index, "tags", len(kept), lambda: self._tracker.set_tags(self._run(index), kept))
 
     def table(self, index: int, rows: Sequence[Mapping[str, Any]], file: str) -> None:
         """Records as the artifact `file`, see `Tracker.log_table`."""
-        run_id = self._run_ids[index]
-        self._put(index, "tables", 1, lambda: self._tracker.log_table(run_id, rows, file))
+        self._put(index, "tables", 1, lambda: self._tracker.log_table(self._run(index), rows, file))
 
     def folder(self, index: int, location: str, artifact_path: str) -> None:
         """The files of a folder or URI as artifacts; they must stay there until they are written."""
 
         def make() -> None:
             with local_folder(location) as folder:
-                self._tracker.log_folder(self._run_ids[index], folder, artifact_path)
+                self._tracker.log_folder(self._run(index), folder, artifact_path)
 
         self._put(index, "folders", 1, make)
 
     def finish(self, index: int, status: Status) -> None:
         """The end of the trial's run, at the time of this call."""
-        run_id, now = self._run_ids[index], _milliseconds()
-        self._put(index, "ends of runs", 1, lambda: self._tracker.finish(run_id, status, at=now))
+        now = _milliseconds()
+        self._put(index, "ends of runs", 1, lambda: self._tracker.finish(self._run(index), status, at=now))
 
     # -- waiting for it ------------------------------------------------------------------------------------
 
@@ -204,7 +234,8 @@ class Recorder:
                 if is_away(error):
                     self._pause(error)
                     continue
-                refused = f"{write.count} {write.what} of run {self._run_ids[write.index]}: {_reason(error)}"
+                run = self._run_ids[write.index] or f"number {write.index}"
+                refused = f"{write.count} {write.what} of run {run}: {_reason(error)}"
                 log.error("the tracking store refuses %s", refused)
             self._done(refused)
 
@@ -235,6 +266,12 @@ class Recorder:
             self._last_progress = time.monotonic()
             self._changed.notify_all()
 
+    def _run(self, index: int) -> str:
+        run_id = self._run_ids[index]
+        if run_id is None:  # writes are made in order, so its making was refused
+            raise RuntimeError("the run could not be made")
+        return run_id
+
     def _send(self, index: int, rows: Rows, now: int) -> None:
         """Write metrics that the run does not hold yet.
 
@@ -242,7 +279,7 @@ class Recorder:
         asked what it has. Should it carry out that request even later, the equal times make the repeated values equal
         in every field, and MLflow's databases keep such a value once.
         """
-        run_id = self._run_ids[index]
+        run_id = self._run(index)
         if index in self._unknown:
             self._held[index] = self._tracker.logged(run_id)
             self._unknown.discard(index)

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.inference import Export
-from beamplatform.methods import get_method
-from beamplatform.storage import join, put_folder, read_text
+from beamplatform.storage import join
 from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import evaluator_actor
+from beamplatform.sweep.ledger import Entry
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
-from beamplatform.tasks.predictions import rows, write_predictions
-from beamplatform.tracking.environment import environment, environment_tags
-from beamplatform.tracking.runs import NOTE
-from beamplatform.training.run import METRICS, TRIAL
-from beamplatform.training.worker import Destination
-from beamplatform.trial import Trial
 
 if TYPE_CHECKING:
     from beamplatform.suite import TrainingSection
-    from beamplatform.tasks import Evaluation
+    from beamplatform.sweep.fit import Room
+    from beamplatform.sweep.records import Records
+    from beamplatform.sweep.train_stage import Job
     from beamplatform.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 ANSWERS = "answers"
 """The folder below a storage where all its sweeps keep what models answered."""
@@ -57,7 +46,7 @@ class Cluster:
     def spare(self, training: TrainingSection, concurrent: int) -> int:
         """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
         if self.uses_gpu(training):
-            return max(0, self.gpus - concurrent * training.workers)
+            return int(max(0, self.gpus - concurrent * training.workers * training.gpus_per_worker))
         return max(0, self.cpus - concurrent * training.workers * training.cpus_per_worker)
 
     def concurrent(self, training: TrainingSection, limit: int | None) -> int:
@@ -66,7 +55,7 @@ class Cluster:
             return limit or 1
         fit = self.cpus // (training.workers * training.cpus_per_worker)
         if self.uses_gpu(training):
-            fit = min(fit, self.gpus // training.workers)
+            fit = min(fit, int(self.gpus / (training.workers * training.gpus_per_worker)))
         return max(1, min(fit, limit or fit))
 
 
@@ -90,6 +79,19 @@ def start_ray() -> Cluster:
     return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(max(nodes, default=1)))
 
 
+@dataclass(frozen=True)
+class Result:
+    """What became of a sweep.
+
+    Attributes:
+        entries: its trials.
+        failed: index of an entry -> why, in training or in evaluation.
+    """
+
+    entries: Sequence[Entry]
+    failed: Mapping[int, str]
+
+
 def run_sweep(
     plan: Plan,
     *,
@@ -97,161 +99,132 @@ def run_sweep(
     storage: str,
     tracker: Tracker,
     parent: str,
-    concurrent: int | None,
     progress: SweepProgress,
-    resume: bool = False,
+    known: Sequence[Entry] = (),
+    concurrent: int | None = None,
+    probe: bool = False,
     options: Collection[str] = (),
-) -> dict[int, str]:
-    """Train, evaluate and record every trial of `plan`; Ray is started and shut down here.
+) -> Result:
+    """Search, train, evaluate and record what `plan` says; Ray is started and shut down here.
 
     A tracking store that goes away meanwhile ends nothing: the end waits for it, see `Recorder.close`.
 
     Args:
         sweep: the sweep's name; its files go to `storage`/`sweep`.
         tracker: prepared, with the run `parent` of this sweep open.
+        known: the sweep's ledger, where it was begun before: trials that are done are left alone, trained ones only
+            evaluated.
         concurrent: most trials at once; None = as many as fit.
-        resume: the sweep was started before: trials that are done are left alone, trained ones only evaluated.
+        probe: first time a few steps, and tell what all of it will take.
         options: of the tasks (`Task.options`), beside the suite's own.
 
-    Returns:
-        index -> reason, for the trials that failed.
-
     Raises:
+        UserError: the largest trial does not fit the cluster's GPUs.
         ConnectionError: the trials are done, but the store is still away; says what it lacks.
         RuntimeError: the trials are done, but the store refused some of what there is to record.
     """
     import ray
 
-    from beamplatform.sweep.train_stage import train_trials
+    from beamplatform.sweep.records import Records
 
-    root = join(storage, sweep)
-    destinations = [
-        Destination(export=join(root, "trials", trial.name, "export"), storage=join(root, "train"))
-        for trial in plan.trials
-    ]
-    known = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if resume else {}
-    run_ids, done, trained = [], set(), set()
-    provenance = environment_tags(environment())
-    for index, (trial, destination) in enumerate(zip(plan.trials, destinations, strict=True)):
-        run = known.get(trial.name)
-        if run is not None and run.status == "FINISHED":
-            done.add(index)
-            progress.done_before(index)
-        elif resume and read_text(join(destination.export, TRIAL)) is not None:
-            trained.add(index)
-        if run is None:
-            tags = trial_tags(trial, sweep, destination.export) | provenance | {"data.fingerprint": plan.fingerprint}
-            run_ids.append(tracker.start_trial(parent, trial.name, trial.parameters(), tags))
-        else:
-            run_ids.append(run.run_id)
-            if index not in done:
-                tracker.reopen(run.run_id)
-    training = plan.trials[0].training
-    exports = [
-        Export(get_method(trial.method).export_kind, destination.export)
-        for trial, destination in zip(plan.trials, destinations, strict=True)
-    ]
-    with Recorder(tracker, run_ids, resumed=resume) as recorder:  # outside Ray: nodes need not wait for a store
-        records = Records(plan.trials, exports, recorder, progress)
-        for index in trained:
-            # The driver may have died between the end of the training and its last metrics.
-            recorder.add(index, json.loads(read_text(join(destinations[index].export, METRICS)) or "[]"))
-            progress.trained(index)
-        if len(done) == len(plan.trials):
-            return {}
+    runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if known else {}
+    with Recorder(tracker, []) as recorder:  # outside Ray: nodes need not wait for a store
+        records = Records(plan, sweep, storage, recorder, parent, progress, known)
+        agenda, waiting = records.agenda, records.take_up(runs)
+        if agenda.finished and not waiting:
+            return Result(agenda.entries, {})
         cluster = start_ray()
-        todo = [index for index in range(len(plan.trials)) if index not in done | trained]
-        concurrent = min(cluster.concurrent(training, concurrent), len(todo))
-        stage = evaluation_stage(plan, records, cluster, concurrent, join(storage, ANSWERS), options)
-        on_trained = stage.add if plan.test else records.done
+        most = cluster.concurrent(plan.preset.training, concurrent)
+        if probe:
+            try:
+                _probe(plan, cluster, most, join(storage, sweep), progress)
+            except BaseException:
+                ray.shutdown()
+                raise
+        stage = evaluation_stage(plan, records, cluster, most, join(storage, ANSWERS), options)
+        records.evaluate = stage.add if plan.test else None
         try:
-            for index in trained:
-                on_trained(index)
-            outcome = train_trials(
-                plan.trials,
-                destinations,
-                todo,
-                storage=root,
-                concurrent=concurrent,
-                use_gpu=cluster.uses_gpu(training),
-                progress=progress,
-                recorder=recorder,
-                on_trained=on_trained,
-            )
-            failed = dict(outcome.failed)
-            for index, why in failed.items():
-                records.failed(index, why)
-            for index, why in outcome.stopped.items():
-                records.stopped(index, why)
-            failed |= stage.finish()
+            for index in waiting:
+                records.answer(index)
+            _train(plan, records, join(storage, sweep), most, cluster.uses_gpu(plan.preset.training))
+            failed = {index: entry.why for index, entry in enumerate(agenda.entries) if entry.state == "failed"}
+            return Result(agenda.entries, failed | stage.finish())
         finally:
             stage.abandon()
             ray.shutdown()
-    return failed
 
 
-def trial_tags(trial: Trial, sweep: str, export: str) -> dict[str, Any]:
-    """What a trial's run is found by in MLflow, and where its exported model lies."""
-    return {
-        "method": trial.method,
-        "seed": trial.seed,
-        "sweep": sweep,
-        "stage": "train",
-        "preset": trial.preset,
-        "configuration": trial.configuration,
-        "export": export,
-    }
+def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress: SweepProgress) -> None:
+    from ray.train import TrainingFailedError
+
+    from beamplatform.sweep.fit import GIB, check_fit
+    from beamplatform.sweep.probe import STEPS, run_probe
+    from beamplatform.sweep.train_stage import reason
+
+    training = plan.preset.training
+    use_gpu = cluster.uses_gpu(training)
+    if use_gpu and cluster.gpus:
+        check_fit(plan, _room_in_cluster(training))
+    try:
+        found = run_probe(plan, storage, use_gpu=use_gpu)
+    except TrainingFailedError as error:
+        progress.tell(f"The probe of {STEPS} steps failed, and its trials may as well: {reason(error)}")
+        return
+    seconds = found.training_seconds(plan, concurrent)
+    duration = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+    most = "at most " if plan.search.stops_early else "about "
+    progress.tell(
+        f"Probe ({min(STEPS, plan.steps(found.method))} steps of {found.method}): {found.seconds:.3g} s a step, "
+        f"{found.start:.0f} s to start, {found.memory / GIB:.2f} GiB for a worker at most "
+        f"(estimated {found.expected / GIB:.2f} GiB). Training takes {most}{duration}, {concurrent} at a time; "
+        "the test questions come on top."
+    )
 
 
-@dataclass(frozen=True)
-class Records:
-    """What becomes of each trial, told to MLflow and to the display."""
+def _room_in_cluster(training: TrainingSection) -> Room:
+    """Of one worker on a GPU of the cluster."""
+    import ray
 
-    trials: list[Trial]
-    exports: list[Export]
-    recorder: Recorder
-    progress: SweepProgress
+    from beamplatform.sweep.fit import room_on_gpu
 
-    def evaluating(self, index: int, answered: int) -> None:
-        if not answered:
-            self.recorder.set_tags(index, {"stage": "evaluate"})
-        self.progress.evaluating(index, answered)
+    @ray.remote(num_gpus=1, num_cpus=0)
+    def size() -> int:
+        import torch
 
-    def failed(self, index: int, why: str) -> None:
-        self.recorder.set_tags(index, {"error": why})
-        self.recorder.finish(index, "FAILED")
-        self.progress.failed(index, why)
+        return int(torch.cuda.get_device_properties(0).total_memory)
 
-    def stopped(self, index: int, why: str) -> None:
-        self.recorder.set_tags(index, {"stopped": why})
-        self.recorder.finish(index, "KILLED")
-        self.progress.stopped(index, why)
-
-    def evaluated(self, index: int, result: Evaluation) -> None:
-        """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
-        self.recorder.add(index, [(0, result.metrics(self.trials[index].evaluation.pass_at))])
-        self.recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
-        for task, predictions in result.predictions.items():
-            self.recorder.table(index, rows(predictions), f"predictions/{task}.json")
-        location = join(self.exports[index].path.rpartition("/")[0], "predictions")
-        _store_predictions(result, location)
-        self.recorder.folder(index, location, "predictions")
-        self.done(index, result.average)
-
-    def done(self, index: int, average: float | None = None) -> None:
-        """The run is finished; an adapter becomes its artifact (a merged model is too large)."""
-        if self.exports[index].kind == "adapter":
-            self.recorder.folder(index, self.exports[index].path, "export")
-        self.recorder.set_tags(index, {"stage": "done"})
-        self.recorder.finish(index, "FINISHED")
-        self.progress.done(index, average)
+    return room_on_gpu(ray.get(size.remote()), training)
 
 
-def _store_predictions(result: Evaluation, location: str) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        for task, predictions in result.predictions.items():
-            write_predictions(predictions, Path(name) / f"{task}.parquet")
-        put_folder(Path(name), location)
+def _train(plan: Plan, records: Records, storage: str, concurrent: int, use_gpu: bool) -> None:
+    from beamplatform.sweep.stopping import scheduler_of
+    from beamplatform.sweep.train_stage import train_trials
+
+    scheduler = scheduler_of(plan, records.agenda.entries)
+    train_trials(
+        _Jobs(records),
+        records,
+        storage=storage,
+        concurrent=concurrent,
+        use_gpu=use_gpu,
+        scheduler=scheduler,
+        why_stopped=scheduler.reasons.get if scheduler is not None else lambda index: None,
+    )
+
+
+class _Jobs:
+    """The agenda's trials, as the stage "train" takes them."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    @property
+    def finished(self) -> bool:
+        return self._records.agenda.finished
+
+    def next(self) -> Job | None:
+        index = self._records.agenda.next()
+        return None if index is None else self._records.job(index)
 
 
 def evaluation_stage(
@@ -264,17 +237,16 @@ def evaluation_stage(
         store: where answers are kept.
         options: of the tasks, beside the suite's own.
     """
-    training = plan.trials[0].training
+    training = plan.preset.training
     use_gpu, spare = cluster.uses_gpu(training), cluster.spare(training, concurrent)
 
     def actor() -> Any:
-        first = plan.trials[0]
         cpus = training.cpus_per_worker if use_gpu else min(spare or cluster.node_cpus, cluster.node_cpus)
         return evaluator_actor(
-            first.model,
-            first.evaluation,
+            plan.preset.model,
+            plan.preset.evaluation,
             plan.test,
-            adapters=sum(export.kind == "adapter" for export in records.exports) or 1,
+            adapters=max(1, plan.adapters),
             largest_rank=plan.largest_rank,
             store=store,
             options=options,

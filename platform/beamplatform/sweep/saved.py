@@ -1,4 +1,4 @@
-"""What a sweep was started as, kept beside its results, so that `--resume` needs its name at most."""
+"""What a sweep was started as, kept beside its results, so that `--resume` and `--extend` need its name at most."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beamplatform.errors import UserError
-from beamplatform.storage import join, list_folders, read_text, write_text
+from beamplatform.storage import is_uri, join, list_folders, read_text, write_text
 from beamplatform.suite import Preset
 
 _FILE = "sweep.json"
@@ -20,7 +20,14 @@ _FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class SavedSweep:
-    """A sweep as it was started; `preset` is resolved, command-line values included."""
+    """A sweep as it was started or last extended.
+
+    Attributes:
+        preset: resolved, command-line values included.
+        content: what its trials depend on, see `beamplatform.trial.context`.
+        options: of the command line, so that an extension need not repeat them.
+        started: seconds since the epoch.
+    """
 
     name: str
     suite: str
@@ -28,6 +35,8 @@ class SavedSweep:
     preset: dict[str, Any]
     methods: list[str]
     started: float
+    content: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def save(self, storage: str) -> None:
         write_text(join(storage, self.name, _FILE), json.dumps(asdict(self), indent=2))
@@ -36,36 +45,57 @@ class SavedSweep:
         return Preset.model_validate(self.preset)
 
 
-def is_started(storage: str, name: str) -> bool:
-    """Whether there is a sweep of that name."""
-    return read_text(join(storage, name, _FILE)) is not None
+def storage_of(option: str) -> str:
+    """The storage that an option names: a URI, or an absolute path."""
+    return option if is_uri(option) else str(Path(option).resolve())
 
 
-def find_sweep(storage: str, suite: str, name: str | None) -> SavedSweep:
+def saved_sweep(storage: str, name: str) -> SavedSweep | None:
+    """The sweep of that name; None where there is none."""
+    text = read_text(join(storage, name, _FILE))
+    return SavedSweep(**json.loads(text)) if text is not None else None
+
+
+def find_sweep(storage: str, suite: str, name: str | None, option: str = "--resume") -> SavedSweep:
     """The sweep `name` of a suite, or the one that was started last.
 
     Raises:
         UserError: there is none; names those there are.
     """
     if name is not None:
-        text = read_text(join(storage, name, _FILE))
-        if text is None:
+        saved = saved_sweep(storage, name)
+        if saved is None:
             known = ", ".join(saved.name for saved in _sweeps(storage, suite)) or "none"
-            raise UserError(f"--resume {name}: no such sweep in {storage}; sweeps of {suite} there: {known}")
-        saved = SavedSweep(**json.loads(text))
+            raise UserError(f"{option} {name}: no such sweep in {storage}; sweeps of {suite} there: {known}")
         if saved.suite != suite:
-            raise UserError(f"--resume {name}: a sweep of the suite {saved.suite}, not of {suite}")
+            raise UserError(f"{option} {name}: a sweep of the suite {saved.suite}, not of {suite}")
         return saved
     found = _sweeps(storage, suite)
     if not found:
-        raise UserError(f"--resume: no sweep of the suite {suite} in {storage}; start one without --resume")
+        raise UserError(f"{option}: no sweep of the suite {suite} in {storage}; start one without {option}")
     return max(found, key=lambda saved: saved.started)
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has changed between two contents, as lines `key: before -> now`."""
+    lines = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += [f"{key}.{line}" for line in differences(old, new)]
+        elif old != new:
+            lines.append(f"{key}: {json.dumps(old)} -> {json.dumps(new)}")
+    return lines
+
+
 def _sweeps(storage: str, suite: str) -> list[SavedSweep]:
-    texts = (read_text(join(folder, _FILE)) for folder in list_folders(storage))
-    found = [SavedSweep(**json.loads(text)) for text in texts if text is not None]
-    return sorted((saved for saved in found if saved.suite == suite), key=lambda saved: saved.name)
+    found = (saved_sweep(*_parent(folder)) for folder in list_folders(storage))
+    return sorted((saved for saved in found if saved is not None and saved.suite == suite), key=lambda s: s.name)
+
+
+def _parent(folder: str) -> tuple[str, str]:
+    parent, _, name = folder.rstrip("/").rpartition("/")
+    return parent, name
 
 
 @contextlib.contextmanager

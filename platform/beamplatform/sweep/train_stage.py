@@ -6,15 +6,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray import tune
 from ray.tune import Callback
+from ray.tune.search import Searcher
 
 from beamplatform.sweep.groups import Reaper, settle
-from beamplatform.sweep.progress import SweepProgress
-from beamplatform.sweep.recorder import Recorder
-from beamplatform.sweep.trial_run import EXPORTED, INDEX, TrialRun
+from beamplatform.sweep.trial_run import DESTINATION, EXPORTED, INDEX, LOSS, TRIAL, TrialRun
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
@@ -25,51 +24,89 @@ if TYPE_CHECKING:
 DRIVER_MEMORY = 300 * 2**20
 """Bytes that the process waiting for a trial's workers takes (Ray and torch imported)."""
 
+Rows = Sequence[tuple[int, dict[str, float]]]
+
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of the trials that have not trained to their end; all others have trained and exported.
+class Job:
+    """A trial to train; `index` is what it is called by."""
 
-    Attributes:
-        failed: index -> what went wrong.
-        stopped: index -> who stopped the trial, and where.
-    """
+    index: int
+    trial: Trial
+    destination: Destination
 
-    failed: dict[int, str]
-    stopped: dict[int, str]
+
+class Jobs(Protocol):
+    """Where the trials come from."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there will be no further one, whatever the results of those that run."""
+
+    def next(self) -> Job | None:
+        """The one to train next; None: not now (ask again when one has ended), or never (`finished`)."""
+
+
+class Listed:
+    """Trials that are known beforehand."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._left = list(jobs)
+
+    @property
+    def finished(self) -> bool:
+        return not self._left
+
+    def next(self) -> Job | None:
+        return self._left.pop(0) if self._left else None
+
+
+class Listener:
+    """Who is told what becomes of the trials, from the thread that calls `train_trials`; does nothing by itself."""
+
+    def running(self, index: int) -> None:
+        """It has its workers, or will have them soon."""
+
+    def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Rows) -> None:
+        """Metrics by step, and the latest training loss."""
+
+    def trained(self, index: int) -> None:
+        """To its end, and exported."""
+
+    def stopped(self, index: int, why: str) -> None:
+        """By the scheduler."""
+
+    def failed(self, index: int, why: str) -> None:
+        """For good."""
 
 
 def train_trials(
-    trials: Sequence[Trial],
-    destinations: Sequence[Destination],
-    indices: Sequence[int] | None = None,
+    jobs: Jobs,
+    listener: Listener,
     *,
     storage: str,
     concurrent: int,
     use_gpu: bool,
-    progress: SweepProgress,
-    recorder: Recorder,
     scheduler: TrialScheduler | None = None,
-    on_trained: Callable[[int], None] = lambda index: None,
-) -> Outcome:
-    """Train every trial and export its model; Ray is running already.
+    why_stopped: Callable[[int], str | None] = lambda index: None,
+) -> None:
+    """Train trials and export their models; Ray is running already.
 
-    The trials are resolved beforehand, so Tune's search space is the list of their indices. When this returns, the
-    trials' cores and GPUs are free again.
+    A trial is resolved when it begins, so Tune searches nothing: its searcher hands out what `jobs` says. When this
+    returns, the trials' cores and GPUs are free again.
 
     Args:
-        indices: of the trials to train; all by default.
         scheduler: may stop trials early (ASHA, median stopping); it must not pause them. Results have the trial's own
             `step`, which is the one to use as `time_attr` (Tune's own counter starts again with a restarted trial), and
             the latest `train/loss` and `validation/loss`, each from its first value on. A trial that has made its last
             step is not stopped any more: it exports.
-        on_trained: told each trial that has exported its model, as soon as it has.
+        why_stopped: the scheduler's reason, by index.
 
     Raises:
         KeyboardInterrupt: at once on Ctrl-C, not after the trials that are running; the caller shuts Ray down.
     """
-    if indices is not None and not indices:
-        return Outcome({}, {})  # a sweep resumed when all had been trained; Tune fails on an empty search space
+    if jobs.finished:
+        return  # a sweep resumed when all had been trained; Tune fails without a trial
     # Tune's own handler would let running trials end first; here the caller shuts Ray down and records them.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -77,36 +114,34 @@ def train_trials(
     # A trial has no validation loss before it first validates; a scheduler passes over such a result.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
 
-    trainable = tune.with_parameters(TrialRun, trials=list(trials), destinations=list(destinations), use_gpu=use_gpu)
+    def why(index: int, step: int) -> str:
+        return why_stopped(index) or f"stopped by {_name(scheduler)} at step {step}"
+
     tuner = tune.Tuner(
         # The driver of a Train run only waits, so the cores and GPUs are its workers'. Ray refuses an empty request,
         # and a share of a core would leave the last core unusable; memory is what the process really takes.
-        tune.with_resources(trainable, {"memory": DRIVER_MEMORY}),
-        param_space={INDEX: tune.grid_search(list(range(len(trials)) if indices is None else indices))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, scheduler=scheduler),
+        tune.with_resources(tune.with_parameters(TrialRun, use_gpu=use_gpu), {"memory": DRIVER_MEMORY}),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,  # until the searcher says so
+            search_alg=_HandsOut(jobs),
+            max_concurrent_trials=concurrent,
+            scheduler=scheduler,
+            trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]['method']}-{trial.trial_id}",
+        ),
         run_config=tune.RunConfig(
             name=f"tune-{time.time_ns()}",  # a name that is used again would take up the old experiment
             storage_path=storage,
             # Train runs write their own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Events(progress, recorder, on_trained), Reaper()],
+            callbacks=[_Events(listener, why), Reaper()],
             verbose=0,
         ),
     )
-    outcome = Outcome({}, {})
-    for result in tuner.fit():
-        assert result.config is not None
-        index = result.config[INDEX]
-        if result.error is not None:
-            outcome.failed[index] = reason(result.error)
-        elif not (result.metrics or {}).get(EXPORTED):
-            step = (result.metrics or {}).get("step", 0)
-            outcome.stopped[index] = f"stopped by {_name(scheduler)} at step {step}"
+    tuner.fit()
     settle()
-    return outcome
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | str) -> str:
     """The line of a nested Ray error that says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line.split(" ")[0] or "Exception" in line.split(" ")[0]]
@@ -118,37 +153,63 @@ def _name(scheduler: TrialScheduler | None) -> str:
     return {"AsyncHyperBand": "ASHA", "NoneType": "Tune"}.get(name, name)
 
 
-class _Events(Callback):
-    """Tune's events, passed on to the progress display and to the tracking store."""
+class _Unwritten:
+    """Tune writes its searcher and its callbacks into the experiment's state, which is never read: the ledger is.
 
-    def __init__(self, progress: SweepProgress, recorder: Recorder, on_trained: Callable[[int], None]) -> None:
-        self._progress = progress
-        self._recorder = recorder
-        self._on_trained = on_trained
+    (A terminal, a thread and a lock cannot be written, either.)
+    """
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks into the experiment's state; a terminal cannot be written, nor is wanted there."""
         return {}
 
+
+class _HandsOut(_Unwritten, Searcher):
+    """Tune's searcher: a trial's configuration is the trial."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        super().__init__()
+        self._jobs = jobs
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        job = self._jobs.next()
+        if job is None:
+            return str(Searcher.FINISHED) if self._jobs.finished else None
+        return {INDEX: job.index, TRIAL: job.trial.model_dump(mode="json"), DESTINATION: job.destination}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass  # the callbacks tell more
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Events(_Unwritten, Callback):
+    """Tune's events, passed on."""
+
+    def __init__(self, listener: Listener, why: Callable[[int, int], str]) -> None:
+        self._listener = listener
+        self._why = why
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._progress.running(trial.config[INDEX])
+        self._listener.running(trial.config[INDEX])
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        index = trial.config[INDEX]
-        if "step" in result:
-            self._progress.advance(index, result["step"], result.get("train/loss"))
-        if result.get("rows"):
-            self._recorder.add(index, result["rows"])
+        rows = result.get("rows") or ()
+        if "step" in result or rows:
+            step, total = result.get("step", 0), result.get("total_steps", 0)
+            self._listener.reported(trial.config[INDEX], step, total, result.get(LOSS), rows)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        # The reason is told when all have ended: Tune gives it with the results.
-        self._progress.ended_early(trial.config[INDEX], stopped=False)
+        self._listener.failed(trial.config[INDEX], reason(trial.get_error() or "it failed, and Ray does not say why"))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        index = trial.config[INDEX]
         if trial.last_result.get(EXPORTED):
-            self._progress.trained(trial.config[INDEX])
-            self._on_trained(trial.config[INDEX])
+            self._listener.trained(index)
         else:
-            self._progress.ended_early(trial.config[INDEX], stopped=True)
+            self._listener.stopped(index, self._why(index, trial.last_result.get("step", 0)))

@@ -18,23 +18,24 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.util.queue import Queue
 
 from beamplatform.errors import UserError
-from beamplatform.training.worker import Destination, fit
+from beamplatform.training.worker import fit
 from beamplatform.trial import Trial
 
 log = logging.getLogger(__name__)
 
-INDEX = "trial"
+INDEX, TRIAL, DESTINATION = "index", "trial", "destination"
+"""What Tune's configuration of a trial holds."""
+
 EXPORTED = "exported"
-_LOSSES = ("train/loss", "validation/loss")
+LOSS = "train/loss"
+_LOSSES = (LOSS, "validation/loss")
 
 
 class TrialRun(tune.Trainable):
     """Tune's actor of one trial: its Train run goes on in a thread, and every step is the next report of it."""
 
-    def setup(
-        self, config: dict[str, Any], trials: list[Trial], destinations: list[Destination], use_gpu: bool
-    ) -> None:
-        index = config[INDEX]
+    def setup(self, config: dict[str, Any], use_gpu: bool) -> None:
+        trial, destination = Trial.model_validate(config[TRIAL]), config[DESTINATION]
         # One report at a time, so that training waits for a scheduler that has not decided yet.
         self._reports = Queue(maxsize=1, actor_options={"num_cpus": 0})
         self._latest: dict[str, Any] = {}
@@ -44,8 +45,8 @@ class TrialRun(tune.Trainable):
         def run() -> None:
             try:
                 fit(
-                    trials[index],
-                    destinations[index],
+                    trial,
+                    destination,
                     use_gpu=use_gpu,
                     trainer=ResilientTrainer,
                     callbacks=[_Forward(self._reports)],

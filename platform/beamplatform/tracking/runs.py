@@ -13,6 +13,9 @@ STATUSES: tuple[Status, ...] = ("FINISHED", "FAILED", "KILLED")
 TRIAL_TAGS = ("method", "seed", "sweep", "stage", "preset", "configuration")
 """What every trial is found by; ``configuration`` names its hyperparameters without the seed."""
 
+ENDS = frozenset({"error", "stopped"})
+"""Tags that say why a run ended before its time."""
+
 NOTE = "note/"
 """The tags ``note/<task>``: what a reader of the task's score must know."""
 
@@ -30,6 +33,9 @@ class TrialRun:
         configuration: equal for trials that differ in nothing but the seed.
         status: FINISHED, FAILED, KILLED or RUNNING.
         started: milliseconds since the epoch.
+        role: search: tried for its validation loss; final: the chosen configuration; empty: not recorded.
+        context: of its sweep when it was begun; a sweep that was changed later has another one.
+        why: it was stopped, or failed.
         notes: task -> what a reader of its score must know.
     """
 
@@ -44,6 +50,9 @@ class TrialRun:
     configuration: str
     preset: str = ""
     started: int = 0
+    role: str = ""
+    context: str = ""
+    why: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

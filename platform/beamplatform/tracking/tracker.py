@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
-from beamplatform.tracking.runs import NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
+from beamplatform.tracking.runs import ENDS, NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
 from beamplatform.tracking.store import check_store, redact, resolve_uri, sqlite_path
 
 if TYPE_CHECKING:
@@ -134,6 +134,11 @@ class Tracker:
             raise ValueError(f"trial {name!r} lacks the tags {', '.join(missing)}")
         return self._start(name, params, {**tags, _PARENT: parent})
 
+    def find_trial(self, parent: str, name: str) -> str | None:
+        """The id of a sweep's trial by its name; None where there is none."""
+        found = self._search(f"tags.`{_PARENT}` = '{parent}' AND attributes.run_name = '{name}'")
+        return str(found[0].info.run_id) if found else None
+
     def start_evaluation(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         """Start the run of an evaluation that belongs to no sweep and return its id; no comparison finds it."""
         return self._start(name, params, {**tags, "stage": "evaluate"})
@@ -211,8 +216,8 @@ class Tracker:
     def reopen(self, run_id: str) -> None:
         """Set a run that ended, or whose driver died, going again; what it said of its end is taken back."""
         self.client.update_run(run_id, status="RUNNING")
-        if "error" in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, "error")
+        for tag in ENDS.intersection(self.client.get_run(run_id).data.tags):
+            self.client.delete_tag(run_id, tag)
 
     def finish_unfinished(self, parent: str, status: Status) -> list[str]:
         """End every run of a sweep that is still open, the parent last, and return the names of those."""
@@ -355,5 +360,8 @@ def _trial_run(run: Run) -> TrialRun:
         configuration=tags["configuration"],
         preset=tags["preset"],
         started=run.info.start_time,
+        role=tags.get("role", ""),
+        context=tags.get("context", ""),
+        why=tags.get("stopped") or tags.get("error") or "",
         notes={tag.removeprefix(NOTE): text for tag, text in tags.items() if tag.startswith(NOTE)},
     )

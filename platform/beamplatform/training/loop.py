@@ -130,6 +130,7 @@ def train(
     pad_id: int,
     progress: Progress,
     report: Callable[[Progress, bool], None],
+    until: int | None = None,
 ) -> None:
     """Run all remaining optimizer steps; `report(progress, checkpoint)` is called on every worker alike.
 
@@ -146,7 +147,7 @@ def train(
     meter = progress.meter
     meter.started = time.perf_counter()
     engine.train()
-    while progress.step < total:
+    while progress.step < (total if until is None else min(until, total)):
         batch = next(batches)
         rate = peak * method.learning_rate_factor(progress.step)
         for group in engine.optimizer.param_groups:
@@ -174,13 +175,14 @@ def train(
             metrics |= {"train/learning_rate": rate, **meter.read(progress.step, place)}
         if last:
             metrics["train/final_parameters"] = float(method.trained_parameters())
-        if last or (training.validate_every and progress.step % training.validate_every == 0):
+        validate = last or (training.validate_every is not None and progress.step % training.validate_every == 0)
+        if validate:
             metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
         if metrics:
             progress.rows.append((progress.step, metrics))
         every = training.checkpoint_every
         checkpoint = every is not None and progress.step % every == 0 and not last
-        if last or checkpoint or progress.step % training.log_every == 0:
+        if validate or checkpoint or progress.step % training.log_every == 0:
             report(progress, checkpoint)
 
 

@@ -42,8 +42,8 @@ class Run:
     progress: Progress
     checkpoints: CheckpointStore | None
 
-    def train(self, report: Callable[[Progress], None]) -> None:
-        """All remaining steps; see `beamplatform.training.loop.train`."""
+    def train(self, report: Callable[[Progress], None], until: int | None = None) -> None:
+        """All remaining steps, or those until one of them; see `beamplatform.training.loop.train`."""
 
         def reached(progress: Progress, checkpoint: bool) -> None:
             if checkpoint and self.checkpoints is not None:
@@ -60,26 +60,31 @@ class Run:
             self.tokenizer.pad_token_id,
             self.progress,
             reached,
+            until,
         )
 
-    def export(self, destination: str) -> None:
-        """Write the exported model and the trial it came from to a folder or URI; a collective."""
+    def export(self, destination: str, *, weights: bool = True) -> None:
+        """Write the exported model (or none) and the trial it came from to a folder or URI; a collective."""
         from torch import distributed
 
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "export"
+            if self.place.worker == 0:
+                folder.mkdir()
+            if weights:
+                self._export_model(folder)
+            if self.place.worker == 0:
+                (folder / TRIAL).write_text(self.trial.model_dump_json(indent=2), encoding="utf-8")
+                (folder / METRICS).write_text(json.dumps(self.progress.rows), encoding="utf-8")
+                put_folder(folder, destination, last=TRIAL)
+        distributed.barrier()
+
+    def _export_model(self, folder: Path) -> None:
         with whole_parameters(self.engine, everything=self.method.export_kind == "merged") as model:
             if self.place.worker == 0:
-                with tempfile.TemporaryDirectory() as name:
-                    folder = Path(name) / "export"
-                    folder.mkdir()
-                    self.method.export(model, folder)
-                    if self.method.export_kind == "merged":
-                        self.tokenizer.save_pretrained(str(folder))
-                    text = self.trial.model_dump_json(indent=2)
-                    (folder / TRIAL).write_text(text, encoding="utf-8")
-                    rows = json.dumps(self.progress.rows)
-                    (folder / METRICS).write_text(rows, encoding="utf-8")
-                    put_folder(folder, destination, last=TRIAL)
-        distributed.barrier()
+                self.method.export(model, folder)
+                if self.method.export_kind == "merged":
+                    self.tokenizer.save_pretrained(str(folder))
 
 
 def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = None) -> Run:

@@ -21,10 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a run's results go, as folders or URIs: its exported model, its checkpoints beside it, Ray Train's own."""
+    """Where a run's results go, as folders or URIs.
+
+    Attributes:
+        export: the exported model; the checkpoints lie beside it.
+        storage: Ray Train's own files.
+        weights: whether the model is wanted; without, the export says only that the run came to its end, and how.
+    """
 
     export: str
     storage: str
+    weights: bool = True
 
     @property
     def checkpoints(self) -> str:
@@ -39,6 +46,7 @@ def fit(
     trainer: type[TorchTrainer] | None = None,
     callbacks: Sequence[UserCallback] = (),
     max_failures: int = 3,
+    until: int | None = None,
 ) -> Result:
     """Train one trial on Ray Train workers and export the result; blocks until it is done.
 
@@ -46,6 +54,7 @@ def fit(
         trainer: Ray's own by default; another class of it may decide which failures are worth another try.
         max_failures: how often failed workers are started again, from the last checkpoint or, where there is none, from
             the beginning.
+        until: stop after this optimizer step, where the run is not shorter.
 
     Raises:
         ray.train.TrainingFailedError: a worker failed for good.
@@ -56,10 +65,10 @@ def fit(
     training = trial.training
     resources: dict[str, float] = {"CPU": training.cpus_per_worker}
     if use_gpu:
-        resources["GPU"] = 1
+        resources["GPU"] = training.gpus_per_worker
     run = (trainer or TorchTrainer)(
         train_worker,
-        train_loop_config={"trial": trial.model_dump(), "destination": asdict(destination)},
+        train_loop_config={"trial": trial.model_dump(), "destination": asdict(destination), "until": until},
         scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
@@ -104,7 +113,7 @@ def train_worker(config: dict[str, Any]) -> None:
         rows, sent = progress.rows[sent:], len(progress.rows)
         ray.train.report({"rows": rows, "step": progress.step, "total_steps": run.method.plan.total_steps})
 
-    run.train(report)
-    run.export(destination.export)
+    run.train(report, config["until"])
+    run.export(destination.export, weights=destination.weights)
     if place.worker == 0:
         checkpoints.clear()

@@ -1,0 +1,156 @@
+"""What a sweep does next: each method's search, then its chosen configuration with fresh seeds.
+
+Plain values: no Ray, no MLflow. The methods take turns, and one whose search has ended need not wait for the others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from beamplatform.sweep.ledger import Entry, State
+from beamplatform.sweep.preflight import Plan
+from beamplatform.sweep.search import Tried, propose
+
+_HOPELESS = 3
+"""A method whose first trials all fail, as many as these, is not tried further."""
+
+
+class Agenda:
+    """The trials of a sweep in the order in which they begin.
+
+    Args:
+        plan: what the sweep is.
+        known: the entries of this plan that were begun before; `entries` goes on behind them.
+        began: told each new entry and its index, before it is handed out.
+
+    Attributes:
+        entries: everything begun so far; a trial's index is its place here.
+    """
+
+    def __init__(
+        self, plan: Plan, known: Sequence[Entry] = (), began: Callable[[int, Entry], None] = lambda index, entry: None
+    ) -> None:
+        self.plan = plan
+        self.entries = list(known)
+        self._began = began
+        self._again = [index for index, entry in enumerate(known) if entry.state in ("running", "failed")]
+        for index in self._again:
+            self._set(index, "running")
+        self._since: dict[int, float] = {}
+        self._unfit: dict[str, list[Tried]] = {method: [] for method in plan.methods}
+        self._used_up: set[str] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will be handed out any more, whatever the results of what runs."""
+        return not self._again and all(self._begun(method) for method in self.plan.methods)
+
+    def next(self) -> int | None:
+        """The index of the trial to begin now; None: wait for results, or nothing is left (`finished`)."""
+        if self._again:
+            return self._again.pop(0)
+        for next_of in (self._next_search, self._next_final):  # searches first: final trials wait for them
+            for method in sorted(self.plan.methods, key=lambda method: len(self._of(method))):
+                entry = next_of(method)
+                if entry is not None:
+                    self.entries.append(entry)
+                    index = len(self.entries) - 1
+                    self._began(index, entry)
+                    return index
+        return None
+
+    def started(self, index: int) -> None:
+        """The trial runs from now on."""
+        self._since[index] = time.monotonic()
+
+    def measured(self, index: int, step: int, loss: float) -> None:
+        """The validation loss after an optimizer step."""
+        curve = self.entries[index].curve
+        if not curve or curve[-1][0] < step:  # a worker that was started again repeats its last steps
+            curve.append((step, loss))
+
+    def ended(self, index: int, state: State, why: str = "") -> None:
+        """The trial has trained to its end, was stopped or has failed."""
+        self.entries[index].hours += self._elapsed(index)
+        self._since.pop(index, None)
+        self._set(index, state, why)
+
+    def chosen(self, method: str) -> Entry | None:
+        """The search's trial with the lowest validation loss; None where none was trained to its end."""
+        trained = [e for e in self._of(method, "search") if e.state == "trained" and e.loss is not None]
+        finite = [e for e in trained if math.isfinite(e.loss or 0.0)]
+        return min(finite, key=lambda e: (e.loss, e.trial.name), default=None)
+
+    def _next_search(self, method: str) -> Entry | None:
+        if self._searched(method):
+            return None
+        plan, entries = self.plan, self._of(method, "search")
+        while True:
+            tried = [Tried(e.point, e.state, e.curve) for e in entries] + self._unfit[method]
+            point = propose(plan.spaces[method], plan.search, tried)
+            if point is None:
+                self._used_up.add(method)
+                return None
+            trial = plan.trial(method, point, "search", plan.search.trial_seed)
+            try:
+                plan.check(trial)
+            except ValueError:  # the corners of the space were checked, so this is rare
+                self._unfit[method].append(Tried(point, "unfit"))
+                continue
+            return Entry(trial, "search", point, plan.context)
+
+    def _next_final(self, method: str) -> Entry | None:
+        plan, entries = self.plan, self._of(method, "search")
+        if not self._searched(method) or any(entry.state == "running" for entry in entries):
+            return None
+        best = self.chosen(method)
+        if best is None and plan.spaces[method].size != 1:
+            return None  # every trial of the search has failed
+        point = best.point if best is not None else plan.spaces[method].corners()[0]
+        names = {entry.trial.name for entry in self._of(method, "final")}
+        for seed in plan.search.seeds:
+            trial = plan.trial(method, point, "final", seed)
+            if trial.name not in names:
+                return Entry(trial, "final", point, plan.context)
+        return None
+
+    def _searched(self, method: str) -> bool:
+        """Whether no further trial of the method's search will begin."""
+        if self.plan.spaces[method].size == 1 or method in self._used_up:
+            return True
+        entries = self._of(method, "search")
+        if len(entries) >= _HOPELESS and all(entry.state == "failed" for entry in entries):
+            return True
+        budget = self.plan.search.budget
+        if budget is None:
+            return len(entries) >= self.plan.search.trials
+        used = [entry.hours for entry in entries if entry.state != "running"]
+        if not used:
+            return bool(entries)  # the first trial shows what one takes
+        mean = sum(used) / len(used)
+        running = sum(entry.state == "running" for entry in entries)
+        return sum(used) + (running + 1) * mean > budget and len(entries) > 0
+
+    def _begun(self, method: str) -> bool:
+        """Whether all trials of the method have begun."""
+        if not self._searched(method):
+            return False
+        entries = self._of(method, "search")
+        if any(entry.state == "running" for entry in entries):
+            return False
+        if self.chosen(method) is None and self.plan.spaces[method].size != 1:
+            return True
+        return self._next_final(method) is None
+
+    def _of(self, method: str, role: str | None = None) -> list[Entry]:
+        return [e for e in self.entries if e.trial.method == method and role in (None, e.role)]
+
+    def _elapsed(self, index: int) -> float:
+        """Hours of all workers of a trial since it was started."""
+        workers = self.entries[index].trial.training.workers
+        return workers * (time.monotonic() - self._since.get(index, time.monotonic())) / 3600
+
+    def _set(self, index: int, state: State, why: str = "") -> None:
+        self.entries[index].state, self.entries[index].why = state, why

@@ -1,0 +1,67 @@
+"""The first steps of a sweep's largest trial, timed, before the sweep starts: what will all of it take?"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+from beamplatform.storage import join, read_text
+from beamplatform.sweep.preflight import Plan
+from beamplatform.training.run import METRICS
+from beamplatform.training.worker import Destination, fit
+
+STEPS = 20
+_EVERY = 5
+"""The first so many steps are not timed: libraries load and allocators grow in them."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps have shown.
+
+    Attributes:
+        method: of the trial that the plan says takes the most memory.
+        seconds: of one optimizer step.
+        start: seconds from nothing to the first step.
+        memory: peak bytes of a worker.
+        expected: bytes of the plan's estimate.
+    """
+
+    method: str
+    batch: int
+    seconds: float
+    start: float
+    memory: int
+    expected: int
+
+    def training_seconds(self, plan: Plan, concurrent: int) -> float:
+        """Of all the plan's trials, so many at a time; without a budget's, and the most where trials are stopped."""
+        total = 0.0
+        for method in plan.methods:
+            trials = (plan.search_trials(method) or 0) + len(plan.search.seeds)
+            share = plan.checked[method][0].trial.training.global_batch / self.batch
+            total += trials * (self.start + share * self.seconds * plan.steps(method))
+        return total / concurrent
+
+
+def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
+    """Train the largest trial for 20 steps on Ray, which is running, and throw the result away.
+
+    Raises:
+        ray.train.TrainingFailedError: it cannot be trained.
+    """
+    largest = max((one for checked in plan.checked.values() for one in checked), key=lambda one: one.memory.total)
+    how = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
+    trial = largest.trial.model_copy(update={"training": largest.trial.training.model_copy(update=how)})
+    folder = join(storage, "probe", str(time.time_ns()), "export")
+    began = time.monotonic()
+    fit(trial, Destination(folder, join(storage, "train"), weights=False), use_gpu=use_gpu, max_failures=0, until=STEPS)
+    wall = time.monotonic() - began
+    rows = [(step, row) for step, row in json.loads(read_text(join(folder, METRICS)) or "[]") if "train/seconds" in row]
+    (first, early), (last, late) = rows[0], rows[-1]
+    timed = late["train/seconds"] - early["train/seconds"] if last > first else late["train/seconds"]
+    seconds = timed / (last - first if last > first else last)
+    memory = int(max(row["train/peak_memory_bytes"] for _, row in rows))
+    start = max(0.0, wall - last * seconds)
+    return Probe(trial.method, trial.training.global_batch, seconds, start, memory, largest.memory.total)

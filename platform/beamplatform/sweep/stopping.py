@@ -1,0 +1,117 @@
+"""Stopping trials of a search that fall behind: successive halving, for each method by itself."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from beamplatform.sweep.ledger import Entry
+from beamplatform.sweep.preflight import Plan, grace_period
+from beamplatform.sweep.trial_run import INDEX
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+METRIC = "validation/loss"
+NAMES = {"asha": "ASHA", "hyperband": "Hyperband", "bohb": "BOHB"}
+_BRACKETS = ((0, 9), (1, 5), (2, 3))
+"""Hyperband's brackets of three rungs with their shares of the trials: n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018,
+Algorithm 1). Bracket s begins to stop s rungs later."""
+
+
+@dataclass(frozen=True)
+class _Halving:
+    """One bracket of one method, and how many trials have come to each of its rungs."""
+
+    scheduler: AsyncHyperBandScheduler
+    rungs: tuple[int, ...]
+    reached: dict[int, set[int]]
+    known: set[int] = field(default_factory=set)
+
+
+class SearchScheduler(FIFOScheduler):
+    """Ray's asynchronous successive halving (ASHA, Li et al. 2020) for every method of a search.
+
+    Trials of different methods are not set against each other, and final trials are never stopped. Hyperband, and bohb
+    with it, gives each trial one of three brackets by its number.
+
+    Args:
+        entries: the agenda's own list, by index; what earlier trials reached counts.
+    """
+
+    def __init__(self, plan: Plan, entries: Sequence[Entry]) -> None:
+        super().__init__()
+        self._plan = plan
+        self._entries = entries
+        self._halvings: dict[tuple[str, int], _Halving | None] = {}
+        self.reasons: dict[int, str] = {}
+        for index, entry in enumerate(entries):
+            for step, loss in entry.curve if entry.state != "running" else ():
+                self._judge(index, step, loss)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its scheduler into the experiment's state, which is never read: the ledger is."""
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        index = trial.config[INDEX]
+        if METRIC not in result or "step" not in result:
+            return str(TrialScheduler.CONTINUE)
+        return self._judge(index, result["step"], result[METRIC])
+
+    def _judge(self, index: int, step: int, loss: float) -> str:
+        entry = self._entries[index]
+        halving = self._halving(entry) if entry.role == "search" else None
+        if halving is None or step >= self._plan.steps(entry.trial.method):
+            return str(TrialScheduler.CONTINUE)
+        passed = [rung for rung in halving.rungs if step >= rung]
+        for rung in passed[-1:]:
+            halving.reached[rung].add(index)
+        known = SimpleNamespace(trial_id=str(index))
+        if index not in halving.known:
+            halving.known.add(index)
+            halving.scheduler.on_trial_add(None, known)
+        decision = str(halving.scheduler.on_trial_result(None, known, {"step": step, METRIC: loss}))
+        if decision == TrialScheduler.STOP:
+            came = len(halving.reached[passed[-1]])
+            name = NAMES[self._plan.search.algorithm]
+            self.reasons[index] = (
+                f"stopped by {name} at step {step}: validation loss {loss:.4g} is not among the best "
+                f"1/{self._plan.search.reduction} of the {came} trials of {entry.trial.method} that came to step "
+                f"{passed[-1]}"
+            )
+        return decision
+
+    def _halving(self, entry: Entry) -> _Halving | None:
+        method, bracket = entry.trial.method, self._bracket(entry)
+        if (method, bracket) not in self._halvings:
+            self._halvings[method, bracket] = self._made(method, bracket)
+        return self._halvings[method, bracket]
+
+    def _made(self, method: str, bracket: int) -> _Halving | None:
+        total, reduction = self._plan.steps(method), self._plan.search.reduction
+        grace = grace_period(total, reduction) * reduction**bracket
+        if grace >= total:
+            return None  # the last bracket trains to the end
+        rungs = tuple(grace * reduction**k for k in range(3) if grace * reduction**k < total)
+        scheduler = AsyncHyperBandScheduler(
+            "step", metric=METRIC, mode="min", max_t=total, grace_period=grace, reduction_factor=reduction, brackets=1
+        )
+        return _Halving(scheduler, rungs, {rung: set() for rung in rungs})
+
+    def _bracket(self, entry: Entry) -> int:
+        if self._plan.search.algorithm == "asha":
+            return 0
+        shares = [share for _, share in _BRACKETS]
+        drawn = zlib.crc32(f"{self._plan.search.seed} bracket {entry.trial.name}".encode()) % sum(shares)
+        return next(bracket for bracket, _ in _BRACKETS if drawn < sum(shares[: bracket + 1]))
+
+
+def scheduler_of(plan: Plan, entries: Sequence[Entry]) -> SearchScheduler | None:
+    """The scheduler of a plan; None where no trial is stopped."""
+    return SearchScheduler(plan, entries) if plan.search.stops_early else None
