@@ -11,6 +11,9 @@ SMALL = [
     "--set", "data.validation_records=32", "--set", "evaluation.max_records=8",
 ]  # fmt: skip
 
+RATES = {"loguniform": [1e-4, 1e-2]}
+"""A space for the learning rate, around the tiny preset's."""
+
 
 def command(root: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, "--no-probe", *arguments]

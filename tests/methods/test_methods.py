@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from beamplatform.errors import UserError
 from beamplatform.methods import METHODS, get_method
-from beamplatform.suite import Override, load_preset
-from beamplatform.trial import plan_trials
+from beamplatform.suite import load_preset
+from beamplatform.trial import make_trial
 
 SETTING = {"training__max_steps": 20}
 
@@ -63,14 +65,19 @@ STEPS = {"commonsense": 169_420, "math": 394_000, "code": 103_848}
 def test_every_configuration_of_the_paper_presets_can_do_its_work(suite: str, preset: str, root) -> None:
     """On the shapes of LLaMA2-7B and Mistral-7B: nothing that could be drawn is refused after hours in a queue."""
     path = root / "tune_spaces" / f"{suite}.yaml"
-    changes = [Override("", "search.samples", "40"), Override("", "search.seeds", "[0]")]
-    name, _, found = load_preset(path, preset, has_gpu=True, overrides=changes)
+    name, _, found = load_preset(path, preset, has_gpu=True)
     keys = 1024 if preset == "mistral" else 4096
     wide = 14336 if preset == "mistral" else 11008
     block = {"q_proj": (4096, 4096), "k_proj": (keys, 4096), "v_proj": (keys, 4096), "o_proj": (4096, 4096)}
     block |= {"gate_proj": (wide, 4096), "up_proj": (wide, 4096), "down_proj": (4096, wide)}
     assert list(found.methods) and set(found.methods) == set(METHODS)
-    for wanted in plan_trials(name.name, preset, found, list(found.methods)):
+    points = [
+        (method, point)
+        for method in found.methods
+        for point in [*found.space(method).corners(), *itertools.islice(found.space(method).random(0), 40)]
+    ]
+    for name_of_method, point in points:
+        wanted = make_trial(name.name, preset, found, name_of_method, point, 0)
         method = wanted.make_method(STEPS[suite])
         targets = getattr(method.values, "target_modules", "all-linear")
         chosen = block if targets == "all-linear" else {key: block[key] for key in targets}

@@ -42,6 +42,19 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY[:2], "--resume", "--seeds", "1"], "--seeds: a resumed sweep goes on as it was started"),
         ("sweep.py", [*TINY[:2], "--resume", "--set", "a=1"], "--set: a resumed sweep goes on as it was started"),
         ("sweep.py", [*TINY[:2], "--resume", "--max-concurrent", "0"], "--max-concurrent 0: must be an integer >= 1"),
+        ("sweep.py", [*TINY, "--search", "tpee"], "--search tpee: .*'random', 'grid', 'tpe', 'asha', 'hyperband'"),
+        ("sweep.py", [*TINY, "--trials", "0"], "--trials 0: .*greater than or equal to 1"),
+        ("sweep.py", [*TINY, "--budget", "0"], "--budget 0: .*greater than 0"),
+        ("sweep.py", [*TINY, "--search", "asha", "--trials", "2"], "--trials 2: asha stops all but one of 3 trials"),
+        ("sweep.py", [*TINY, "--seeds", "0,1000"], "seeds must be fresh ones: 1000 is the search's own"),
+        ("sweep.py", [*TINY, "--set", "search.metric=f1"], "search.metric=f1: unknown key; allowed: algorithm, trials"),
+        ("sweep.py", [*TINY, "--set", "training.gpus_per_worker=0.5", "--set", "training.workers=2"],
+         r"gpus_per_worker \(0.5\) below 1 needs workers: 1, got 2"),
+        ("sweep.py", [*TINY, "--set", "training.global_batch=1048576", "--set", "training.micro_batch=1048576"],
+         "larger than the training set"),
+        ("sweep.py", [*TINY[:2], "--extend"], "--extend: no sweep of the suite commonsense in .*/runs"),
+        ("sweep.py", [*TINY[:2], "--extend", "nope"], "--extend nope: no such sweep .* commonsense there: none"),
+        ("sweep.py", [*TINY[:2], "--extend", "a", "--name", "b"], "--name: an extended sweep keeps its name"),
         ("train.py", [*TINY, "--method", "dorra"], "--method dorra: .*allowed: beamlora, lora, dora, adalora"),
         ("train.py", [*TINY[:2], "--preset", "paper", "--method", "lora"], "searches learning_rate.*--set methods"),
         ("evaluate.py", [*TINY, "--adapter", "/nowhere"], "/nowhere"),
@@ -84,7 +97,7 @@ def test_a_dry_run_shows_every_trial_and_starts_nothing(root: Path, tmp_path: Pa
     done = run(root, tmp_path, "sweep.py", *TINY, "--dry-run", "--methods", "lora,beamlora", "--seeds", "5,6",
                "--set", "methods.lora.r={grid: [4, 8]}")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "6 trials" in done.stdout and "Nothing was started" in done.stdout
+    assert "2 trials of search (random), then 4 final trials" in done.stdout and "Nothing was started" in done.stdout
     assert "MiB" in done.stdout or "GiB" in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -21,6 +21,8 @@ def trial(
     *,
     status: str = "FINISHED",
     started: int = 0,
+    role: str = "",
+    context: str = "",
     **params: str,
 ) -> TrialRun:
     metrics = {f"eval/{task}": score for task, score in scores.items()}
@@ -38,6 +40,8 @@ def trial(
         configuration=configuration,
         preset="tiny",
         started=started,
+        role=role,
+        context=context,
     )
 
 
@@ -252,3 +256,67 @@ def test_an_uneven_comparison_says_so() -> None:
 def test_notes_on_scores_come_with_the_trials() -> None:
     runs = [replace(trial("lora", "a", 0, 1.0, {"boolq": 0.5}), notes={"boolq": "a variant", "gone": "of no column"})]
     assert compare(runs).notes == {"boolq": "a variant"}
+
+
+def searched(method: str, losses: dict[str, float | None], chosen: str, scores: list[float]) -> list[TrialRun]:
+    """A method's search (a loss for each configuration; None: stopped at 0.01) and its final trials."""
+    search = [
+        trial(method, name, 1000, 0.01 if loss is None else loss, {}, role="search", r=name,
+              status="KILLED" if loss is None else "FINISHED", **{"training.workers": "2"})
+        for name, loss in losses.items()
+    ]  # fmt: skip
+    search = [replace(run, metrics=dict(run.metrics) | {"train/seconds": 900.0}) for run in search]
+    final = [trial(method, chosen, seed, 5.0, {"boolq": s}, role="final", r=chosen) for seed, s in enumerate(scores)]
+    return search + final
+
+
+def test_the_searchs_losses_choose_and_the_final_trials_are_compared() -> None:
+    runs = searched("lora", {"a": 0.3, "b": 0.2, "c": None, "d": 0.9}, "b", [0.6, 0.8])
+    row = row_of(compare(runs), "lora")
+    assert row.configuration == "b" and row.seeds == (0, 1) and row.cells["boolq"].values == (0.6, 0.8)
+    assert row.candidates == 4 and row.choice == "lowest validation loss" and row.settings == {"r": "b"}
+    assert row.validation_loss == 5.0, "of the trials that are compared"
+    found = row.searched
+    assert (found.trained, found.stopped, found.failed, found.best) == (3, 1, 0, 0.2)
+    assert found.losses == (0.2, 0.3, 0.9) and found.hours == pytest.approx(4 * 2 * 900 / 3600)
+
+
+def test_after_an_extension_the_new_choice_stands_and_not_what_scored_better() -> None:
+    runs = searched("lora", {"a": 0.3, "b": 0.2}, "b", [0.9])
+    runs += searched("lora", {"c": 0.1}, "c", [0.5])
+    assert row_of(compare(runs), "lora").cells["boolq"].values == (0.5,)
+    # Where the new choice has no final trial (it failed), the best of those that have one stands.
+    assert row_of(compare(runs[:-1]), "lora").cells["boolq"].values == (0.9,)
+
+
+def test_trials_from_before_a_change_of_the_suite_are_left_out() -> None:
+    old = [trial("lora", "old", 0, 0.1, {"boolq": 0.9}, context="x")]
+    new = [trial("lora", "new", 0, 0.2, {"boolq": 0.6}, context="y")]
+    comparison = compare(old + new)
+    assert row_of(comparison, "lora").configuration == "new"
+    assert comparison.left_out == ("lora-old-seed0 (made before the suite was changed)",)
+    assert row_of(compare(old + new, context="x"), "lora").configuration == "old"
+
+
+def test_a_search_alone_cannot_be_compared() -> None:
+    runs = searched("lora", {"a": 0.3}, "a", [])
+    with pytest.raises(UserError, match="no finished trial with scores to compare: 1 of the search"):
+        compare(runs)
+
+
+def test_the_report_shows_both_stages() -> None:
+    from beamplatform.report.sheets import sheets
+
+    runs = searched("lora", {"a": 0.3, "b": 0.2, "c": None}, "b", [0.6])
+    comparison = compare([*runs, trial("dora", "x", 0, 1.0, {"boolq": 0.5}, role="final")])
+    (sheet,) = [sheet for sheet in sheets(comparison) if sheet.title.startswith("Search")]
+    assert [entry.text for entry in sheet.rows[0]] == ["LoRA", "2", "1", "0", "0.2000", "0.2500", "1.5"]
+    assert [entry.text for entry in sheet.rows[1]] == ["DoRA"] + ["-"] * 6
+
+
+def test_a_lone_method_is_shown_and_said_to_be_alone() -> None:
+    from beamplatform.report.sheets import remarks
+
+    lora, dora = trial("lora", "x", 0, 1.0, {"boolq": 0.5}), trial("dora", "x", 0, 1.0, {"boolq": 0.5})
+    assert "only LoRA has finished trials: nothing to compare it with" in remarks(compare([lora]))
+    assert not any("only" in text for text in remarks(compare([lora, dora], methods=["lora"])))

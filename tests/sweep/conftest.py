@@ -1,13 +1,19 @@
-"""One small real sweep that several files look at."""
+"""One small real sweep that several files look at, and plans that nothing is started for."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small import command
+
+from beamplatform.suite import Override, load_preset
+from beamplatform.sweep.preflight import Plan, plan_sweep
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +40,17 @@ def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
         timeout=280,
     )
     return folder, done
+
+
+@pytest.fixture
+def plan(root: Path) -> Callable[..., Plan]:
+    """The plan of some methods of the tiny preset; changes are dotted keys with __ for the dots."""
+
+    def made(*methods: str, **changes: Any) -> Plan:
+        values = {"evaluation__tasks": ["boolq"], "evaluation__max_records": 8} | changes
+        overrides = [Override(key, key.replace("__", "."), json.dumps(value)) for key, value in values.items()]
+        path = root / "tune_spaces" / "commonsense.yaml"
+        suite, name, preset = load_preset(path, "tiny", has_gpu=False, overrides=overrides)
+        return plan_sweep(suite.name, name, preset, methods)
+
+    return made

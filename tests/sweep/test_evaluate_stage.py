@@ -39,7 +39,7 @@ class Told:
     def evaluated(self, index: int, result: Evaluation) -> None:
         self.events.append(("evaluated", index, result))
 
-    def failed(self, index: int, why: str) -> None:
+    def unanswered(self, index: int, why: str) -> None:
         self.events.append(("failed", index, why))
 
     def order(self) -> list[int]:

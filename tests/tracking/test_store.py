@@ -6,6 +6,8 @@ import os
 import shlex
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -116,14 +118,14 @@ def test_server_that_never_answers() -> None:
 
 
 @contextmanager
-def serving(status: int, content_type: str) -> Iterator[str]:
+def serving(status: int, content_type: str, version: str = "3.17.2") -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             known = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:right").decode()
             self.send_response(200 if known else status)
             self.send_header("Content-Type", content_type)
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(version.encode() if self.path == "/version" else b"{}")
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
@@ -151,6 +153,33 @@ def test_server_that_refuses_the_credentials(monkeypatch: pytest.MonkeyPatch) ->
 def test_server_that_is_not_mlflow_or_is_not_well(status: int, content_type: str) -> None:
     with serving(status, content_type) as uri:
         assert f"answers HTTP {status}" in refused(uri)
+
+
+def test_server_of_an_older_release() -> None:
+    with serving(200, "application/json", version="2.22.1\n") as uri:
+        message = refused(uri)
+        assert "runs MLflow 2.22.1, and 3.0 is the oldest that will do: upgrade it" in message
+    for fine in ("3.0.0", "4.1", "", "dev"):
+        with serving(200, "application/json", version=fine) as uri:
+            check_store(uri, create=True)
+
+
+def test_database_of_another_releases_schema(folder: Path) -> None:
+    """MLflow keeps an open store in its process, so another one looks at it."""
+    from beamplatform.tracking import Tracker
+
+    path = folder / "mlflow.db"
+    Tracker(f"sqlite:///{path}", "suite").prepare()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # MLflow's first revision
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    program = f"from beamplatform.tracking import Tracker; Tracker('sqlite:///{path}', 'suite').prepare()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and "UserError" in last and "has the schema of another release of MLflow: copy" in last
+    assert f"db upgrade sqlite:///{path}`; nothing was changed in it" in last and path.read_bytes() == before
 
 
 def test_database_that_is_down(free_port: int) -> None:

@@ -115,6 +115,7 @@ class Comparison:
 
     Attributes:
         left_out: each trial without scores, with the reason.
+        alone: no second method has finished trials.
         uneven: sentences on what one method had more of than another.
         notes: task -> what a reader of its column must know (another version of the data, another comparison).
         differences: one method against each other, by their answers to the same questions.
@@ -126,6 +127,7 @@ class Comparison:
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
+    alone: bool = False
     uneven: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
@@ -198,6 +200,7 @@ def compare(
         tasks=tuple(kept_tasks),
         rows=_marked(rows, kept_tasks),
         left_out=left_out,
+        alone=len({run.method for run in scored}) == 1,
         uneven=tuple(_unevenness(rows)),
         notes={task: note for run in scored for task, note in run.notes.items() if task in kept_tasks},
     )
@@ -229,7 +232,9 @@ def _tasks_of(run: TrialRun) -> list[str]:
 
 
 def _reason(run: TrialRun) -> str:
-    return run.status if run.status != "FINISHED" else "without scores"
+    if run.status != "FINISHED":
+        return run.status
+    return "of the search" if run.role == "search" else "without scores"
 
 
 def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> list[str]:
@@ -289,7 +294,7 @@ def _row(
         run_ids=tuple(run.run_id for run in chosen),
         cells={task: _cell([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
         average=_cell(per_seed),
-        validation_loss=_mean_loss(chosen),
+        validation_loss=_mean_loss(chosen) if found else losses[best],
         candidates=len(others),
         choice=choice,
         settings=_differing(chosen[0], others),

@@ -54,6 +54,8 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 def remarks(comparison: Comparison) -> list[str]:
     """What stands below the tables, a sentence each."""
     found = [f"{heading(comparison, task)}: {note}" for task, note in comparison.notes.items()]
+    if comparison.alone:
+        found.append(f"only {method_label(comparison.rows[0].method)} has finished trials: nothing to compare it with")
     found += [f"uneven: {sentence}" for sentence in comparison.uneven]
     if comparison.left_out:
         found.append(f"left out: {', '.join(comparison.left_out)}")

@@ -47,6 +47,17 @@ class Agenda:
         """Whether nothing will be handed out any more, whatever the results of what runs."""
         return not self._again and all(self._begun(method) for method in self.plan.methods)
 
+    @property
+    def running(self) -> int:
+        """How many trials were handed out and have not ended."""
+        return sum(entry.state == "running" for entry in self.entries) - len(self._again)
+
+    @property
+    def to_come(self) -> int:
+        """How many trials have not ended, begun or not; without those of a budget that have not begun."""
+        ended = sum(entry.state != "running" for entry in self.entries)
+        return max(self.plan.expected - ended, len(self.entries) - ended)
+
     def next(self) -> int | None:
         """The index of the trial to begin now; None: wait for results, or nothing is left (`finished`)."""
         if self._again:

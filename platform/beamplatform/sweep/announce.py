@@ -41,7 +41,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"For all methods that have them: {fixed or 'nothing'}", highlight=False)
     console.print(
         f"{plan.train_examples} training examples, {plan.questions} test questions for each final trial. "
-        "Nothing was started."
+        "Nothing was started.",
+        soft_wrap=True,
     )
     try:
         check_fit(plan, room_here(preset.training))

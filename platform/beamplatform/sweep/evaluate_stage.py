@@ -37,11 +37,19 @@ class EvaluationStage:
         outcomes: told from the thread.
         actor: makes an `Evaluator` as a Ray actor; called when the first model is to be asked.
         beside_training: ask what is added at once; otherwise everything in `finish`.
+        reserved: cores and GPUs that are kept for it beside training.
     """
 
     def __init__(
-        self, exports: Sequence[Export], outcomes: Outcomes, actor: Callable[[], Any], *, beside_training: bool
+        self,
+        exports: Sequence[Export],
+        outcomes: Outcomes,
+        actor: Callable[[], Any],
+        *,
+        beside_training: bool,
+        reserved: tuple[int, int] = (0, 0),
     ) -> None:
+        self.reserved = reserved
         self._exports = exports
         self._outcomes = outcomes
         self._make_actor = actor

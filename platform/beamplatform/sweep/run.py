@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.storage import join
+from beamplatform.sweep.cluster import Cluster, cluster_now, room_on_gpus, start_ray
 from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.ledger import Entry
@@ -16,67 +16,12 @@ from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
 
 if TYPE_CHECKING:
-    from beamplatform.suite import TrainingSection
-    from beamplatform.sweep.fit import Room
     from beamplatform.sweep.records import Records
     from beamplatform.sweep.train_stage import Job
     from beamplatform.tracking import Tracker
 
 ANSWERS = "answers"
 """The folder below a storage where all its sweeps keep what models answered."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """The Ray cluster this sweep runs on; an autoscaling one may show its GPUs only when they are asked for.
-
-    Attributes:
-        cpus: CPU cores of all nodes.
-        gpus: GPUs of all nodes.
-        node_cpus: CPU cores of the largest node; no process can have more.
-    """
-
-    cpus: int
-    gpus: int
-    node_cpus: int
-
-    def uses_gpu(self, training: TrainingSection) -> bool:
-        return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
-
-    def spare(self, training: TrainingSection, concurrent: int) -> int:
-        """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
-        if self.uses_gpu(training):
-            return int(max(0, self.gpus - concurrent * training.workers * training.gpus_per_worker))
-        return max(0, self.cpus - concurrent * training.workers * training.cpus_per_worker)
-
-    def concurrent(self, training: TrainingSection, limit: int | None) -> int:
-        """How many trials of this size fit at once, at most `limit`; at least one."""
-        if self.uses_gpu(training) and not self.gpus:
-            return limit or 1
-        fit = self.cpus // (training.workers * training.cpus_per_worker)
-        if self.uses_gpu(training):
-            fit = min(fit, int(self.gpus / (training.workers * training.gpus_per_worker)))
-        return max(1, min(fit, limit or fit))
-
-
-def start_ray() -> Cluster:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only."""
-    import ray
-
-    # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
-    # default keeps others out.)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call made after a shutdown starts it again
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init()
-    else:
-        # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
-        # "local": a new one, whatever an interrupted sweep has left on this machine.
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1")
-    total = ray.cluster_resources()
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(max(nodes, default=1)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +79,10 @@ def run_sweep(
         if agenda.finished and not waiting:
             return Result(agenda.entries, {})
         cluster = start_ray()
-        most = cluster.concurrent(plan.preset.training, concurrent)
+        training = plan.preset.training
+        most = cluster.concurrent(training, concurrent)
+        if plan.search.budget is None:  # else nobody knows
+            most = min(most, max(1, agenda.to_come))
         if probe:
             try:
                 _probe(plan, cluster, most, join(storage, sweep), progress)
@@ -146,7 +94,7 @@ def run_sweep(
         try:
             for index in waiting:
                 records.answer(index)
-            _train(plan, records, join(storage, sweep), most, cluster.uses_gpu(plan.preset.training))
+            _train(plan, _Jobs(records, stage, concurrent), join(storage, sweep), cluster.uses_gpu(training))
             failed = {index: entry.why for index, entry in enumerate(agenda.entries) if entry.state == "failed"}
             return Result(agenda.entries, failed | stage.finish())
         finally:
@@ -164,7 +112,7 @@ def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress
     training = plan.preset.training
     use_gpu = cluster.uses_gpu(training)
     if use_gpu and cluster.gpus:
-        check_fit(plan, _room_in_cluster(training))
+        check_fit(plan, room_on_gpus(training))
     try:
         found = run_probe(plan, storage, use_gpu=use_gpu)
     except TrainingFailedError as error:
@@ -181,31 +129,15 @@ def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress
     )
 
 
-def _room_in_cluster(training: TrainingSection) -> Room:
-    """Of one worker on a GPU of the cluster."""
-    import ray
-
-    from beamplatform.sweep.fit import room_on_gpu
-
-    @ray.remote(num_gpus=1, num_cpus=0)
-    def size() -> int:
-        import torch
-
-        return int(torch.cuda.get_device_properties(0).total_memory)
-
-    return room_on_gpu(ray.get(size.remote()), training)
-
-
-def _train(plan: Plan, records: Records, storage: str, concurrent: int, use_gpu: bool) -> None:
+def _train(plan: Plan, jobs: _Jobs, storage: str, use_gpu: bool) -> None:
     from beamplatform.sweep.stopping import scheduler_of
     from beamplatform.sweep.train_stage import train_trials
 
-    scheduler = scheduler_of(plan, records.agenda.entries)
+    scheduler = scheduler_of(plan, jobs.records.agenda.entries)
     train_trials(
-        _Jobs(records),
-        records,
+        jobs,
+        jobs.records,
         storage=storage,
-        concurrent=concurrent,
         use_gpu=use_gpu,
         scheduler=scheduler,
         why_stopped=scheduler.reasons.get if scheduler is not None else lambda index: None,
@@ -213,18 +145,29 @@ def _train(plan: Plan, records: Records, storage: str, concurrent: int, use_gpu:
 
 
 class _Jobs:
-    """The agenda's trials, as the stage "train" takes them."""
+    """The agenda's trials, as the stage "train" takes them: as many at a time as the cluster has room for now.
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    Args:
+        stage: what its engine takes beside training is not the trials'.
+        limit: most trials at once.
+    """
+
+    def __init__(self, records: Records, stage: EvaluationStage, limit: int | None) -> None:
+        self.records = records
+        self._stage = stage
+        self._limit = limit
 
     @property
     def finished(self) -> bool:
-        return self._records.agenda.finished
+        return self.records.agenda.finished
 
     def next(self) -> Job | None:
-        index = self._records.agenda.next()
-        return None if index is None else self._records.job(index)
+        agenda = self.records.agenda
+        room = cluster_now().less(*self._stage.reserved)
+        if agenda.running >= room.concurrent(agenda.plan.preset.training, self._limit):
+            return None
+        index = agenda.next()
+        return None if index is None else self.records.job(index)
 
 
 def evaluation_stage(
@@ -239,9 +182,9 @@ def evaluation_stage(
     """
     training = plan.preset.training
     use_gpu, spare = cluster.uses_gpu(training), cluster.spare(training, concurrent)
+    cpus = training.cpus_per_worker if use_gpu else min(spare or cluster.node_cpus, cluster.node_cpus)
 
     def actor() -> Any:
-        cpus = training.cpus_per_worker if use_gpu else min(spare or cluster.node_cpus, cluster.node_cpus)
         return evaluator_actor(
             plan.preset.model,
             plan.preset.evaluation,
@@ -254,4 +197,5 @@ def evaluation_stage(
             use_gpu=use_gpu,
         )
 
-    return EvaluationStage(records.exports, records, actor, beside_training=bool(spare))
+    reserved = (cpus, int(use_gpu)) if spare else (0, 0)
+    return EvaluationStage(records.exports, records, actor, beside_training=bool(spare), reserved=reserved)

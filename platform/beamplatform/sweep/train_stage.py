@@ -85,7 +85,7 @@ def train_trials(
     listener: Listener,
     *,
     storage: str,
-    concurrent: int,
+    concurrent: int | None = None,
     use_gpu: bool,
     scheduler: TrialScheduler | None = None,
     why_stopped: Callable[[int], str | None] = lambda index: None,
@@ -96,6 +96,7 @@ def train_trials(
     returns, the trials' cores and GPUs are free again.
 
     Args:
+        concurrent: most trials at once; None: as many as `jobs` gives.
         scheduler: may stop trials early (ASHA, median stopping); it must not pause them. Results have the trial's own
             `step`, which is the one to use as `time_attr` (Tune's own counter starts again with a restarted trial), and
             the latest `train/loss` and `validation/loss`, each from its first value on. A trial that has made its last

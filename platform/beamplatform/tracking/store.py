@@ -18,6 +18,7 @@ DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Database servers that MLflow writes to directly, with their usual ports."""
 
 PROBE_SECONDS = 5.0
+OLDEST_SERVER = 3
 _SQLITE = "sqlite:///"
 _EXAMPLES = "sqlite:///mlflow.db for a file, or https://host:5000 for a server"
 
@@ -61,17 +62,21 @@ def redact(text: str) -> str:
 def ui_command(uri: str) -> str:
     """The line that opens MLflow's user interface on a resolved store, for this machine's browsers only.
 
-    For a server that is its address. ``mlflow`` is written with its path where the shell would not find this
-    environment's own.
+    For a server that is its address.
     """
     if uri.startswith(("http://", "https://", "databricks")):
         return redact(uri)
+    return f"{mlflow_program()} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+
+
+def mlflow_program() -> str:
+    """How `mlflow` is called on a command line: with its path where the shell would not find this environment's own."""
     here = Path(sys.executable).with_name("mlflow")
     found = shutil.which("mlflow")
     program = "mlflow"
     if here.exists() and (found is None or Path(found).resolve() != here.resolve()):
         program = os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
-    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+    return shlex.quote(program)
 
 
 def check_store(uri: str, *, create: bool) -> None:
@@ -151,6 +156,15 @@ def _check_server(uri: str) -> None:
         raise UserError(
             f"{shown} answers HTTP {response.status_code}, but not as an MLflow tracking server: "
             "correct MLFLOW_TRACKING_URI"
+        )
+    version = http_request(
+        get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=PROBE_SECONDS, raise_on_status=False
+    )
+    major = version.text.strip().partition(".")[0] if version.status_code == 200 else ""
+    if major.isdecimal() and int(major) < OLDEST_SERVER:
+        raise UserError(
+            f"the tracking server {shown} runs MLflow {version.text.strip()}, and {OLDEST_SERVER}.0 is the oldest "
+            "that will do: upgrade it (its database with `mlflow db upgrade`), or correct MLFLOW_TRACKING_URI"
         )
 
 

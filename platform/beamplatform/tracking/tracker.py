@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
 from beamplatform.tracking.runs import ENDS, NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
-from beamplatform.tracking.store import check_store, redact, resolve_uri, sqlite_path
+from beamplatform.tracking.store import check_store, mlflow_program, redact, resolve_uri, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -97,6 +97,11 @@ class Tracker:
             self.client.search_experiments(max_results=1)
         except MlflowException as error:
             reason = redact(str(error).splitlines()[0])
+            if "out-of-date database schema" in reason:
+                raise UserError(
+                    f"the tracking store {redact(self.uri)} has the schema of another release of MLflow: copy the "
+                    f"database, then run `{mlflow_program()} db upgrade {redact(self.uri)}`; nothing was changed in it"
+                ) from error
             raise UserError(f"the tracking store {redact(self.uri)} cannot be used: {reason}") from error
 
     def _find_experiment(self) -> str | None:

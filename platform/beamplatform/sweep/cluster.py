@@ -1,0 +1,90 @@
+"""The Ray cluster that a sweep runs on: started or connected to, and how much fits on it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from beamplatform.suite import TrainingSection
+    from beamplatform.sweep.fit import Room
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray cluster this sweep runs on; an autoscaling one may show its GPUs only when they are asked for.
+
+    Attributes:
+        cpus: CPU cores of all nodes.
+        gpus: GPUs of all nodes.
+        node_cpus: CPU cores of the largest node; no process can have more.
+    """
+
+    cpus: int
+    gpus: int
+    node_cpus: int
+
+    def uses_gpu(self, training: TrainingSection) -> bool:
+        return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
+
+    def spare(self, training: TrainingSection, concurrent: int) -> int:
+        """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
+        if self.uses_gpu(training):
+            return int(max(0, self.gpus - concurrent * training.workers * training.gpus_per_worker))
+        return max(0, self.cpus - concurrent * training.workers * training.cpus_per_worker)
+
+    def less(self, cpus: int, gpus: int) -> Cluster:
+        """Without what something else has taken."""
+        return replace(self, cpus=max(0, self.cpus - cpus), gpus=max(0, self.gpus - gpus))
+
+    def concurrent(self, training: TrainingSection, limit: int | None) -> int:
+        """How many trials of this size fit at once, at most `limit`; at least one."""
+        if self.uses_gpu(training) and not self.gpus:
+            return limit or 1
+        fit = self.cpus // (training.workers * training.cpus_per_worker)
+        if self.uses_gpu(training):
+            fit = min(fit, int(self.gpus / (training.workers * training.gpus_per_worker)))
+        return max(1, min(fit, limit or fit))
+
+
+def start_ray() -> Cluster:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only."""
+    import ray
+
+    # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
+    # default keeps others out.)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call made after a shutdown starts it again
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+    else:
+        # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
+        # "local": a new one, whatever an interrupted sweep has left on this machine.
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1")
+    return cluster_now()
+
+
+def cluster_now() -> Cluster:
+    """What the cluster that Ray is connected to has at this moment; nodes come and go."""
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(max(nodes, default=1)))
+
+
+def room_on_gpus(training: TrainingSection) -> Room:
+    """What one worker has of the memory of a GPU of the cluster."""
+    import ray
+
+    from beamplatform.sweep.fit import room_on_gpu
+
+    @ray.remote(num_gpus=1, num_cpus=0)
+    def size() -> int:
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory)
+
+    return room_on_gpu(ray.get(size.remote()), training)

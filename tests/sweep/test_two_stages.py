@@ -1,0 +1,127 @@
+"""A search that stops trials, interrupted, resumed and extended: real Ray, Optuna, DeepSpeed and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import RATES, command
+
+from beamplatform.tracking import Tracker
+from beamplatform.tracking.runs import TrialRun
+
+pytestmark = pytest.mark.faults
+
+SWEEP = [
+    "--methods", "lora", "--search", "asha", "--trials", "4", "--seeds", "0", "--max-concurrent", "1",
+    "--set", f"methods.lora.learning_rate={json.dumps(RATES)}", "--set", "search.reduction=2",
+    "--set", "training.max_steps=20", "--set", "training.warmup=0", "--set", "evaluation.max_records=2",
+]  # fmt: skip
+
+
+def run(root: Path, folder: Path, *arguments: str) -> str:
+    """With no more options than these: the sweep itself knows the others."""
+    line = [*command(root)[:2], "--suite", "commonsense", "--max-concurrent", "2", *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def trials(folder: Path) -> dict[str, TrialRun]:
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "commonsense")
+    return {run.name: run for run in tracker.trial_runs(sweep="s", every_status=True)}
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "runs" / "s" / "ledger.json").read_text())
+
+
+@pytest.mark.timeout(1200)
+def test_a_search_is_interrupted_resumed_and_extended(root: Path, tmp_path: Path) -> None:
+    # Interrupted after its first trial.
+    process = subprocess.Popen(
+        command(root, *SWEEP, "--name", "s"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    file = tmp_path / "runs" / "s" / "ledger.json"
+    while time.monotonic() < deadline and not (file.exists() and len(ledger(tmp_path)) == 2):
+        time.sleep(0.5)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    before = ledger(tmp_path)
+    assert [entry["state"] for entry in before] == ["trained", "running"]
+
+    # Resumed: the first trial is left alone, the second goes on, and the search comes to its choice.
+    told = run(root, tmp_path, "--resume")
+    entries = ledger(tmp_path)
+    search = [entry for entry in entries if entry["role"] == "search"]
+    (final,) = [entry for entry in entries if entry["role"] == "final"]
+    assert len(search) == 4 and [entry["point"] for entry in search[:2]] == [entry["point"] for entry in before]
+    assert f"trained   {name(before[0])}" not in told
+    trained = [entry for entry in search if entry["state"] == "trained"]
+    assert {entry["state"] for entry in search} == {"trained", "stopped"}
+    assert final["point"] == min(trained, key=lambda entry: entry["curve"][-1][1])["point"]
+    assert {entry["trial"]["seed"] for entry in search} == {1000} and final["trial"]["seed"] == 0
+
+    # MLflow says the same; the test tasks were asked of the final trial only, and only its model was kept.
+    found = trials(tmp_path)
+    assert set(found) == {name(entry) for entry in entries}
+    for entry in entries:
+        run_of = found[name(entry)]
+        scored = [metric for metric in run_of.metrics if metric.startswith("eval/")]
+        export = tmp_path / "runs" / "s" / "trials" / name(entry) / "export"
+        assert run_of.role == entry["role"] and bool(scored) == (entry["role"] == "final")
+        assert (export / "adapter_model.safetensors").exists() == (entry["role"] == "final")
+        if entry["state"] == "stopped":
+            assert run_of.status == "KILLED"
+            assert re.match(r"stopped by ASHA at step \d+: validation loss \S+ is not among the best 1/2", run_of.why)
+        else:
+            assert run_of.status == "FINISHED"
+    page = (tmp_path / "runs" / "s" / "comparison" / "comparison.html").read_text()
+    assert "Search: stage one" in page and "Search: stage one" in told
+
+    # Extended by a seed and a method: what is done is not run again.
+    times = {name(entry): ended(tmp_path, name(entry)) for entry in entries}
+    told = run(root, tmp_path, "--extend", "s", "--seeds", "1", "--methods", "dora", "--set", "training.log_every=10")
+    more = ledger(tmp_path)
+    assert more[: len(entries)] == entries
+    added = [(entry["trial"]["method"], entry["role"], entry["trial"]["seed"]) for entry in more[len(entries) :]]
+    assert sorted(added) == [("dora", "final", 0), ("dora", "final", 1), ("lora", "final", 1)]
+    assert {known: ended(tmp_path, known) for known in times} == times
+    assert re.search(r"^ +DoRA", told, re.MULTILINE) and "Changed since" not in told
+
+    # A changed suite makes new trials and says which; nothing changed makes none.
+    told = run(root, tmp_path, "--extend", "s", "--dry-run")
+    assert "Nothing was started" in told
+    told = run(root, tmp_path, "--extend", "s", "--set", "training.max_steps=10", "--search", "tpe", "--trials", "2")
+    assert "Changed since: training.max_steps: 20 -> 10" in told and "7 trials were made before such a change" in told
+    new = [entry for entry in ledger(tmp_path) if entry["trial"]["training"]["max_steps"] == 10]
+    assert {name(entry) for entry in more}.isdisjoint(map(name, new))
+    known = ", ".join(name(entry) for entry in new if entry["trial"]["method"] == "dora")
+    assert f"New: {known}" in told and [entry["role"] for entry in new].count("search") == 2
+    assert ledger(tmp_path)[: len(more)] == more
+    again = run(root, tmp_path, "--extend", "s")
+    assert "New:" not in again and "Changed since" not in again and "trained  " not in again
+
+
+def name(entry: dict[str, Any]) -> str:
+    from beamplatform.trial import Trial
+
+    return Trial.model_validate(entry["trial"]).name
+
+
+def ended(folder: Path, trial: str) -> int:
+    client = Tracker(f"sqlite:///{folder}/mlflow.db", "commonsense").client
+    return int(client.get_run(trials(folder)[trial].run_id).info.end_time)
