@@ -46,6 +46,23 @@ FAILING = [
 
 
 @pytest.mark.timeout(600)
+def test_where_all_trials_fail_that_is_said_and_nothing_is_compared(tmp_path: Path, root: Path) -> None:
+    """Every point of the search diverges: no final trial is begun, and `compare` has one line to say."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    overflow = f"methods.dora.lora_alpha={{choice: [{10**44}, {10**45}]}}"
+    line = [sys.executable, str(root / "pipelines" / "sweep.py"), *FAILING, "--methods", "dora", "--set", overflow]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "all 2 trials failed (details in" in done.stdout and done.stdout.count("is not finite at step 1") >= 2
+    assert "Try those again with: python pipelines/sweep.py --suite commonsense --resume s" in done.stdout
+    assert "Traceback" not in done.stderr and "Accuracy" not in done.stdout
+    compare = [sys.executable, str(root / "pipelines" / "compare.py"), "--suite", "commonsense"]
+    done = subprocess.run(compare, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "sweep 's': no finished trial with scores to compare: 2 FAILED (sweeps" in done.stderr
+
+
+@pytest.mark.timeout(600)
 def test_failing_trials_are_named_and_the_others_go_on(tmp_path: Path, root: Path) -> None:
     """DoRA's gradient is NaN (its scaling is beyond float32); the disk under BeamLoRA's checkpoints is full.
 

