@@ -113,7 +113,7 @@ def test_a_search_is_interrupted_resumed_and_extended(root: Path, tmp_path: Path
     assert f"New: {known}" in told and [entry["role"] for entry in new].count("search") == 2
     assert ledger(tmp_path)[: len(more)] == more
     again = run(root, tmp_path, "--extend", "s")
-    assert "New:" not in again and "Changed since" not in again and "trained  " not in again
+    assert "New:" not in again and "Changed since" not in again and "] trained" not in again
 
 
 def name(entry: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray import tune
@@ -206,7 +207,9 @@ class _Events(_Unwritten, Callback):
             self._listener.reported(trial.config[INDEX], step, total, result.get(LOSS), rows)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._listener.failed(trial.config[INDEX], reason(trial.get_error() or "it failed, and Ray does not say why"))
+        file = trial.error_file  # on the driver's disk; it reaches the storage later
+        text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).exists() else ""
+        self._listener.failed(trial.config[INDEX], reason(text or "it failed, and Ray does not say why"))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         index = trial.config[INDEX]
