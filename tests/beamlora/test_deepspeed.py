@@ -20,13 +20,24 @@ from beamlora.state import ParameterState
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 CASES = {
-    1: ["0-float32-1-sharded", "1-float32-4-sharded", "2-bfloat16-1-sharded", "3-float32-1-sharded"],
+    1: [
+        "0-float32-1-sharded",
+        "0-bfloat16-1-sharded",
+        "1-float32-4-sharded",
+        "1-bfloat16-1-sharded",
+        "2-bfloat16-1-sharded",
+        "2-float32-1-offload",
+        "3-float32-1-sharded",
+        "3-bfloat16-4-sharded",
+    ],
     2: [
         "0-float32-4-sharded",
         "0-bfloat16-1-sharded",
         "1-float32-1-sharded",
         "1-bfloat16-4-sharded",
         "1-float32-1-offload",
+        "1-bfloat16-1-offload",
+        "2-float32-1-offload",
         "2-float32-4-sharded",
         "2-bfloat16-1-sharded",
         "2-bfloat16-4-offload",
@@ -34,11 +45,14 @@ CASES = {
         "3-float32-4-persistent",
         "3-bfloat16-1-persistent",
         "3-float32-4-offload",
+        "3-bfloat16-4-offload",
     ],
     # Three do not divide the scores' 5 values, A's 60 and 45, nor B's 45 and 35 evenly.
     3: [
         "0-float32-1-sharded",
+        "0-bfloat16-4-sharded",
         "1-float32-1-sharded",
+        "1-bfloat16-1-sharded",
         "2-float32-4-sharded",
         "2-bfloat16-1-sharded",
         "3-float32-4-sharded",
@@ -112,7 +126,7 @@ def parts_of(case: str) -> tuple[int, int, torch.dtype, int, str]:
 def test_workers_agree(seen, case: str) -> None:
     first, *others = seen[case]
     for other in others:
-        assert first["operated"] == other["operated"]
+        assert first["operated"] == other["operated"] and first["history"] == other["history"]
         for moment in ("initial", "snapshot", "before", "after", "end", "live"):
             assert equal(first[moment], other[moment]) if moment != "live" else same(first[moment], other[moment])
         assert same(first["gradient"], other["gradient"])
@@ -145,16 +159,20 @@ def test_whole_run_is_that_of_one_process(seen, case: str) -> None:
     model = worker.build()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     search = BeamSearch(model, optimizer, total_steps=18, seed=3)
-    for step in range(1, worker.STEPS + 1):
+    history = []
+    for step in range(1, worker.LAST + 1):
         x, y = worker.batch(step)
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
         report = search.step()
         if report is not None:
-            assert report.operated == ours["operated"]
+            history.append(report.operated)
+        if step == worker.BEAM_STEP:
             close(ours["after"], worker.read(TorchAccess(optimizer), model))
-    close(ours["end"], worker.read(TorchAccess(optimizer), model))
+        if step == worker.STEPS:
+            close(ours["end"], worker.read(TorchAccess(optimizer), model))
+    assert len(history) > 1 and history == ours["history"], "the same ranks and pairs at every beam step"
 
 
 def close(found: dict[str, dict], expected: dict[str, dict]) -> None:
@@ -199,6 +217,9 @@ def test_only_operated_ranks_are_moved(seen, case: str) -> None:
     sizes = {"0": 12 + 9, "2": 9 + 7}
     moved = 4 * 10 + sum(3 * 4 * len(pairs) * sizes[layer] for layer, pairs in ours["operated"].items())
     assert ours["bytes moved"] == (moved if stage and world > 1 else 0)
+    # What really was handed to collectives: that, and a hash of the choice.
+    assert ours["sent"].get("all_reduce", 0) == ours["bytes moved"]
+    assert sum(ours["sent"].values()) - ours["bytes moved"] <= 16 * world
 
 
 def test_there_are_no_moments_before_the_first_step(seen, case: str) -> None:

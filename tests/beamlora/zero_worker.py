@@ -10,9 +10,13 @@ around the beam step.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,8 @@ from beamlora.model import lora_state_dict
 from beamlora.optimizer_access import OptimizerAccess, optimizer_access
 
 STEPS, BEAM_STEP, SNAPSHOT_STEP = 5, 4, 2
+LAST = 13
+"""Two more beam steps, at 8 and 12, of which the choice of ranks is kept."""
 
 
 def build() -> nn.Module:
@@ -80,7 +86,8 @@ def run(case: str, rank: int, world: int) -> dict[str, object]:
     access = optimizer_access(engine.optimizer)
     seen: dict[str, object] = {"initial": read(access, model), "optimizer": type(engine.optimizer).__name__}
     probe = batch(0)[0].to(dtype)
-    for step in range(1, STEPS + 1):
+    history = []
+    for step in range(1, LAST + 1):
         x, y = (tensor[rank::world].to(dtype).chunk(accumulation) for tensor in batch(step))
         for number in range(accumulation):
             engine.backward((engine(x[number]) - y[number]).square().mean())
@@ -94,12 +101,17 @@ def run(case: str, rank: int, world: int) -> dict[str, object]:
             with torch.no_grad():
                 seen["output before"] = engine(probe)
         try:
-            report = search.step()
+            with wire() as sent:
+                report = search.step()
         except RuntimeError as error:
             return seen | {"error": str(error), "after": read(access, model)}
         if step == SNAPSHOT_STEP:
             seen["snapshot part"] = search.state_dict()["snapshot"]
         if report is not None:
+            history.append(report.operated)
+        if step == BEAM_STEP:
+            assert report is not None
+            seen["sent"] = sent
             seen["operated"] = report.operated
             seen["bytes moved"] = report.bytes_moved
             seen["after"] = read(access, model)
@@ -107,8 +119,36 @@ def run(case: str, rank: int, world: int) -> dict[str, object]:
                 seen["output after"] = engine(probe)
             seen["live"] = live(model)
             seen["export"] = lora_state_dict(model)
-    seen["end"] = read(access, model)
-    return seen
+        if step == STEPS:
+            seen["end"] = read(access, model)
+    return seen | {"history": history}
+
+
+@contextlib.contextmanager
+def wire() -> Iterator[dict[str, int]]:
+    """Bytes of the tensors that this worker hands to collectives, by the name of the collective."""
+    from torch import distributed
+
+    sent: Counter[str] = Counter()
+    names = [name for name in dir(distributed) if name.startswith(("all_", "broadcast", "reduce", "gather", "scatter"))]
+    real = {name: getattr(distributed, name) for name in names if callable(getattr(distributed, name))}
+
+    def counted(name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            flat = [*arguments, *options.values()]
+            tensors = [t for part in flat for t in (part if isinstance(part, list) else [part])]
+            sent[name] += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+            return real[name](*arguments, **options)
+
+        return call
+
+    for name in real:
+        setattr(distributed, name, counted(name))
+    try:
+        yield sent
+    finally:
+        for name, function in real.items():
+            setattr(distributed, name, function)
 
 
 def main() -> None:

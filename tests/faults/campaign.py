@@ -102,9 +102,15 @@ def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
     finally:
         ray.shutdown()
     wrong = [f"trial {index} failed: {why}" for index, why in outcome.failed.items()]
-    killed = len(list(folder.glob("killed-*")))
-    if killed != len(points):
-        wrong.append(f"{killed} of {len(points)} workers were killed")
+    killed = [path for path in folder.glob("killed-*") if not path.suffix]
+    if len(killed) != len(points):
+        wrong.append(f"{len(killed)} of {len(points)} workers were killed")
+    for path in killed:
+        moment, step, _ = json.loads(path.read_text())
+        # The checkpoint of the step itself is not complete at any of the moments.
+        last, found = (step - 1) // CHECKPOINT * CHECKPOINT, int(path.with_suffix(".resumed").read_text())
+        if found != last:
+            wrong.append(f"killed at step {step} ({moment}): went on from step {found}, not from {last}")
     expected = logged(store, run_ids[0])
     for index in range(len(trials)):
         if index in outcome.failed:
@@ -156,6 +162,7 @@ def kill_drivers(moments: list[float], folder: Path) -> list[str]:
         place.mkdir()
         code, _, _ = run_sweep(SWEPT, place, kill_after=moment * seconds)
         started = (place / "runs" / "s" / "sweep.json").exists()
+        before = exported(place)
         again = ["--resume"] if started else SWEPT
         if not started and (place / "runs" / "s").exists():
             subprocess.run(["rm", "-r", str(place / "runs")], check=True)
@@ -168,6 +175,8 @@ def kill_drivers(moments: list[float], folder: Path) -> list[str]:
             wrong.append(f"killed at {moment:.2f}: resumed sweep ended with {ended}: {output[-2000:]}")
             continue
         found = swept(place)
+        if started and {name: exported(place).get(name) for name in before} != before:
+            wrong.append(f"killed at {moment:.2f}: a trial that had been trained was trained again")
         for name in expected.keys() | found.keys():
             if found.get(name) != expected.get(name):
                 differing = [
@@ -177,6 +186,11 @@ def kill_drivers(moments: list[float], folder: Path) -> list[str]:
                 ]
                 wrong.append(f"killed at {moment:.2f}: {name} differs in {differing}")
     return wrong
+
+
+def exported(folder: Path) -> dict[str, int]:
+    """When each trial that is trained was exported."""
+    return {file.parts[-3]: file.stat().st_mtime_ns for file in folder.glob("runs/s/trials/*/export/trial.json")}
 
 
 def swept(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The file that the hook is made for says, for each trial's checkpoint location, where: {location: [moment, step,
 worker]}. A moment is "step" (after the optimizer step), "beam" (the ranks of a beam step are replaced, its scores not
-yet) or "checkpoint" (this worker's files are written, the checkpoint is not complete). Each trial is killed once.
+yet) or "checkpoint" (this worker's files are written, the checkpoint is not complete). Each trial is killed once; the
+step that its next workers go on from is written beside the note of that.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def fault_hook(faults: Path) -> Callable[[], None]:
 
         now = {"location": "", "step": 0}
 
+        def done(location: str) -> Path:
+            return Path(path).with_name("killed-" + hashlib.sha256(location.encode()).hexdigest()[:16])
+
         def perhaps_die(moment: str) -> None:
             wanted = json.loads(Path(path).read_text()).get(now["location"])
             if wanted != [moment, now["step"], worker]:
                 return
-            done = Path(path).with_name("killed-" + hashlib.sha256(now["location"].encode()).hexdigest()[:16])
-            if not done.exists():
-                done.write_text(json.dumps(wanted))
+            if not done(now["location"]).exists():
+                done(now["location"]).write_text(json.dumps(wanted))
                 os.kill(os.getpid(), signal.SIGKILL)
 
         store, load = checkpoint_store.CheckpointStore, run.load_checkpoint
@@ -59,6 +62,8 @@ def fault_hook(faults: Path) -> Callable[[], None]:
         def loaded(*arguments):
             progress = load(*arguments)
             now["step"] = progress.step if progress else 0
+            if done(now["location"]).exists():
+                done(now["location"]).with_suffix(".resumed").write_text(str(now["step"]))
             return progress
 
         def added(self, *arguments):

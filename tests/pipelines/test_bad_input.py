@@ -135,6 +135,14 @@ def test_a_dry_run_shows_every_trial_and_starts_nothing(root: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_all_nine_methods(root: Path, tmp_path: Path) -> None:
+    from beamplatform.methods import METHODS
+
+    done = run(root, tmp_path, "sweep.py", *TINY, "--dry-run", "--methods", "all", "--seeds", "0")
+    named = re.findall(r"^│ (\w+)-[0-9a-f]{8}-seed0 ", done.stdout, re.MULTILINE)
+    assert done.returncode == 0 and sorted(named) == sorted(METHODS) and len(named) == 9, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("pipeline", ["sweep.py", "train.py", "evaluate.py", "compare.py"])
 def test_help(root: Path, tmp_path: Path, pipeline: str) -> None:
     done = run(root, tmp_path, pipeline, "--help")

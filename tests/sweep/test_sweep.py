@@ -63,6 +63,7 @@ def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
             "train/learning_rate",
             "train/tokens_per_second",
             "train/peak_memory_bytes",
+            "train/trainable_parameters",
             "validation/loss",
         ):
             assert metric in run.data.metrics

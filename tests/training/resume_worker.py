@@ -104,6 +104,7 @@ def main() -> None:
                     for _, row in rows
                 ],
                 "generator": torch.get_rng_state(),
+                "generators": repr((random.getstate(), numpy.random.get_state()[1].tolist())),
             }
             batch.clear()
             if progress.step == until:

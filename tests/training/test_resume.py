@@ -81,6 +81,7 @@ def test_bitwise(resumed, stage: int, method: str, point: int | str) -> None:
             for name, tensor in expected["tensors"].items():
                 assert torch.equal(seen["tensors"][name], tensor), f"step {step}: {name}"
             assert torch.equal(seen["generator"], expected["generator"])
+            assert seen["generators"] == expected["generators"], "Python's and NumPy's"
 
 
 def test_the_run_has_what_the_points_are_named_for(resumed) -> None:

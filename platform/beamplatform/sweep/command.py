@@ -13,7 +13,7 @@ from rich.console import Console
 
 from beamplatform.errors import UserError
 from beamplatform.options import has_gpu
-from beamplatform.storage import is_uri, join
+from beamplatform.storage import is_uri, join, write_text
 from beamplatform.sweep.announce import announced, changes, print_plan
 from beamplatform.sweep.fit import check_fit, room_here
 from beamplatform.sweep.ledger import Entry, load_ledger
@@ -90,7 +90,7 @@ def sweep(request: Request) -> int:
         from beamplatform.tracking.store import redact
 
         raise UserError(f"--name {name}: {redact(tracker.uri)} has a sweep of that name already; choose another name")
-    folder.mkdir(parents=True, exist_ok=True)
+    _prepare(storage, folder)
     log_file = folder / "log.txt"
     known = load_ledger(storage, name) if request.saved is not None else []
     changed = changes(plan, request.saved, known) if request.saved is not None else ()
@@ -134,6 +134,16 @@ def resume(
             typed=saved.options,
         )
     )
+
+
+def _prepare(storage: str, folder: Path) -> None:
+    """Make the sweep's folder, and see that its storage takes something."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(join(storage, folder.name, "writable"), "")
+    except Exception as error:  # a disk's, or any of an object store's own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--storage {storage}: cannot be written to ({reason})") from error
 
 
 def _refuse_taken_name(storage: str, name: str, suite: str) -> None:

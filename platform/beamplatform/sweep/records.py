@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from beamplatform.training.worker import Destination
 if TYPE_CHECKING:
     from beamplatform.tasks import Evaluation
     from beamplatform.tracking.runs import TrialRun
+
+log = logging.getLogger(__name__)
 
 _LOSS = "validation/loss"
 
@@ -62,6 +65,7 @@ class Records(Listener):
         self._progress = progress
         self._provenance = environment_tags(environment())
         self._superseded = [entry for entry in known if entry.context != plan.context]
+        self._unsaved = False
         self.exports: list[Export] = []
         self.evaluate: Callable[[int], None] | None = None
         own = [entry for entry in known if entry.context == plan.context]
@@ -155,7 +159,16 @@ class Records(Listener):
         } | self._provenance
 
     def _save(self) -> None:
-        save_ledger(self._storage, self._sweep, [*self._superseded, *self.agenda.entries])
+        """A full or lost storage must not end the trials that need none of it; the next event tries again."""
+        try:
+            save_ledger(self._storage, self._sweep, [*self._superseded, *self.agenda.entries])
+            self._unsaved = False
+        except Exception as error:  # a disk's, or any of an object store's own
+            log.error("the ledger of the sweep cannot be written: %s", error)
+            if not self._unsaved:
+                self._progress.tell(f"The ledger in {join(self._storage, self._sweep)} cannot be written ({error}); "
+                                    "until it can, an interrupted sweep would forget what happened since")  # fmt: skip
+            self._unsaved = True
 
     # -- training ------------------------------------------------------------------------------------------
 
