@@ -13,8 +13,8 @@ from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
 
 EPILOG = """\
-Each method stands in the table as the configuration with the lowest mean validation loss over its seeds; test
-scores take no part in that choice. Every number is the mean over the seeds with its standard error. Exit
+Each method stands in the table as the configuration with the lowest validation loss in its search; test scores take no
+part in that choice. Every number is the mean over the seeds with its standard error. Exit
 codes: 0 the table was printed, 2 there is nothing to compare or the input is wrong.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.resume is not None:
         return _resume(arguments)
+    if arguments.trials is not None and arguments.budget is None:
+        arguments.overrides.append("search.budget=null")  # the one takes the place of the other
     saved = _extended(arguments) if arguments.extend is not None else None
     suite, preset_name, preset = load(
         arguments,
@@ -97,14 +99,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracking_uri=arguments.tracking_uri,
         saved=saved,
         options=unsafe_options(arguments),
-        typed={option: getattr(arguments, option) for option in KEPT},
+        extended=saved is not None,
+        typed=_typed(arguments),
         probe=not arguments.no_probe,
     )
     return dry_run(request) if arguments.dry_run else sweep(request)
 
 
-KEPT = ("preset", "data_dir", "overrides", "methods", "seeds", "search", "trials", "budget", "max_concurrent")
-"""Options that an extension takes over from the sweep it extends."""
+def _typed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that an extension takes over from its sweep; those of the search as values of the preset."""
+    searched = {
+        "algorithm": arguments.search,
+        "trials": arguments.trials,
+        "budget": arguments.budget,
+        "max_concurrent": arguments.max_concurrent,
+    }
+    added = [f"search.{key}={value}" for key, value in searched.items() if value is not None]
+    return {"data_dir": arguments.data_dir, "overrides": [*arguments.overrides, *added]}
 
 
 def _extended(arguments: argparse.Namespace) -> SavedSweep:
@@ -115,12 +126,13 @@ def _extended(arguments: argparse.Namespace) -> SavedSweep:
         raise UserError("--name: an extended sweep keeps its name; leave it out, or start another sweep")
     suite = suite_name(arguments.suite)
     saved = find_sweep(storage_of(arguments.storage), suite, arguments.extend or None, "--extend")
-    seeds = [str(seed) for seed in saved.resolved().search.seeds]
-    for option in KEPT:
-        if not getattr(arguments, option) and option not in ("overrides", "methods", "seeds"):
-            setattr(arguments, option, saved.options.get(option))
-    arguments.overrides = [*saved.options.get("overrides", []), *arguments.overrides]
+    if arguments.preset not in (None, saved.preset_name):
+        raise UserError(f"--preset {arguments.preset}: the sweep {saved.name} is of the preset {saved.preset_name}")
+    arguments.preset = saved.preset_name
+    arguments.data_dir = arguments.data_dir or saved.options.get("data_dir")
+    arguments.overrides = [*saved.options.get("overrides", []), *_typed(arguments)["overrides"]]
     arguments.methods = ",".join([*saved.methods, *split(arguments.methods or "")])
+    seeds = [str(seed) for seed in saved.resolved().search.seeds]
     arguments.seeds = ",".join(dict.fromkeys([*seeds, *split(arguments.seeds or "")]))
     return saved
 

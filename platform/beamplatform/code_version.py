@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 _PARTS = ("baselines", "data", "inference", "methods", "tasks", "training", "world")
@@ -12,12 +13,20 @@ _FILES = ("models.py", "schedule.py", "trial.py")
 """Of beamplatform; not its reports, tracking and search, which change nothing about a trial."""
 
 
-@functools.cache
-def code_version() -> str:
-    """Eight hex digits of the sources of beamlora and of what trains and scores here.
+def code_version(tasks: Sequence[str] = ()) -> str:
+    """Eight hex digits of the sources of beamlora, of what trains and scores here, and of task files of the user's own.
 
     Not the commit: most commits change no number, and an installed package has none.
+
+    Args:
+        tasks: as a suite names them; those that are files count.
     """
+    own = [Path(task).read_bytes() for task in tasks if task.endswith(".py")]
+    return hashlib.sha256(b"\0".join([_sources().encode(), *own])).hexdigest()[:8]
+
+
+@functools.cache
+def _sources() -> str:
     found = importlib.util.find_spec("beamlora")  # not imported: that takes seconds
     assert found is not None and found.origin is not None
     method, here = Path(found.origin).resolve().parent, Path(__file__).resolve().parent
@@ -26,7 +35,7 @@ def code_version() -> str:
     sha = hashlib.sha256()
     for name, file in sorted((file.relative_to(_root(file, method, here)).as_posix(), file) for file in files):
         sha.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
-    return sha.hexdigest()[:8]
+    return sha.hexdigest()
 
 
 def _root(file: Path, *packages: Path) -> Path:

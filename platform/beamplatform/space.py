@@ -50,6 +50,12 @@ class Domain:
         """Whether it is a list of values, and no interval."""
         return self.kind in {"grid", "choice"}
 
+    def contains(self, value: Any) -> bool:
+        """Whether it could be drawn, or lies between the bounds."""
+        if self.listed:
+            return value in self.values
+        return isinstance(value, (int, float)) and self.values[0] <= value <= self.values[1]
+
     def levels(self, count: int) -> tuple[Any, ...]:
         """Every value of a list; of an interval `count`, evenly spread (on a log scale for loguniform), ends included.
 
@@ -88,6 +94,10 @@ class Space:
         if not all(domain.listed for domain in self.domains.values()):
             return None
         return math.prod(len(domain.values) for domain in self.domains.values())
+
+    def contains(self, point: Point) -> bool:
+        """Whether it is one of this space's points."""
+        return point.keys() == self.domains.keys() and all(self.domains[key].contains(point[key]) for key in point)
 
     def resolve(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """All hyperparameters of the method at a point, as plain JSON values.

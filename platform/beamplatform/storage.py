@@ -95,6 +95,18 @@ def put_folder(local: Path, destination: str, *, last: str | None = None) -> Non
             filesystem.put_file(str(file), f"{path}/{file.relative_to(local)}")
 
 
+def remove_folder(location: str) -> None:
+    """Remove a folder and all that is in it, where there is one."""
+    if not is_uri(location):
+        shutil.rmtree(location, ignore_errors=True)
+        return
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(location)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
 @contextlib.contextmanager
 def local_folder(location: str) -> Iterator[Path]:
     """`location` as a folder on this machine: itself, or a copy of what lies at the URI, deleted afterwards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -14,8 +15,23 @@ from beamplatform.methods.base import Method, RunPlan
 from beamplatform.schedule import warmup_steps
 from beamplatform.suite import DataSection, EvaluationSection, ModelSection, Preset, TrainingSection
 
-_HOW = ("log_every", "validate_every", "checkpoint_every", "cpus_per_worker", "gpus_per_worker")
-"""Values of the training section that decide how a run is carried out and watched, and not what comes out."""
+_HOW: dict[str, set[str]] = {
+    "model": {"path"},
+    "data": {"source", "train_source", "columns"},
+    "training": {"log_every", "validate_every", "checkpoint_every", "cpus_per_worker", "gpus_per_worker"},
+    "evaluation": {"engine", "batch_size", "adapters"},
+}
+"""Values that decide how a run is carried out and watched, and not what comes out: also where model and records lie,
+since their content counts."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a preset only names: fingerprints of the records, of the base model and of the code."""
+
+    records: str = ""
+    model: str = ""
+    code: str = ""
 
 
 class Trial(BaseModel):
@@ -23,6 +39,7 @@ class Trial(BaseModel):
 
     Attributes:
         fingerprint: of all records; of the same data twice the same, wherever it lies.
+        base: of the base model's files, or the commit of a hub id.
         code: the version of the code, see `beamplatform.code_version`.
     """
 
@@ -38,12 +55,13 @@ class Trial(BaseModel):
     training: TrainingSection
     evaluation: EvaluationSection
     fingerprint: str = ""
+    base: str = ""
     code: str = ""
 
     @property
     def configuration(self) -> str:
         """Eight hex digits that are the same where everything that decides the outcome is, but for the seed."""
-        return digest(self.model_dump(mode="json", exclude={"seed": True, "preset": True, "training": set(_HOW)}))
+        return digest(self.model_dump(mode="json", exclude={"seed": True, "preset": True, **_HOW}))
 
     @property
     def name(self) -> str:
@@ -102,10 +120,10 @@ def make_trial(
     point: Mapping[str, Any],
     seed: int,
     *,
-    fingerprint: str = "",
-    code: str = "",
+    content: Content | None = None,
 ) -> Trial:
     """The trial of a method at a point of its search space."""
+    content = content or Content()
     values = preset.space(method).resolve(point)
     return Trial(
         suite=suite,
@@ -117,16 +135,16 @@ def make_trial(
         data=preset.data,
         training=preset.training_of(method, values),
         evaluation=preset.evaluation,
-        fingerprint=fingerprint,
-        code=code,
+        fingerprint=content.records,
+        base=content.model,
+        code=content.code,
     )
 
 
-def context(suite: str, preset: Preset, *, fingerprint: str, code: str) -> dict[str, Any]:
+def context(suite: str, preset: Preset, content: Content) -> dict[str, Any]:
     """What all trials of a sweep share and their outcome depends on; when it changes, they are other trials."""
-    sections = preset.model_dump(mode="json", include={"model", "data", "training", "evaluation"})
-    training = {key: value for key, value in sections["training"].items() if key not in _HOW}
-    return {"suite": suite, **sections, "training": training, "data.fingerprint": fingerprint, "code": code}
+    sections = preset.model_dump(mode="json", include=set(_HOW), exclude=_HOW)
+    return {"suite": suite, **sections, "records": content.records, "base": content.model, "code": content.code}
 
 
 def digest(content: Any) -> str:

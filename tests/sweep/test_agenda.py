@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,19 +114,54 @@ def test_it_goes_on_where_it_was_interrupted_from_the_ledger(plan, tmp_path: Pat
 def test_an_extension_runs_nothing_again(plan) -> None:
     small = Agenda(plan("lora", shared__learning_rate=RATES, search__trials=3, search__seeds=[0]))
     run(small, lambda trial: abs(trial.hyperparameters["learning_rate"] - 1e-3))
+    before = copy.deepcopy(small.entries)
     more = Agenda(
         plan("lora", "dora", shared__learning_rate=RATES, search__trials=5, search__seeds=[0, 1]), small.entries
     )
     begun = run(more, lambda trial: abs(trial.hyperparameters["learning_rate"] - 1e-3))
-    assert begun == list(range(4, len(more.entries))) and more.entries[:4] == small.entries
+    assert begun == list(range(4, len(more.entries))) and more.entries[:4] == before
     roles = [(entry.trial.method, entry.role) for entry in more.entries]
     assert roles.count(("lora", "search")) == 5 and roles.count(("dora", "search")) == 5
+
+
+def test_a_changed_space_takes_over_only_what_lies_in_it(plan) -> None:
+    """Each of these changes a value that was fixed, or where a value may lie."""
+    first = plan("lora", methods__lora__learning_rate=RATES, search__trials=3)
+    known = Agenda(first)
+    run(known, lambda trial: 1.0)
+    assert all(first.holds(entry) for entry in known.entries)
+    wider = plan("lora", methods__lora__learning_rate={"loguniform": [1e-5, 1e-1]}, search__trials=5)
+    assert all(wider.holds(entry) for entry in known.entries)
+    for changed in (
+        plan("lora", methods__lora__learning_rate=RATES, methods__lora__r=16),
+        plan("lora", methods__lora__learning_rate=5e-3),
+        plan("dora", methods__dora__learning_rate=RATES),
+        plan("lora", methods__lora__learning_rate={"loguniform": [1e-7, 1e-6]}),
+        plan("lora", methods__lora__learning_rate=RATES, search__trial_seed=7),
+    ):
+        assert not any(changed.holds(entry) for entry in known.entries if entry.role == "search")
+
+
+def test_an_extension_leaves_alone_what_failed_and_a_resumption_tries_it_again(plan) -> None:
+    known = Agenda(plan("lora", search__seeds=[0, 1]))
+    known.ended(known.next(), "failed", "why")
+    known.ended(known.next(), "trained")
+    assert Agenda(known.plan, copy.deepcopy(known.entries)).next() == 0
+    extended = Agenda(plan("lora", search__seeds=[0, 1, 2]), copy.deepcopy(known.entries), again=False)
+    assert extended.next() == 2 and extended.next() is None and extended.finished
+
+
+def test_a_budget_is_not_used_up_by_trials_that_fail_at_once(plan) -> None:
+    agenda = Agenda(plan("lora", shared__learning_rate=RATES, search__budget=1.0))
+    assert agenda.next() is not None and agenda.next() is None, "one by one until one shows what it takes"
+    agenda.ended(0, "failed", "at once")
+    assert agenda.next() == 1 and agenda.next() is None
 
 
 def test_what_decides_the_outcome_is_the_context_and_the_name(plan) -> None:
     base = plan("lora")
     name = base.trial("lora", {}, "final", 0).name
-    same = plan("lora", training__log_every=7, training__checkpoint_every=50, search__trials=3)
+    same = plan("lora", training__log_every=7, training__checkpoint_every=50, evaluation__batch_size=3)
     assert same.context == base.context and same.trial("lora", {}, "final", 0).name == name
     for change in ({"training__max_steps": 50}, {"data__validation_records": 9}, {"data__max_length": 64}):
         other = plan("lora", **change)

@@ -14,7 +14,7 @@ from beamplatform.sweep.stopping import SearchScheduler, scheduler_of
 
 def report(scheduler: SearchScheduler, index: int, step: int, loss: float) -> str:
     trial: Any = SimpleNamespace(config={"index": index}, trial_id=f"t{index}")
-    return scheduler.on_trial_result(None, trial, {"step": step, "validation/loss": loss})
+    return scheduler.on_trial_result(None, trial, {"step": step, "rows": [(step, {"validation/loss": loss})]})
 
 
 def begun(agenda: Agenda, count: int) -> None:
@@ -78,3 +78,19 @@ def test_hyperband_gives_trials_different_patience(plan, algorithm: str) -> None
         decided.setdefault(steps[0] if steps else 0, []).append(index)
     assert set(decided) == {0, 12, 36}
     assert len(decided[12]) > len(decided[36]) > 0 and len(decided[0]) > 2, "9 : 5 : 3"
+
+
+def test_every_method_gets_the_same_brackets_and_a_resumed_trial_the_steps_it_was_measured_at(plan) -> None:
+    both = plan("lora", "dora", shared__learning_rate=RATES, search__algorithm="hyperband", search__trials=17)
+    agenda = Agenda(both)
+    begun(agenda, 34)
+    scheduler = scheduler_of(both, agenda.entries)
+    dealt = {m: [scheduler._bracket(e) for e in agenda.entries if e.trial.method == m] for m in ("lora", "dora")}
+    assert dealt["lora"] == dealt["dora"] and sorted(dealt["lora"]) == [0] * 9 + [1] * 5 + [2] * 3
+    first = next(i for i, e in enumerate(agenda.entries) if scheduler._bracket(e) == 0)
+    trial: Any = SimpleNamespace(config={"index": first}, trial_id="t")
+    rows = [(12, {"validation/loss": 1.0}), (36, {"validation/loss": 0.3}), (40, {"train/loss": 0.1})]
+    assert scheduler.on_trial_result(None, trial, {"step": 50, "rows": rows}) == "CONTINUE"
+    second = next(i for i, e in enumerate(agenda.entries) if scheduler._bracket(e) == 0 and i > first + 1 and
+                  e.trial.method == agenda.entries[first].trial.method)  # fmt: skip
+    assert report(scheduler, second, 12, 0.9) == "CONTINUE", "0.3 was reached at step 36 only"

@@ -168,6 +168,49 @@ def test_what_a_server_refuses_is_told_at_the_end_and_holds_up_nothing(server: S
     assert history(tracker, run_id) == [(0, 100.0), (1, 99.0), (2, 98.0)]
 
 
+def test_runs_are_begun_in_order_and_a_refused_one_holds_up_no_other(tracker: Tracker, caplog) -> None:
+    from beamplatform.tracking.runs import TRIAL_TAGS
+
+    tracker.prepare()
+    parent, tags = tracker.start_sweep("s", {}, {}), dict.fromkeys(TRIAL_TAGS, "0")
+    recorder = Recorder(tracker, [])
+    places = [recorder.begin(parent, name, {"r": 8, "no name?": 1} if name == "bad" else {"r": 8}, tags)
+              for name in ("first", "bad", "last")]  # fmt: skip
+    for place in places:
+        recorder.add(place, losses(range(2)))
+        recorder.finish(place, "FINISHED")
+    with pytest.raises(RuntimeError, match=r"refused 3 writes: .*its run was refused"):
+        recorder.close(30)
+    found = {run.info.run_name: run for run in tracker.client.search_runs([tracker._id()])}
+    for name in ("first", "last"):
+        assert found[name].info.status == "FINISHED" and found[name].data.params == {"r": "8"}
+        assert found[name].data.metrics["train/loss"] == 99.0
+
+
+class LosesParameters(Tracker):
+    """The store goes away between the making of a run and its parameters, once."""
+
+    went = False
+
+    def log_params(self, run_id: str, params: Any) -> None:
+        if params and not self.went:
+            self.went = True
+            raise ConnectionResetError("connection reset by peer")
+        super().log_params(run_id, params)
+
+
+def test_a_run_that_was_half_made_is_completed_and_not_made_twice(file_uri: str) -> None:
+    from beamplatform.tracking.runs import TRIAL_TAGS
+
+    tracker = LosesParameters(file_uri, "half made")
+    tracker.prepare()
+    parent = tracker.start_sweep("s", {}, {})
+    with Recorder(tracker, [], retry_seconds=0.05) as recorder:
+        recorder.begin(parent, "trial", {"r": 8}, dict.fromkeys(TRIAL_TAGS, "0"))
+    (run,) = tracker.client.search_runs([tracker._id()], "attributes.run_name = 'trial'")
+    assert tracker.went and run.data.params == {"r": "8"}
+
+
 # -- a store that stays away -------------------------------------------------------------------------------
 
 

@@ -66,6 +66,8 @@ def test_what_runs_what_failed_and_what_was_stopped_is_known() -> None:
             found = propose(SPACE, section, more)
             assert found is not None and found not in [one.point for one in more]
             more.append(Tried(found))
+    diverged = [*tried, Tried(point, "trained", [(10, math.nan)])]
+    assert propose(SPACE, section, diverged) is not None, "a loss that is no number teaches nothing, and ends nothing"
     bad = [Tried(one.point, "stopped", [(3, 50.0 + place)]) for place, one in enumerate(search("random", 12))]
     assert propose(SPACE, section, bad) != propose(SPACE, section, [Tried(one.point, "failed") for one in bad])
 
@@ -77,10 +79,3 @@ def test_a_space_that_is_used_up_ends_the_search(algorithm: str) -> None:
     while (point := propose(space, SearchSection(algorithm=algorithm), tried)) is not None:
         tried.append(Tried(point, "trained", [(1, 1.0)]))
     assert len(tried) == 4 and len({str(one.point) for one in tried}) == 4
-
-
-def test_points_of_another_space_are_passed_over() -> None:
-    """A sweep that was extended with a changed space."""
-    elsewhere = [Tried({"learning_rate": 5.0, "r": 4, "target_modules": "all-linear"}, "trained", [(1, 0.0)])]
-    elsewhere += [Tried({"r": 4}, "trained", [(1, 0.0)]), Tried({"learning_rate": 1e-3, "r": 5}, "failed")]
-    assert propose(SPACE, SearchSection(algorithm="tpe"), elsewhere) is not None

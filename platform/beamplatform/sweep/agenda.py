@@ -14,7 +14,7 @@ from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.search import Tried, propose
 
 _HOPELESS = 3
-"""A method whose first trials all fail, as many as these, is not tried further."""
+"""A method of which so many trials fail one after the other is not tried further."""
 
 
 class Agenda:
@@ -24,18 +24,25 @@ class Agenda:
         plan: what the sweep is.
         known: the entries of this plan that were begun before; `entries` goes on behind them.
         began: told each new entry and its index, before it is handed out.
+        again: try again what has failed.
 
     Attributes:
         entries: everything begun so far; a trial's index is its place here.
     """
 
     def __init__(
-        self, plan: Plan, known: Sequence[Entry] = (), began: Callable[[int, Entry], None] = lambda index, entry: None
+        self,
+        plan: Plan,
+        known: Sequence[Entry] = (),
+        began: Callable[[int, Entry], None] = lambda index, entry: None,
+        *,
+        again: bool = True,
     ) -> None:
         self.plan = plan
         self.entries = list(known)
         self._began = began
-        self._again = [index for index, entry in enumerate(known) if entry.state in ("running", "failed")]
+        wanted = ("running", "failed") if again else ("running",)
+        self._again = [index for index, entry in enumerate(known) if entry.state in wanted]
         for index in self._again:
             self._set(index, "running")
         self._since: dict[int, float] = {}
@@ -73,8 +80,13 @@ class Agenda:
         return None
 
     def started(self, index: int) -> None:
-        """The trial runs from now on."""
-        self._since[index] = time.monotonic()
+        """The trial is at work; what it takes counts from the first of these calls on."""
+        now = time.monotonic()
+        if index in self._since:
+            training = self.entries[index].trial.training
+            workers = training.workers * training.gpus_per_worker
+            self.entries[index].hours += workers * (now - self._since[index]) / 3600
+        self._since[index] = now
 
     def measured(self, index: int, step: int, loss: float) -> None:
         """The validation loss after an optimizer step."""
@@ -84,8 +96,9 @@ class Agenda:
 
     def ended(self, index: int, state: State, why: str = "") -> None:
         """The trial has trained to its end, was stopped or has failed."""
-        self.entries[index].hours += self._elapsed(index)
-        self._since.pop(index, None)
+        if index in self._since:
+            self.started(index)
+            del self._since[index]
         self._set(index, state, why)
 
     def chosen(self, method: str) -> Entry | None:
@@ -110,7 +123,7 @@ class Agenda:
             except ValueError:  # the corners of the space were checked, so this is rare
                 self._unfit[method].append(Tried(point, "unfit"))
                 continue
-            return Entry(trial, "search", point, plan.context)
+            return Entry(trial, "search", point, weights=plan.search.evaluate == "all")
 
     def _next_final(self, method: str) -> Entry | None:
         plan, entries = self.plan, self._of(method, "search")
@@ -124,7 +137,7 @@ class Agenda:
         for seed in plan.search.seeds:
             trial = plan.trial(method, point, "final", seed)
             if trial.name not in names:
-                return Entry(trial, "final", point, plan.context)
+                return Entry(trial, "final", point)
         return None
 
     def _searched(self, method: str) -> bool:
@@ -132,17 +145,18 @@ class Agenda:
         if self.plan.spaces[method].size == 1 or method in self._used_up:
             return True
         entries = self._of(method, "search")
-        if len(entries) >= _HOPELESS and all(entry.state == "failed" for entry in entries):
+        if len(entries) >= _HOPELESS and all(entry.state == "failed" for entry in entries[-_HOPELESS:]):
             return True
         budget = self.plan.search.budget
         if budget is None:
             return len(entries) >= self.plan.search.trials
-        used = [entry.hours for entry in entries if entry.state != "running"]
-        if not used:
-            return bool(entries)  # the first trial shows what one takes
-        mean = sum(used) / len(used)
-        running = sum(entry.state == "running" for entry in entries)
-        return sum(used) + (running + 1) * mean > budget and len(entries) > 0
+        running = [entry for entry in entries if entry.state == "running"]
+        known = [entry.hours for entry in entries if entry.state in ("trained", "stopped")]
+        if not any(known):  # one after the other, until one shows what it takes
+            return bool(running)
+        mean = sum(known) / len(known)
+        expected = sum(max(mean, entry.hours) for entry in running) + mean
+        return sum(entry.hours for entry in entries if entry not in running) + expected > budget
 
     def _begun(self, method: str) -> bool:
         """Whether all trials of the method have begun."""
@@ -157,11 +171,6 @@ class Agenda:
 
     def _of(self, method: str, role: str | None = None) -> list[Entry]:
         return [e for e in self.entries if e.trial.method == method and role in (None, e.role)]
-
-    def _elapsed(self, index: int) -> float:
-        """Hours of all workers of a trial since it was started."""
-        workers = self.entries[index].trial.training.workers
-        return workers * (time.monotonic() - self._since.get(index, time.monotonic())) / 3600
 
     def _set(self, index: int, state: State, why: str = "") -> None:
         self.entries[index].state, self.entries[index].why = state, why

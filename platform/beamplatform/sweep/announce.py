@@ -57,15 +57,15 @@ def announced(plan: Plan) -> str:
     if not any(count is None or count for count in counts):
         return f"{finals} trials"
     if None in counts:
-        search = f"search of {plan.search.budget:g} worker-hours for each method"
+        search = f"search of {plan.search.budget:g} GPU-hours for each method"
     else:
         search = f"{sum(count or 0 for count in counts)} trials of search"
     return f"{search} ({plan.search.algorithm}), then {finals} final trials"
 
 
-def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry]) -> Iterator[str]:
-    """What a sweep that goes on adds to, or no longer takes from, what is there."""
-    old = [entry for entry in known if entry.context != plan.context]
+def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry], *, extended: bool) -> Iterator[str]:
+    """What a sweep that goes on adds to what is there, or no longer takes from it."""
+    old = [entry for entry in known if not plan.holds(entry)]
     if changed := differences(saved.content, plan.content):
         yield f"Changed since: {'; '.join(changed)}."
     if old:
@@ -75,7 +75,12 @@ def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry]) -> Iterator[s
         )
     there = {entry.trial.name for entry in known if entry.state in ("trained", "stopped")}
     new = [name for method in plan.methods for name, _ in _rows(plan, method, exact=True) if name not in there]
-    if new:
+    searched = [method for method in plan.methods if plan.points[method] != []]
+    seeds = {entry.trial.seed for entry in known if entry.role == "final" and plan.holds(entry)}
+    fresh = [str(seed) for seed in plan.search.seeds if seed not in seeds]
+    if searched and fresh:
+        new.append(f"the chosen configurations of {', '.join(searched)} with the seeds {', '.join(fresh)}")
+    if new and extended:
         yield f"New: {', '.join(new)}"
 
 
@@ -96,13 +101,10 @@ def _rows(plan: Plan, method: str, *, exact: bool = False) -> Iterator[tuple[str
 
 def _search_in_words(plan: Plan, method: str) -> str:
     search, count = plan.search, plan.search_trials(method)
-    how = {
-        "random": "drawn at random",
-        "grid": "points of the grid",
-        "asha": "drawn at random",
-        "hyperband": "drawn at random",
-    }
-    what = f"as many trials as {search.budget:g} worker-hours allow" if count is None else f"{count} trials"
+    how = {"grid": "points of the grid", "tpe": _PROPOSED, "bohb": _PROPOSED}.get(search.algorithm, "drawn at random")
+    what = f"{count} trials"
+    if count is None:
+        what = f"as many trials as {search.budget:g} GPU-hours (worker-hours on CPUs) allow"
     size = plan.spaces[method].size
     whole = f" of {size} points" if size is not None else ""
     stops = ", stopped where they fall behind," if search.stops_early else ""

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from beamplatform.sweep.groups import held_resources
+
 if TYPE_CHECKING:
     from beamplatform.suite import TrainingSection
     from beamplatform.sweep.fit import Room
@@ -19,11 +21,13 @@ class Cluster:
         cpus: CPU cores of all nodes.
         gpus: GPUs of all nodes.
         node_cpus: CPU cores of the largest node; no process can have more.
+        grows: nodes come when something waits for them.
     """
 
     cpus: int
     gpus: int
     node_cpus: int
+    grows: bool = False
 
     def uses_gpu(self, training: TrainingSection) -> bool:
         return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
@@ -45,6 +49,8 @@ class Cluster:
         fit = self.cpus // (training.workers * training.cpus_per_worker)
         if self.uses_gpu(training):
             fit = min(fit, int(self.gpus / (training.workers * training.gpus_per_worker)))
+        if self.grows:  # one that waits makes the cluster larger
+            return limit or fit + 1
         return max(1, min(fit, limit or fit))
 
 
@@ -67,12 +73,18 @@ def start_ray() -> Cluster:
 
 
 def cluster_now() -> Cluster:
-    """What the cluster that Ray is connected to has at this moment; nodes come and go."""
+    """What the cluster that Ray is connected to has for us at this moment; nodes and others' jobs come and go."""
     import ray
+    from ray.experimental.internal_kv import _internal_kv_get
 
     total = ray.cluster_resources()
+    if os.environ.get("RAY_ADDRESS"):
+        # A cluster may be shared: what is free, and what this job's trials hold themselves.
+        free, own = ray.available_resources(), held_resources()
+        total = {key: min(total.get(key, 0), free.get(key, 0) + own.get(key, 0)) for key in ("CPU", "GPU")}
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return Cluster(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(max(nodes, default=1)))
+    grows = bool(_internal_kv_get(b"__autoscaling_status"))  # written by Ray's autoscaler, where there is one
+    return Cluster(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(max(nodes, default=1)), grows)
 
 
 def room_on_gpus(training: TrainingSection) -> Room:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from beamplatform.errors import UserError
 from beamplatform.options import has_gpu
-from beamplatform.storage import is_uri, join, write_text
+from beamplatform.storage import is_uri, join
 from beamplatform.sweep.announce import announced, changes, print_plan
 from beamplatform.sweep.fit import check_fit, room_here
 from beamplatform.sweep.ledger import Entry, load_ledger
@@ -41,6 +42,7 @@ class Request:
         name: the sweep's, and of its folder in `storage`.
         saved: as it was started before, where it is to go on (`--resume`, `--extend`).
         options: of the tasks, beside the suite's own.
+        extended: it is more than to go on with what was interrupted.
         typed: the command line's options that an extension takes over.
         probe: time a few steps first.
     """
@@ -54,7 +56,8 @@ class Request:
     tracking_uri: str | None
     saved: SavedSweep | None = None
     options: Collection[str] = ()
-    typed: Mapping[str, Any] = field(default_factory=dict)
+    extended: bool = False
+    typed: dict[str, Any] = field(default_factory=dict)
     probe: bool = True
 
 
@@ -90,18 +93,20 @@ def sweep(request: Request) -> int:
         from beamplatform.tracking.store import redact
 
         raise UserError(f"--name {name}: {redact(tracker.uri)} has a sweep of that name already; choose another name")
-    _prepare(storage, folder)
-    log_file = folder / "log.txt"
-    known = load_ledger(storage, name) if request.saved is not None else []
-    changed = changes(plan, request.saved, known) if request.saved is not None else ()
-    for line in (_headline(request, plan, log_file), *changed):
-        console.print(line, highlight=False, soft_wrap=True)
+    with _writable(storage):
+        folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder, name):
+        known = load_ledger(storage, name) if request.saved is not None else []
+        console.print(_headline(request, plan, folder / "log.txt"), highlight=False, soft_wrap=True)
+        if request.saved is not None:
+            for line in changes(plan, request.saved, known, extended=request.extended):
+                console.print(line, highlight=False, soft_wrap=True)
         started = request.saved.started if request.saved is not None else time.time()
-        SavedSweep(
-            name, request.suite, request.preset_name, preset.model_dump(mode="json"), plan.methods, started,
-            plan.content, dict(request.typed),
-        ).save(storage)  # fmt: skip
+        values = preset.model_dump(mode="json")
+        with _writable(storage):
+            SavedSweep(
+                name, request.suite, request.preset_name, values, plan.methods, started, plan.content, request.typed
+            ).save(storage)
         parent = _open_parent(tracker, parent, request, plan)
         return _to_the_end(_Session(request, plan, known, tracker, parent, storage, folder, console))
 
@@ -136,11 +141,11 @@ def resume(
     )
 
 
-def _prepare(storage: str, folder: Path) -> None:
-    """Make the sweep's folder, and see that its storage takes something."""
+@contextlib.contextmanager
+def _writable(storage: str) -> Iterator[None]:
+    """What is written here is the first that the sweep writes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(join(storage, folder.name, "writable"), "")
+        yield
     except Exception as error:  # a disk's, or any of an object store's own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--storage {storage}: cannot be written to ({reason})") from error
@@ -260,6 +265,7 @@ def _run(session: _Session) -> Result:
                 parent=session.parent,
                 progress=progress,
                 known=session.known,
+                again=not session.request.extended,
                 concurrent=plan.search.max_concurrent,
                 probe=session.request.probe and not session.known,
                 options=session.request.options,
@@ -273,8 +279,8 @@ def _open_parent(tracker: Tracker, known: str | None, request: Request, plan: Pl
     found = environment()
     tags = {
         "preset": plan.preset_name,
-        "data.fingerprint": plan.fingerprint,
-        "code": plan.code,
+        "data.fingerprint": plan.identity.records,
+        "code": plan.identity.code,
         "context": plan.context,
         **environment_tags(found),
     }

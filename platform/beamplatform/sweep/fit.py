@@ -52,6 +52,11 @@ def room_on_gpu(size: int, training: TrainingSection) -> Room:
     return Room(int(size * _USABLE_GPU * share), "a GPU has" if share == 1 else f"{share:g} of a GPU has")
 
 
+def half_of(one: Checked) -> Room:
+    """For a trial that did not fit although its estimate did: half the activations."""
+    return Room(one.memory.total - one.memory.activations // 2, "")
+
+
 def check_fit(plan: Plan, room: Room | None) -> None:
     """Refuse a plan whose largest trial cannot fit.
 
@@ -60,7 +65,7 @@ def check_fit(plan: Plan, room: Room | None) -> None:
     """
     if room is None:
         return
-    largest = max((one for checked in plan.checked.values() for one in checked), key=lambda one: one.memory.total)
+    largest = plan.largest
     if largest.memory.total <= room.size:
         return
     raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +21,21 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _SETTLE_SECONDS = 60.0
+
+
+def held_resources() -> dict[str, float]:
+    """What the placement groups of this job hold: all workers of its trials."""
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    held: Counter[str] = Counter()
+    for data in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        if group.creator_job_id == job and group.state == PlacementGroupTableData.CREATED:
+            for bundle in group.bundles:
+                held.update({name: amount for name, amount in bundle.unit_resources.items()})
+    return dict(held)
 
 
 def remove_orphaned_groups() -> int:

@@ -28,17 +28,17 @@ class Entry:
         trial: resolved.
         role: search: tried for its validation loss; final: the chosen configuration with a seed of its own.
         point: where it lies in the method's search space.
-        context: of the sweep when it was begun, see `beamplatform.trial.context`.
+        weights: whether its model is kept, and asked the test questions.
         state: of the training; running also where the sweep was interrupted.
         why: it failed or was stopped.
         curve: (optimizer step, validation loss).
-        hours: of all its workers together, its own start included.
+        hours: of all its workers (or their shares of GPUs) together, from its first report on.
     """
 
     trial: Trial
     role: Role
     point: Point
-    context: str
+    weights: bool = True
     state: State = "running"
     why: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)

@@ -11,17 +11,18 @@ from beamplatform.code_version import code_version
 from beamplatform.data.records import Record
 from beamplatform.data.splits import test_records, training_records
 from beamplatform.errors import UserError
+from beamplatform.inference.identity import content_hash
 from beamplatform.methods import get_method
 from beamplatform.methods.base import AdapterHyperparameters, Method
-from beamplatform.models import skeleton
+from beamplatform.models import resolve_path, skeleton
 from beamplatform.space import Point, Space
 from beamplatform.sweep.evaluator import Evaluator
-from beamplatform.sweep.ledger import Role
+from beamplatform.sweep.ledger import Entry, Role
 from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
 from beamplatform.sweep.search import listed_points
 from beamplatform.tasks.predictions import digest as text_digest
 from beamplatform.tasks.predictions import document_hash
-from beamplatform.trial import Trial, context, digest, make_trial
+from beamplatform.trial import Content, Trial, context, digest, make_trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +57,7 @@ class Plan:
         checked: of each method, trials that stand for all of it: those of `points`, or of the corners of its space.
         test: the records of each task.
         train_examples: examples each trial learns from.
-        fingerprint: of all records: what is trained, validated and tested on.
+        identity: of the records (what is trained, validated and tested on), of the base model and of the code.
         model: without weights.
     """
 
@@ -68,8 +69,7 @@ class Plan:
     checked: Mapping[str, list[Checked]]
     test: dict[str, list[Record]]
     train_examples: int
-    fingerprint: str
-    code: str
+    identity: Content
     model: PreTrainedModel
 
     @property
@@ -83,7 +83,7 @@ class Plan:
     @property
     def content(self) -> dict[str, Any]:
         """See `beamplatform.trial.context`."""
-        return context(self.suite, self.preset, fingerprint=self.fingerprint, code=self.code)
+        return context(self.suite, self.preset, self.identity)
 
     @property
     def context(self) -> str:
@@ -93,6 +93,11 @@ class Plan:
     def largest_rank(self) -> int:
         """Of all adapters that may be exported; 1 where there is none."""
         return max((one.rank for checked in self.checked.values() for one in checked), default=0) or 1
+
+    @property
+    def largest(self) -> Checked:
+        """The trial whose workers need the most memory."""
+        return max((one for checked in self.checked.values() for one in checked), key=lambda one: one.memory.total)
 
     @property
     def adapters(self) -> int:
@@ -133,20 +138,19 @@ class Plan:
 
         Those of a search that stops trials are validated at its rungs, where the suite does not say when.
         """
-        made = make_trial(
-            self.suite,
-            self.preset_name,
-            self.preset,
-            method,
-            point,
-            seed,
-            fingerprint=self.fingerprint,
-            code=self.code,
-        )
+        made = make_trial(self.suite, self.preset_name, self.preset, method, point, seed, content=self.identity)
         if role == "search" and self.search.stops_early and made.training.validate_every is None:
             steps = grace_period(made.total_steps(self.train_examples), self.search.reduction)
             made = made.model_copy(update={"training": made.training.model_copy(update={"validate_every": steps})})
         return made
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether a trial that was begun before is one of this plan: the same content, at a point of its space."""
+        method, trial = entry.trial.method, entry.trial
+        if method not in self.spaces or not self.spaces[method].contains(entry.point):
+            return False
+        seed = self.search.trial_seed if entry.role == "search" else trial.seed
+        return self.trial(method, entry.point, entry.role, seed).name == trial.name
 
     def check(self, trial: Trial) -> Checked:
         """What the trial will need.
@@ -172,22 +176,19 @@ def plan_sweep(
     fingerprint = text_digest("\n".join(document_hash(record) for records in everything for record in records))
     spaces = {method: preset.space(method) for method in methods}
     points = {method: _points(space, search) for method, space in spaces.items()}
-    model, code, count = skeleton(preset.model.path), code_version(), len(training.train)
+    model, count = skeleton(preset.model.path), len(training.train)
+    content = Content(fingerprint, content_hash(resolve_path(preset.model.path))[:16], code_version(tasks))
     checked: dict[str, list[Checked]] = {}
     for method, space in spaces.items():
         checked[method] = []
         for point in points[method] or space.corners():
-            trial = make_trial(
-                suite, preset_name, preset, method, point, search.seeds[0], fingerprint=fingerprint, code=code
-            )
+            trial = make_trial(suite, preset_name, preset, method, point, search.seeds[0], content=content)
             try:
                 checked[method].append(_checked(trial, count, model))
             except ValueError as error:
                 values = ", ".join(f"{key}={value}" for key, value in point.items())
                 raise UserError(f"{method}{f' with {values}' if values else ''}: {error}") from None
-    plan = Plan(
-        suite, preset_name, preset, spaces, points, checked, test, count, fingerprint, code, model
-    )  # fmt: skip
+    plan = Plan(suite, preset_name, preset, spaces, points, checked, test, count, content, model)
     if test:
         rank = plan.largest_rank
         Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=rank, options=options).check()

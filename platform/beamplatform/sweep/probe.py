@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 
-from beamplatform.storage import join, read_text
+from beamplatform.storage import join, read_text, remove_folder
 from beamplatform.sweep.preflight import Plan
 from beamplatform.training.run import METRICS
 from beamplatform.training.worker import Destination, fit
@@ -51,14 +51,16 @@ def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     Raises:
         ray.train.TrainingFailedError: it cannot be trained.
     """
-    largest = max((one for checked in plan.checked.values() for one in checked), key=lambda one: one.memory.total)
+    largest = plan.largest
     how = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
     trial = largest.trial.model_copy(update={"training": largest.trial.training.model_copy(update=how)})
     folder = join(storage, "probe", str(time.time_ns()), "export")
     began = time.monotonic()
     fit(trial, Destination(folder, join(storage, "train"), weights=False), use_gpu=use_gpu, max_failures=0, until=STEPS)
     wall = time.monotonic() - began
-    rows = [(step, row) for step, row in json.loads(read_text(join(folder, METRICS)) or "[]") if "train/seconds" in row]
+    text = read_text(join(folder, METRICS))
+    remove_folder(join(storage, "probe"))
+    rows = [(step, row) for step, row in json.loads(text or "[]") if "train/seconds" in row]
     (first, early), (last, late) = rows[0], rows[-1]
     timed = late["train/seconds"] - early["train/seconds"] if last > first else late["train/seconds"]
     seconds = timed / (last - first if last > first else last)

@@ -90,9 +90,9 @@ class SweepProgress:
         if score is not None:
             self._line(f"evaluated {trial.name}  {trial.note}")
 
-    def stopped_before(self, index: int) -> None:
-        """In the sweep that this one resumes."""
-        self.trials[index].state, self.trials[index].note = "stopped", _BEFORE
+    def ended_before(self, index: int, state: Literal["stopped", "failed"]) -> None:
+        """In the sweep that this one goes on with."""
+        self.trials[index].state, self.trials[index].note = state, _BEFORE
 
     def stopped(self, index: int, reason: str) -> None:
         trial = self.trials[index]

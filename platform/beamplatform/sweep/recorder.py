@@ -108,7 +108,11 @@ class Recorder:
             # A request whose answer was lost may have been carried out.
             run_id = self._tracker.find_trial(parent, name) if tried else None
             tried = True
-            self._run_ids[index] = run_id or self._tracker.start_trial(parent, name, params, tags)
+            if run_id is None:
+                run_id = self._tracker.start_trial(parent, name, params, tags)
+            else:
+                self._tracker.log_params(run_id, params)  # the same again is no change to MLflow
+            self._run_ids[index] = run_id
 
         self._put(index, "runs", 1, make)
         return index
@@ -269,7 +273,7 @@ class Recorder:
     def _run(self, index: int) -> str:
         run_id = self._run_ids[index]
         if run_id is None:  # writes are made in order, so its making was refused
-            raise RuntimeError("the run could not be made")
+            raise LookupError("its run was refused")  # for good: no outage, see `is_away`
         return run_id
 
     def _send(self, index: int, rows: Rows, now: int) -> None:

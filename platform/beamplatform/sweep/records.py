@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.inference import Export
 from beamplatform.methods import get_method
-from beamplatform.storage import join, put_folder, read_text
+from beamplatform.storage import join, put_folder, read_text, remove_folder
 from beamplatform.sweep.agenda import Agenda
 from beamplatform.sweep.ledger import Entry, save_ledger
 from beamplatform.sweep.preflight import Plan
@@ -41,6 +41,7 @@ class Records(Listener):
         storage: of the whole storage; the sweep's own is the folder of its name below.
         parent: the sweep's run in MLflow.
         known: what the ledger holds; of these, what belongs to the plan becomes the agenda's.
+        again: try again what has failed.
 
     Attributes:
         exports: where each trial's model lies, by index.
@@ -56,6 +57,8 @@ class Records(Listener):
         parent: str,
         progress: SweepProgress,
         known: Sequence[Entry] = (),
+        *,
+        again: bool = True,
     ) -> None:
         self._plan = plan
         self._sweep = sweep
@@ -64,14 +67,14 @@ class Records(Listener):
         self._parent = parent
         self._progress = progress
         self._provenance = environment_tags(environment())
-        self._superseded = [entry for entry in known if entry.context != plan.context]
+        self._superseded = [entry for entry in known if not plan.holds(entry)]
         self._unsaved = False
         self.exports: list[Export] = []
         self.evaluate: Callable[[int], None] | None = None
-        own = [entry for entry in known if entry.context == plan.context]
+        own = [entry for entry in known if plan.holds(entry)]
         for entry in own:
             self._recover(entry)
-        self.agenda = Agenda(plan, own, self._begin)
+        self.agenda = Agenda(plan, own, self._begin, again=again)
 
     # -- trials begin --------------------------------------------------------------------------------------
 
@@ -97,9 +100,12 @@ class Records(Listener):
             if entry.state == "trained" and status == "FINISHED":
                 self._progress.done_before(index)
             elif entry.state == "stopped":
-                if status != "KILLED":
+                if run is None or status != "KILLED" or not run.why:  # the store was away when it happened
+                    self._recorder.add(index, [(step, {_LOSS: loss}) for step, loss in entry.curve])
                     self._end_as_stopped(index, entry.why)
-                self._progress.stopped_before(index)
+                self._progress.ended_before(index, "stopped")
+            elif entry.state == "failed":
+                self._progress.ended_before(index, "failed")
             else:
                 if run is not None:
                     self._recorder.reopen(index)
@@ -108,18 +114,26 @@ class Records(Listener):
                     self._recorder.add(index, self._exported_rows(entry))
                     self._progress.trained(index)
                     waiting.append(index)
-        self._save()
+        self.save()
         return waiting
+
+    def new_contexts(self, runs: Iterable[TrialRun]) -> dict[str, str]:
+        """Run id -> context, of runs that have become, or are no longer, trials of this plan."""
+        own = {entry.trial.name for entry in self.agenda.entries}
+        old = {entry.trial.name for entry in self._superseded}
+        now = self._plan.context
+        found = {run.run_id: now for run in runs if run.name in own and run.context != now}
+        return found | {run.run_id: "superseded" for run in runs if run.name in old and run.context == now}
 
     def _begin(self, index: int, entry: Entry) -> None:
         self._show(entry)
+        self.save()  # first: a run that the ledger did not know of would be made twice
         self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
-        self._save()
 
     def _show(self, entry: Entry) -> None:
         self.exports.append(Export(get_method(entry.trial.method).export_kind, self._destination(entry).export))
         steps = entry.trial.total_steps(self._plan.train_examples)
-        questions = self._plan.questions if self._asked(entry) else 0
+        questions = self._plan.questions if entry.weights else 0
         self._progress.add(TrialProgress(entry.trial.name, steps, entry.role, questions))
 
     def _recover(self, entry: Entry) -> None:
@@ -136,10 +150,7 @@ class Records(Listener):
         root = join(self._storage, self._sweep)
         export = join(root, "trials", entry.trial.name, "export")
         # A model that nobody will ask anything is not written.
-        return Destination(export, join(root, "train"), weights=self._asked(entry))
-
-    def _asked(self, entry: Entry) -> bool:
-        return entry.role == "final" or self._plan.search.evaluate == "all"
+        return Destination(export, join(root, "train"), weights=entry.weights)
 
     def _tags(self, entry: Entry) -> dict[str, Any]:
         """What the trial's run is found by in MLflow, and where its exported model lies."""
@@ -152,13 +163,13 @@ class Records(Listener):
             "role": entry.role,
             "preset": trial.preset,
             "configuration": trial.configuration,
-            "context": entry.context,
+            "context": self._plan.context,
             "export": self._destination(entry).export,
             "data.fingerprint": trial.fingerprint,
             "code": trial.code,
         } | self._provenance
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """A full or lost storage must not end the trials that need none of it; the next event tries again."""
         try:
             save_ledger(self._storage, self._sweep, [*self._superseded, *self.agenda.entries])
@@ -173,10 +184,10 @@ class Records(Listener):
     # -- training ------------------------------------------------------------------------------------------
 
     def running(self, index: int) -> None:
-        self.agenda.started(index)
         self._progress.running(index)
 
     def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Rows) -> None:
+        self.agenda.started(index)
         self._progress.advance(index, step, loss)
         if rows:
             self._recorder.add(index, rows)
@@ -186,21 +197,27 @@ class Records(Listener):
 
     def trained(self, index: int) -> None:
         self.agenda.ended(index, "trained")
-        self._save()
+        self.save()
         self._progress.trained(index)
         self.answer(index)
 
     def stopped(self, index: int, why: str) -> None:
         self.agenda.ended(index, "stopped", why)
-        self._save()
+        self.save()
         self._end_as_stopped(index, why)
         self._progress.stopped(index, why)
 
     def failed(self, index: int, why: str) -> None:
         """In its training."""
         self.agenda.ended(index, "failed", why)
-        self._save()
+        self.save()
         self.unanswered(index, why)
+
+    def clear(self) -> None:
+        """Remove the checkpoints of trials that were stopped, which nobody goes on from."""
+        for entry in self.agenda.entries:
+            if entry.state == "stopped":
+                remove_folder(self._destination(entry).checkpoints)
 
     def _end_as_stopped(self, index: int, why: str) -> None:
         self._recorder.set_tags(index, {"stopped": why})
@@ -210,7 +227,7 @@ class Records(Listener):
 
     def answer(self, index: int) -> None:
         """The trial is trained: its model is asked the test questions, or the trial is done."""
-        if self.evaluate is not None and self._asked(self.agenda.entries[index]):
+        if self.evaluate is not None and self.agenda.entries[index].weights:
             self.evaluate(index)
         else:
             self._done(index)
@@ -240,7 +257,7 @@ class Records(Listener):
 
     def _done(self, index: int, average: float | None = None) -> None:
         """The run is finished; an adapter becomes its artifact (a merged model is too large)."""
-        if self.exports[index].kind == "adapter" and self._asked(self.agenda.entries[index]):
+        if self.exports[index].kind == "adapter" and self.agenda.entries[index].weights:
             self._recorder.folder(index, self.exports[index].path, "export")
         self._recorder.set_tags(index, {"stage": "done"})
         self._recorder.finish(index, "FINISHED")

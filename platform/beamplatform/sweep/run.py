@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.errors import UserError
 from beamplatform.storage import join
 from beamplatform.sweep.cluster import Cluster, cluster_now, room_on_gpus, start_ray
 from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import evaluator_actor
+from beamplatform.sweep.fit import GIB, check_fit, half_of, smallest_change
 from beamplatform.sweep.ledger import Entry
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
@@ -46,6 +48,7 @@ def run_sweep(
     parent: str,
     progress: SweepProgress,
     known: Sequence[Entry] = (),
+    again: bool = True,
     concurrent: int | None = None,
     probe: bool = False,
     options: Collection[str] = (),
@@ -59,6 +62,7 @@ def run_sweep(
         tracker: prepared, with the run `parent` of this sweep open.
         known: the sweep's ledger, where it was begun before: trials that are done are left alone, trained ones only
             evaluated.
+        again: of those, try again what has failed.
         concurrent: most trials at once; None = as many as fit.
         probe: first time a few steps, and tell what all of it will take.
         options: of the tasks (`Task.options`), beside the suite's own.
@@ -74,7 +78,9 @@ def run_sweep(
 
     runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if known else {}
     with Recorder(tracker, []) as recorder:  # outside Ray: nodes need not wait for a store
-        records = Records(plan, sweep, storage, recorder, parent, progress, known)
+        records = Records(plan, sweep, storage, recorder, parent, progress, known, again=again)
+        for run_id, context in records.new_contexts(runs.values()).items():
+            tracker.set_tags(run_id, {"context": context})
         agenda, waiting = records.agenda, records.take_up(runs)
         if agenda.finished and not waiting:
             return Result(agenda.entries, {})
@@ -83,12 +89,14 @@ def run_sweep(
         most = cluster.concurrent(training, concurrent)
         if plan.search.budget is None:  # else nobody knows
             most = min(most, max(1, agenda.to_come))
-        if probe:
-            try:
+        try:
+            if cluster.uses_gpu(training) and cluster.gpus:
+                check_fit(plan, room_on_gpus(training))
+            if probe:
                 _probe(plan, cluster, most, join(storage, sweep), progress)
-            except BaseException:
-                ray.shutdown()
-                raise
+        except BaseException:
+            ray.shutdown()
+            raise
         stage = evaluation_stage(plan, records, cluster, most, join(storage, ANSWERS), options)
         records.evaluate = stage.add if plan.test else None
         try:
@@ -100,22 +108,24 @@ def run_sweep(
         finally:
             stage.abandon()
             ray.shutdown()
+            records.save()  # also what trials have taken that were interrupted
+            records.clear()
 
 
 def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress: SweepProgress) -> None:
     from ray.train import TrainingFailedError
 
-    from beamplatform.sweep.fit import GIB, check_fit
     from beamplatform.sweep.probe import STEPS, run_probe
     from beamplatform.sweep.train_stage import reason
 
     training = plan.preset.training
-    use_gpu = cluster.uses_gpu(training)
-    if use_gpu and cluster.gpus:
-        check_fit(plan, room_on_gpus(training))
     try:
-        found = run_probe(plan, storage, use_gpu=use_gpu)
+        found = run_probe(plan, storage, use_gpu=cluster.uses_gpu(training))
     except TrainingFailedError as error:
+        if "out of memory" in str(error).lower():
+            largest = plan.largest
+            change = smallest_change(plan, largest, half_of(largest))
+            raise UserError(f"{largest.trial.method} ran out of memory in its first steps; try {change}") from None
         progress.tell(f"The probe of {STEPS} steps failed, and its trials may as well: {reason(error)}")
         return
     seconds = found.training_seconds(plan, concurrent)

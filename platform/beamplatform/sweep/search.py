@@ -6,10 +6,11 @@ Nothing is remembered between two calls, so a sweep that was interrupted propose
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from beamplatform.space import Domain, Point, Space
 
@@ -61,7 +62,8 @@ def _by_tpe(space: Space, search: SearchSection, tried: Sequence[Tried]) -> Iter
     Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization". Trials that were stopped take part with what
     they reached, which with Hyperband is the idea of BOHB (Falkner et al. 2018).
     """
-    seed = zlib.crc32(f"{search.seed} {space.method} {len(tried)}".encode())
+    begun = sum(one.state != "unfit" for one in tried)  # which of those there were is not known after an interruption
+    seed = zlib.crc32(f"{search.seed} {space.method} {begun}".encode())
     study = _study(space, search, tried, seed)
     distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
     for _ in range(_TRIES):
@@ -88,20 +90,20 @@ def _study(space: Space, search: SearchSection, tried: Sequence[Tried], seed: in
     }
     distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
     for one in tried:
-        if not all(_contains(domain, one.point.get(key)) for key, domain in space.domains.items()):
-            continue  # of a sweep that was extended with another space
         parameters = {
             key: domain.values.index(one.point[key]) if domain.listed else one.point[key]
             for key, domain in space.domains.items()
         }
-        state = states[one.state] if one.curve or one.state in ("running", "unfit") else TrialState.FAIL
+        curve = {step: loss for step, loss in one.curve if math.isfinite(loss)}
+        finite = bool(curve) and math.isfinite(one.curve[-1][1])
+        state = states[one.state] if finite or one.state in ("running", "unfit") else TrialState.FAIL
         study.add_trial(
             create_trial(
                 state=state,
                 value=one.curve[-1][1] if state == TrialState.COMPLETE else None,
                 params=parameters,
                 distributions=distributions,
-                intermediate_values=dict(one.curve),
+                intermediate_values=curve,
             )
         )
     return study
@@ -114,9 +116,3 @@ def _distribution(domain: Domain) -> BaseDistribution:
         return CategoricalDistribution(range(len(domain.values)))
     low, high = domain.values
     return FloatDistribution(low, high, log=domain.kind == "loguniform")
-
-
-def _contains(domain: Domain, value: Any) -> bool:
-    if domain.listed:
-        return value in domain.values
-    return isinstance(value, (int, float)) and domain.values[0] <= value <= domain.values[1]

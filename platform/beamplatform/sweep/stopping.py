@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 METRIC = "validation/loss"
 NAMES = {"asha": "ASHA", "hyperband": "Hyperband", "bohb": "BOHB"}
-_BRACKETS = ((0, 9), (1, 5), (2, 3))
-"""Hyperband's brackets of three rungs with their shares of the trials: n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018,
-Algorithm 1). Bracket s begins to stop s rungs later."""
+_DEAL = (0,) * 9 + (1,) * 5 + (2,) * 3
+"""Hyperband's brackets of three rungs in their shares of the trials, n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018,
+Algorithm 1); bracket s begins to stop s rungs later. They are dealt in this number, in the same order to every method,
+so that none is stopped more."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class SearchScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         index = trial.config[INDEX]
-        if METRIC not in result or "step" not in result:
-            return str(TrialScheduler.CONTINUE)
-        return self._judge(index, result["step"], result[METRIC])
+        # Each loss at the step it was measured at: a trial that goes on after an interruption sends its old ones, too.
+        losses = [(step, metrics[METRIC]) for step, metrics in result.get("rows") or () if METRIC in metrics]
+        decisions = [self._judge(index, step, loss) for step, loss in losses]
+        return next((one for one in decisions if one == TrialScheduler.STOP), str(TrialScheduler.CONTINUE))
 
     def _judge(self, index: int, step: int, loss: float) -> str:
         entry = self._entries[index]
@@ -107,9 +109,9 @@ class SearchScheduler(FIFOScheduler):
     def _bracket(self, entry: Entry) -> int:
         if self._plan.search.algorithm == "asha":
             return 0
-        shares = [share for _, share in _BRACKETS]
-        drawn = zlib.crc32(f"{self._plan.search.seed} bracket {entry.trial.name}".encode()) % sum(shares)
-        return next(bracket for bracket, _ in _BRACKETS if drawn < sum(shares[: bracket + 1]))
+        own = [one for one in self._entries if one.role == "search" and one.trial.method == entry.trial.method]
+        round_, place = divmod(next(i for i, one in enumerate(own) if one is entry), len(_DEAL))
+        return random.Random(f"brackets {self._plan.search.seed} {round_}").sample(_DEAL, len(_DEAL))[place]
 
 
 def scheduler_of(plan: Plan, entries: Sequence[Entry]) -> SearchScheduler | None:
