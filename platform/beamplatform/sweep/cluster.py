@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from beamplatform.errors import UserError
+from beamplatform.sweep.cluster_check import first_line, grows
 from beamplatform.sweep.groups import held_resources
 
 if TYPE_CHECKING:
@@ -57,14 +59,18 @@ class Cluster:
 def start_ray() -> Cluster:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only."""
     import ray
+    from ray.exceptions import AuthenticationError
 
     # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
     # default keeps others out.)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call made after a shutdown starts it again
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init()
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init()
+        except (ConnectionError, RuntimeError, AuthenticationError) as error:
+            raise UserError(f"RAY_ADDRESS={address}: {first_line(error)}") from error
     else:
         # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
         # "local": a new one, whatever an interrupted sweep has left on this machine.
@@ -75,7 +81,6 @@ def start_ray() -> Cluster:
 def cluster_now() -> Cluster:
     """What the cluster that Ray is connected to has for us at this moment; nodes and others' jobs come and go."""
     import ray
-    from ray.experimental.internal_kv import _internal_kv_get
 
     total = ray.cluster_resources()
     if os.environ.get("RAY_ADDRESS"):
@@ -83,8 +88,7 @@ def cluster_now() -> Cluster:
         free, own = ray.available_resources(), held_resources()
         total = {key: min(total.get(key, 0), free.get(key, 0) + own.get(key, 0)) for key in ("CPU", "GPU")}
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    grows = bool(_internal_kv_get(b"__autoscaling_status"))  # written by Ray's autoscaler, where there is one
-    return Cluster(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(max(nodes, default=1)), grows)
+    return Cluster(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(max(nodes, default=1)), grows())
 
 
 def room_on_gpus(training: TrainingSection) -> Room:

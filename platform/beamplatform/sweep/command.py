@@ -16,6 +16,7 @@ from beamplatform.errors import UserError
 from beamplatform.options import has_gpu
 from beamplatform.storage import is_uri, join
 from beamplatform.sweep.announce import announced, changes, print_plan
+from beamplatform.sweep.cluster_check import check_cluster
 from beamplatform.sweep.fit import check_fit, room_here
 from beamplatform.sweep.ledger import Entry, load_ledger
 from beamplatform.sweep.output import output_to_file
@@ -77,6 +78,7 @@ def sweep(request: Request) -> int:
             f"preset {request.preset_name} needs GPUs and this machine has none; set RAY_ADDRESS to a cluster with "
             "GPUs, choose another --preset, or try --set training.device=cpu (--dry-run works without)"
         )
+    check_cluster(preset.training)
     storage = storage_of(request.storage)
     folder = Path("runs" if is_uri(storage) else storage) / name
     if request.saved is None:

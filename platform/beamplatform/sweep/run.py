@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from beamplatform.errors import UserError
 from beamplatform.storage import join
 from beamplatform.sweep.cluster import Cluster, cluster_now, room_on_gpus, start_ray
+from beamplatform.sweep.cluster_check import check_storage
 from beamplatform.sweep.evaluate_stage import EvaluationStage
 from beamplatform.sweep.evaluator import evaluator_actor
 from beamplatform.sweep.fit import GIB, check_fit, half_of, smallest_change
@@ -90,6 +91,7 @@ def run_sweep(
         if plan.search.budget is None:  # else nobody knows
             most = min(most, max(1, agenda.to_come))
         try:
+            check_storage(storage)
             if cluster.uses_gpu(training) and cluster.gpus:
                 check_fit(plan, room_on_gpus(training))
             if probe:
