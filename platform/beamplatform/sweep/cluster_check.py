@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import socket
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -31,20 +32,36 @@ def check_cluster(training: TrainingSection) -> None:
     if not address:
         return
     place = _reached(address)
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
 
-    try:
-        gcs = GcsClient(address=place)
-        _check_versions(gcs, address)
-        if training.device == "gpu" and not grows():
-            _check_gpus(gcs, address)
-    except AuthenticationError:
-        return  # the token is read when Ray connects, which says what is wrong with it
-    except UserError:
-        raise
-    except Exception as error:  # of gRPC's
-        raise _nobody(address, f"what does answer is no Ray head: {first_line(error)}") from None
+    found: list[BaseException | None] = []
+
+    def look() -> None:
+        try:
+            _look(place, address, training)
+            found.append(None)
+        except BaseException as error:
+            found.append(error)
+
+    # What listens but does not answer as Ray's head keeps its client waiting for most of a minute.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    error = found[0] if found else TimeoutError(f"no answer in {SECONDS:.0f} s")
+    if isinstance(error, UserError):
+        raise error
+    # Ray reads its token when it connects, and says then what is wrong with it.
+    if error is not None and not isinstance(error, AuthenticationError):
+        raise _nobody(address, f"what listens there is no Ray head: {first_line(error)}") from None
+
+
+def _look(place: str, address: str, training: TrainingSection) -> None:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    gcs = GcsClient(address=place)
+    _check_versions(gcs, address)
+    if training.device == "gpu" and not grows():
+        _check_gpus(gcs, address)
 
 
 def grows() -> bool:
