@@ -151,6 +151,13 @@ def test_an_extension_leaves_alone_what_failed_and_a_resumption_tries_it_again(p
     assert extended.next() == 2 and extended.next() is None and extended.finished
 
 
+def test_a_trial_that_was_lost_is_handed_out_again(plan) -> None:
+    agenda = Agenda(plan("lora", search__seeds=[0]))
+    assert agenda.next() == 0 and agenda.finished and agenda.running == 1
+    agenda.again(0)
+    assert not agenda.finished and agenda.running == 0 and agenda.next() == 0 and agenda.running == 1
+
+
 def test_a_budget_is_not_used_up_by_trials_that_fail_at_once(plan) -> None:
     agenda = Agenda(plan("lora", shared__learning_rate=RATES, search__budget=1.0))
     assert agenda.next() is not None and agenda.next() is None, "one by one until one shows what it takes"

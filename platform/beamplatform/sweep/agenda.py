@@ -79,6 +79,11 @@ class Agenda:
                     return index
         return None
 
+    def again(self, index: int) -> None:
+        """The trial is to be handed out once more, without having ended."""
+        self._since.pop(index, None)
+        self._again.append(index)
+
     def started(self, index: int) -> None:
         """The trial is at work; what it takes counts from the first of these calls on."""
         now = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOSS = "validation/loss"
+_ATTEMPTS = 3
+"""How often the process that runs a trial may be lost: with a node that a cloud takes back, say."""
 
 
 class Records(Listener):
@@ -69,6 +72,7 @@ class Records(Listener):
         self._provenance = environment_tags(environment())
         self._superseded = [entry for entry in known if not plan.holds(entry)]
         self._unsaved = False
+        self._losses: Counter[int] = Counter()
         self.exports: list[Export] = []
         self.evaluate: Callable[[int], None] | None = None
         own = [entry for entry in known if plan.holds(entry)]
@@ -218,6 +222,14 @@ class Records(Listener):
         for entry in self.agenda.entries:
             if entry.state == "stopped":
                 remove_folder(self._destination(entry).checkpoints)
+
+    def lost(self, index: int, why: str) -> None:
+        self._losses[index] += 1
+        if self._losses[index] < _ATTEMPTS:
+            log.warning("%s is begun again: %s", self.agenda.entries[index].trial.name, why)
+            self.agenda.again(index)
+        else:
+            self.failed(index, why)
 
     def _end_as_stopped(self, index: int, why: str) -> None:
         self._recorder.set_tags(index, {"stopped": why})

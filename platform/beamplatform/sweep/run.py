@@ -171,7 +171,8 @@ class _Jobs:
 
     @property
     def finished(self) -> bool:
-        return self.records.agenda.finished
+        agenda = self.records.agenda
+        return agenda.finished and not agenda.running  # one that is lost with its node is begun again
 
     def next(self) -> Job | None:
         agenda = self.records.agenda

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 DRIVER_MEMORY = 300 * 2**20
 """Bytes that the process waiting for a trial's workers takes (Ray and torch imported)."""
 
+_LOST = ("ActorDiedError", "ActorUnavailableError", "OwnerDiedError", "NodeDiedError")
+"""Ray's errors of a process that is gone; a trial's own have other names."""
+
 Rows = Sequence[tuple[int, dict[str, float]]]
 
 
@@ -79,6 +82,10 @@ class Listener:
 
     def failed(self, index: int, why: str) -> None:
         """For good."""
+
+    def lost(self, index: int, why: str) -> None:
+        """What ran it is gone, with its node perhaps; given out again, it would go on from its checkpoint."""
+        self.failed(index, why)
 
 
 def train_trials(
@@ -209,7 +216,9 @@ class _Events(_Unwritten, Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         file = trial.error_file  # on the driver's disk; it reaches the storage later
         text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).exists() else ""
-        self._listener.failed(trial.config[INDEX], reason(text or "it failed, and Ray does not say why"))
+        why = reason(text or "it failed, and Ray does not say why")
+        tell = self._listener.lost if any(name in text for name in _LOST) else self._listener.failed
+        tell(trial.config[INDEX], why)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         index = trial.config[INDEX]
