@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def join(base: str, *parts: str) -> str:
@@ -18,15 +19,25 @@ def is_uri(location: str) -> bool:
     return "://" in location
 
 
+def _there(location: str) -> tuple[Any, str]:
+    """The file system of a URI and the path in it; what it remembers of listings is dropped: others write there too."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(location)
+    filesystem.invalidate_cache()
+    return filesystem, path
+
+
 def read_text(location: str) -> str | None:
     """A text file's content; None where there is no such file."""
     if not is_uri(location):
         path = Path(location)
         return path.read_text(encoding="utf-8") if path.is_file() else None
-    import fsspec
-
-    filesystem, path_there = fsspec.core.url_to_fs(location)
-    return str(filesystem.cat_file(path_there).decode()) if filesystem.exists(path_there) else None
+    filesystem, path_there = _there(location)
+    try:
+        return str(filesystem.cat_file(path_there).decode())
+    except FileNotFoundError:
+        return None
 
 
 def write_text(location: str, text: str) -> None:
@@ -38,9 +49,7 @@ def write_text(location: str, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         aside.rename(path)
         return
-    import fsspec
-
-    filesystem, path_there = fsspec.core.url_to_fs(location)
+    filesystem, path_there = _there(location)
     filesystem.pipe_file(path_there, text.encode())
 
 
@@ -48,9 +57,7 @@ def list_folders(location: str) -> list[str]:
     """The folders directly in a folder or URI, as locations; none where it does not exist."""
     if not is_uri(location):
         return sorted(str(path) for path in Path(location).glob("*/"))
-    import fsspec
-
-    filesystem, path_there = fsspec.core.url_to_fs(location)
+    filesystem, path_there = _there(location)
     if not filesystem.exists(path_there):
         return []
     entries = filesystem.ls(path_there, detail=True)
@@ -62,9 +69,7 @@ def list_files(location: str) -> list[str]:
     """The files directly in a folder or URI, as locations; none where it does not exist."""
     if not is_uri(location):
         return sorted(str(path) for path in Path(location).glob("*") if path.is_file())
-    import fsspec
-
-    filesystem, path_there = fsspec.core.url_to_fs(location)
+    filesystem, path_there = _there(location)
     if not filesystem.exists(path_there):
         return []
     entries = filesystem.ls(path_there, detail=True)
@@ -85,9 +90,7 @@ def put_folder(local: Path, destination: str, *, last: str | None = None) -> Non
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
         return
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(destination)
+    filesystem, path = _there(destination)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
     for file in sorted(local.rglob("*"), key=lambda file: file.name == last):
@@ -100,9 +103,7 @@ def remove_folder(location: str) -> None:
     if not is_uri(location):
         shutil.rmtree(location, ignore_errors=True)
         return
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(location)
+    filesystem, path = _there(location)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
 
@@ -113,9 +114,7 @@ def local_folder(location: str) -> Iterator[Path]:
     if not is_uri(location):
         yield Path(location)
         return
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(location)
+    filesystem, path = _there(location)
     with tempfile.TemporaryDirectory(prefix="beamplatform-") as name:
         filesystem.get(f"{path}/", name, recursive=True)
         yield Path(name)

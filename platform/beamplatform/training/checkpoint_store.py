@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from beamplatform.storage import is_uri, join
+from beamplatform.storage import is_uri, join, remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,6 @@ class CheckpointStore:
         if self._remote:
             filesystem = self._filesystem()
             root = filesystem._strip_protocol(self.location)
-            filesystem.invalidate_cache()
             found = [path.split("/")[-2] for path in filesystem.glob(f"{root}/step-*/{_MANIFEST}")]
         else:
             found = [path.parent.name for path in Path(self.location).glob(f"step-*/{_MANIFEST}")]
@@ -109,12 +108,7 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Delete every checkpoint: the run is done."""
-        if self._remote:
-            filesystem = self._filesystem()
-            if filesystem.exists(self.location):
-                filesystem.rm(self.location, recursive=True)
-        else:
-            shutil.rmtree(self.location, ignore_errors=True)
+        remove_folder(self.location)
 
     def _prune(self) -> None:
         """Delete all but the newest, and what an interrupted run left half-written before them."""
@@ -136,7 +130,9 @@ class CheckpointStore:
     def _filesystem(self) -> Any:
         import fsspec
 
-        return fsspec.core.url_to_fs(self.location)[0]
+        filesystem = fsspec.core.url_to_fs(self.location)[0]
+        filesystem.invalidate_cache()  # others write there too
+        return filesystem
 
 
 def describe(path: Path) -> dict[str, Any]:
