@@ -78,11 +78,20 @@ class DataSection(Section):
     split_seed: int = Field(0, description="seed of the train/validation split, the same for every trial")
 
 
+class WorkerRange(Section):
+    """As many workers as the cluster has room for when a run starts, or starts again after a loss."""
+
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+
+
 class TrainingSection(Section):
     """One training run: batch, length, schedule and sharding."""
 
-    workers: Annotated[int, Field(ge=1)] = Field(
-        1, description="Ray Train workers (one GPU each, where there are GPUs)"
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = Field(
+        1,
+        description="Ray Train workers (one GPU each, where there are GPUs), or {min: 1, max: 8}: as many of these as "
+        "there is room for and the global batch can be shared among",
     )
     device: Literal["auto", "gpu", "cpu"] = Field(
         "auto", description="auto: GPUs where the machine or cluster has them"
@@ -108,6 +117,17 @@ class TrainingSection(Section):
     validate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="steps; null = only at the end")
     checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(500, description="steps; null = none")
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            return WorkerRange.model_validate(value)
+        except ValidationError as error:
+            location, message = describe_error(error, WorkerRange)
+            raise ValueError(f"{'.'.join(location)}: {message}") from None
+
     @field_validator("warmup")
     @classmethod
     def _steps_or_fraction(cls, value: int | float) -> int | float:
@@ -121,19 +141,50 @@ class TrainingSection(Section):
             raise ValueError("give exactly one of epochs and max_steps")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
-        if self.gpus_per_worker < 1 and self.workers > 1:  # NCCL refuses two workers on one GPU
-            raise ValueError(f"gpus_per_worker ({self.gpus_per_worker}) below 1 needs workers: 1, got {self.workers}")
-        per_pass = self.workers * self.micro_batch
-        if self.global_batch % per_pass:
+        if isinstance(self.workers, WorkerRange):
+            if not self.worker_counts:
+                raise ValueError(
+                    f"workers: no number from {self.workers.min} to {self.workers.max} divides global_batch "
+                    f"({self.global_batch})"
+                )
+        elif self.global_batch % (per_pass := self.workers * self.micro_batch):
             raise ValueError(
                 f"global_batch ({self.global_batch}) must be a multiple of workers x micro_batch "
                 f"({self.workers} x {self.micro_batch} = {per_pass})"
             )
+        if self.gpus_per_worker < 1 and self.most_workers > 1:  # NCCL refuses two workers on one GPU
+            raise ValueError(
+                f"gpus_per_worker ({self.gpus_per_worker}) below 1 needs workers: 1, got {self.most_workers}"
+            )
         return self
 
     @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that the run may have, descending; the global batch is the same with each."""
+        if isinstance(self.workers, int):
+            return [self.workers]
+        numbers = range(self.workers.max, self.workers.min - 1, -1)
+        return [number for number in numbers if self.global_batch % number == 0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.worker_counts[0]
+
+    @property
+    def least_workers(self) -> int:
+        return self.worker_counts[-1]
+
+    def with_workers(self, number: int) -> TrainingSection:
+        """For so many workers: the largest micro-batch, up to the given one, that divides a worker's share."""
+        share = self.global_batch // number
+        micro = next(size for size in range(min(self.micro_batch, share), 0, -1) if share % size == 0)
+        return self.model_copy(update={"workers": number, "micro_batch": micro})
+
+    @property
     def accumulation(self) -> int:
-        """Micro-batches of one worker per optimizer step."""
+        """Micro-batches of one worker per optimizer step; with a range of workers, of the most."""
+        if isinstance(self.workers, WorkerRange):
+            return self.with_workers(self.most_workers).accumulation
         return self.global_batch // (self.workers * self.micro_batch)
 
 

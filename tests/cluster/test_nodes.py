@@ -114,6 +114,21 @@ def test_a_node_that_joins_is_used_by_a_waiting_trial(cluster: Any, start: Start
     assert second.start_time < first.end_time, "both at once"
 
 
+def test_a_range_of_workers_starts_with_what_is_there(cluster: Any, start: Started, tmp_path: Path) -> None:
+    """A batch of 16 can be shared among 4, 2 or 1; there is room for 3."""
+    cluster.add_node(num_cpus=3)
+    steps = ["--seeds", "0", "--set", "training.max_steps=20"]
+    elastic = start("elastic", cluster.address, *steps, "--set", "training.workers={min: 1, max: 4}")
+    ended(elastic, tmp_path / "elastic")
+    ended(start("alone", None, *steps), tmp_path / "alone")
+    found = []
+    for folder in ("elastic", "alone"):
+        (run,) = Tracker(f"sqlite:///{tmp_path}/{folder}/mlflow.db", "commonsense").trial_runs(sweep="s")
+        found.append(run.metrics)
+    assert [metrics["train/workers"] for metrics in found] == [2, 1]
+    assert found[0]["train/loss"] == pytest.approx(found[1]["train/loss"], rel=1e-5)
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="a mount of its own needs root")
 def test_a_node_that_does_not_see_the_storage(cluster: Any, start: Started, tmp_path: Path) -> None:
     storage = tmp_path / "storage"

@@ -262,10 +262,12 @@ def searched(method: str, losses: dict[str, float | None], chosen: str, scores: 
     """A method's search (a loss for each configuration; None: stopped at 0.01) and its final trials."""
     search = [
         trial(method, name, 1000, 0.01 if loss is None else loss, {}, role="search", r=name,
-              status="KILLED" if loss is None else "FINISHED", **{"training.workers": "2"})
+              status="KILLED" if loss is None else "FINISHED")
         for name, loss in losses.items()
     ]  # fmt: skip
-    search = [replace(run, metrics=dict(run.metrics) | {"train/seconds": 900.0}) for run in search]
+    search = [
+        replace(run, metrics=dict(run.metrics) | {"train/seconds": 900.0, "train/workers": 2.0}) for run in search
+    ]
     final = [trial(method, chosen, seed, 5.0, {"boolq": s}, role="final", r=chosen) for seed, s in enumerate(scores)]
     return search + final
 

@@ -126,3 +126,22 @@ def test_gpt2s_layers_are_found_too() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
     values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": ["c_attn"]})
     assert target_shapes(model, values) == {"transformer.h.0.attn.c_attn": (96, 32)}
+
+
+def test_a_range_of_workers_shares_the_same_global_batch(trial) -> None:
+    elastic = trial("lora", training__workers={"min": 2, "max": 6}, training__global_batch=16, training__micro_batch=8)
+    training = elastic.training
+    assert training.worker_counts == [4, 2] and training.accumulation == 1
+    for number, micro_batch, accumulation in ((4, 4, 1), (2, 8, 1)):
+        one = training.with_workers(number)
+        assert (one.workers, one.micro_batch, one.accumulation) == (number, micro_batch, accumulation)
+        assert one.workers * one.micro_batch * one.accumulation == 16
+    fixed = trial("lora", training__workers=2, training__micro_batch=4).training
+    assert fixed.with_workers(2) == fixed and fixed.worker_counts == [2]
+    assert Cluster(8, 0, 8).concurrent(training, None) == 2 and Cluster(3, 0, 3).concurrent(training, None) == 1
+    with pytest.raises(UserError, match=r"workers: no number from 5 to 7 divides global_batch \(16\)"):
+        trial("lora", training__workers={"min": 5, "max": 7})
+    with pytest.raises(UserError, match=r"workers.min: Field required"):
+        trial("lora", training__workers={"max": 7})
+    with pytest.raises(UserError, match=r"greater than or equal to 1, got 0"):
+        trial("lora", training__workers=0)

@@ -19,7 +19,7 @@ VALIDATION = "validation/loss"
 EVAL = "eval/"
 TRAINED, KEPT = "train/trainable_parameters", "train/final_parameters"
 AVERAGE = "average"
-SECONDS, MEMORY = "train/seconds", "train/peak_memory_bytes"
+SECONDS, MEMORY, WORKERS = "train/seconds", "train/peak_memory_bytes", "train/workers"
 _EQUAL = 1e-9
 _EVEN = 0.05
 """How much the numbers of trained parameters may differ in an even comparison: BeamLoRA's scores and DoRA's magnitudes
@@ -311,7 +311,7 @@ def _row(
 def _searched(runs: Sequence[TrialRun], best: float | None) -> Searched:
     count = Counter(run.status for run in runs)
     trained = [_mean_loss([run]) for run in runs if run.status == "FINISHED"]
-    worker_seconds = sum(run.metrics.get(SECONDS, 0.0) * int(run.params.get("training.workers", "1")) for run in runs)
+    worker_seconds = sum(run.metrics.get(SECONDS, 0.0) * run.metrics.get(WORKERS, 1.0) for run in runs)
     return Searched(
         trained=count["FINISHED"],
         stopped=count["KILLED"],

@@ -89,7 +89,7 @@ class Agenda:
         now = time.monotonic()
         if index in self._since:
             training = self.entries[index].trial.training
-            workers = training.workers * training.gpus_per_worker
+            workers = training.most_workers * training.gpus_per_worker
             self.entries[index].hours += workers * (now - self._since[index]) / 3600
         self._since[index] = now
 

@@ -37,8 +37,8 @@ class Cluster:
     def spare(self, training: TrainingSection, concurrent: int) -> int:
         """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
         if self.uses_gpu(training):
-            return int(max(0, self.gpus - concurrent * training.workers * training.gpus_per_worker))
-        return max(0, self.cpus - concurrent * training.workers * training.cpus_per_worker)
+            return int(max(0, self.gpus - concurrent * training.most_workers * training.gpus_per_worker))
+        return max(0, self.cpus - concurrent * training.most_workers * training.cpus_per_worker)
 
     def less(self, cpus: int, gpus: int) -> Cluster:
         """Without what something else has taken."""
@@ -48,9 +48,9 @@ class Cluster:
         """How many trials of this size fit at once, at most `limit`; at least one."""
         if self.uses_gpu(training) and not self.gpus:
             return limit or 1
-        fit = self.cpus // (training.workers * training.cpus_per_worker)
+        fit = self.cpus // (training.most_workers * training.cpus_per_worker)
         if self.uses_gpu(training):
-            fit = min(fit, int(self.gpus / (training.workers * training.gpus_per_worker)))
+            fit = min(fit, int(self.gpus / (training.most_workers * training.gpus_per_worker)))
         if self.grows:  # one that waits makes the cluster larger
             return limit or fit + 1
         return max(1, min(fit, limit or fit))

@@ -43,7 +43,8 @@ def room_here(training: TrainingSection) -> Room | None:
     import psutil
 
     size = int(psutil.virtual_memory().total * _USABLE_HOST)
-    return Room(size // training.workers, f"this machine's memory has for each of {training.workers} workers")
+    workers = training.least_workers
+    return Room(size // workers, f"this machine's memory has for each of {workers} workers")
 
 
 def room_on_gpu(size: int, training: TrainingSection) -> Room:
@@ -100,13 +101,13 @@ def smallest_change(plan: Plan, one: Checked, room: Room) -> str:
 
 def _changes(trial: Trial) -> Iterator[tuple[str, Any]]:
     training = trial.training
-    share = training.global_batch // training.workers
+    share = training.global_batch // training.least_workers
     for micro_batch in range(training.micro_batch - 1, 0, -1):
         if share % micro_batch == 0:
             yield "training.micro_batch", micro_batch
     if not trial.model.gradient_checkpointing:
         yield "model.gradient_checkpointing", True
-    if training.zero_stage < 3 and training.workers > 1:
+    if training.zero_stage < 3 and training.least_workers > 1:
         yield "training.zero_stage", 3
     if training.zero_stage > 0 and not training.offload_optimizer and training.device != "cpu":
         yield "training.offload_optimizer", True

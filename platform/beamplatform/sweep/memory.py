@@ -70,9 +70,10 @@ def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: di
     without attention scores, which fused attention does not keep): 34 hidden bytes at 2 bytes a value; with gradient
     checkpointing the layer inputs and one whole layer. Logits and their gradient are float32.
     """
-    training, config = trial.training, skeleton.config
+    training = trial.training.with_workers(trial.training.least_workers)  # who has the most of it
+    config = skeleton.config
     width = 4 if trial.model.dtype == "float32" else 2
-    workers, stage = training.workers, training.zero_stage
+    workers, stage = training.most_workers, training.zero_stage
     total = sum(p.numel() for p in skeleton.parameters())
     weights = total * width // (workers if stage == 3 else 1)
     values, own = method.values, width

@@ -53,7 +53,8 @@ def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     """
     largest = plan.largest
     how = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
-    trial = largest.trial.model_copy(update={"training": largest.trial.training.model_copy(update=how)})
+    training = largest.trial.training.model_copy(update=how)
+    trial = largest.trial.model_copy(update={"training": training.with_workers(training.least_workers)})
     folder = join(storage, "probe", str(time.time_ns()), "export")
     began = time.monotonic()
     fit(trial, Destination(folder, join(storage, "train"), weights=False), use_gpu=use_gpu, max_failures=0, until=STEPS)

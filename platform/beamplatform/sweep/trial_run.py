@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ray
 from ray import tune
-from ray.train import UserCallback
+from ray.train import ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.queue import Queue
 
 from beamplatform.errors import UserError
@@ -108,7 +109,22 @@ class ResilientTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = _RetryLostWorkers(self.run_config.failure_config)
+        if self.scaling_config.elasticity_enabled:
+            counts = Trial.model_validate(self.train_loop_config["trial"]).training.worker_counts
+            arguments["scaling_policy"] = _WholeShares(self.scaling_config, counts)
         return super()._initialize_and_run_controller(**arguments)
+
+
+class _WholeShares(ElasticScalingPolicy):
+    """As many workers as there is room for, of those numbers that share the global batch evenly."""
+
+    def __init__(self, scaling_config: ScalingConfig, counts: Sequence[int]) -> None:
+        super().__init__(scaling_config)
+        self._counts = list(counts)
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        room = super()._count_possible_workers(reserved_resources)
+        return max((count for count in self._counts if count <= room), default=0)
 
 
 class _RetryLostWorkers(DefaultFailurePolicy):

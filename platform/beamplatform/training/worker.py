@@ -62,14 +62,18 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    training = trial.training
+    training, counts = trial.training, trial.training.worker_counts
     resources: dict[str, float] = {"CPU": training.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = training.gpus_per_worker
     run = (trainer or TorchTrainer)(
         train_worker,
         train_loop_config={"trial": trial.model_dump(), "destination": asdict(destination), "until": until},
-        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=training.workers if isinstance(training.workers, int) else (counts[-1], counts[0]),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name=f"{trial.name}-{time.time_ns()}",  # a name that is used again would take up the old run
@@ -94,9 +98,10 @@ def train_worker(config: dict[str, Any]) -> None:
     from beamplatform.training.loop import Place, Progress
     from beamplatform.training.run import start_run
 
-    trial = Trial.model_validate(config["trial"])
     destination = Destination(**config["destination"])
     context = ray.train.get_context()
+    trial = Trial.model_validate(config["trial"])
+    trial = trial.model_copy(update={"training": trial.training.with_workers(context.get_world_size())})
     place = Place(context.get_world_rank(), context.get_world_size(), device)
     # Not Ray Train's checkpoints: it hands out its newest one only, whole or damaged, and forgets them with the driver.
     checkpoints = CheckpointStore(destination.checkpoints)
@@ -104,7 +109,8 @@ def train_worker(config: dict[str, Any]) -> None:
     if run.progress.step:
         log.warning("%s goes on from step %d", trial.name, run.progress.step)
     else:
-        run.progress.rows.append((0, {"train/trainable_parameters": float(run.method.trained_parameters())}))
+        first = {"train/trainable_parameters": float(run.method.trained_parameters()), "train/workers": place.workers}
+        run.progress.rows.append((0, {name: float(value) for name, value in first.items()}))
     sent = 0
 
     def report(progress: Progress) -> None:
