@@ -32,7 +32,7 @@ def test_it_ends_well_and_prints_a_table(swept) -> None:
     probe = re.search(
         r"^Probe \(20 steps of (\w+)\): (\S+) s a step, .* Training takes about", done.stdout, re.MULTILINE
     )
-    assert probe and probe[1] == "dora" and 0 < float(probe[2]) < 10
+    assert probe and probe[1] == "beamlora" and 0 < float(probe[2]) < 10
     assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
     assert "RayTrainWorker" in (folder / "runs" / "first" / "log.txt").read_text()
 
@@ -206,5 +206,5 @@ def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: 
 
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "commonsense")
     statuses = {run.name.split("-")[0]: run.status for run in tracker.trial_runs(sweep="stopped", every_status=True)}
-    assert statuses == {"lora": "KILLED", "beamlora": "KILLED", "dora": "KILLED"}
+    assert statuses == {"lora": "KILLED", "beamlora": "KILLED"}, "there was room for two; the third was not begun"
     assert [sweep.status for sweep in tracker.sweeps()] == ["KILLED"]
