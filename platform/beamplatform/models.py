@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from beamplatform.suite import ModelSection
+    from beamplatform.sections import ModelSection
 
 TINY = "tiny"
 """The model.path of the model that is shipped with this package."""

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from beamplatform.methods import get_method
 from beamplatform.methods.base import Method, RunPlan
 from beamplatform.schedule import warmup_steps
-from beamplatform.suite import DataSection, EvaluationSection, ModelSection, Preset, TrainingSection
+from beamplatform.sections import DataSection, EvaluationSection, ModelSection, TrainingSection
+from beamplatform.suite import Preset
 
 _HOW: dict[str, set[str]] = {
     "model": {"path"},

@@ -16,7 +16,7 @@ import pytest
 from ray.util import get_node_ip_address
 
 from beamplatform.errors import UserError
-from beamplatform.suite import TrainingSection
+from beamplatform.sections import TrainingSection
 from beamplatform.sweep.cluster_check import check_cluster
 
 ON_CPU = TrainingSection(max_steps=1, device="cpu")

@@ -13,7 +13,7 @@ from beamplatform.data.records import Record
 from beamplatform.data.splits import training_records
 from beamplatform.errors import UserError
 from beamplatform.models import load_tokenizer
-from beamplatform.suite import DataSection
+from beamplatform.sections import DataSection
 
 RECORD = Record("Is the sky green?", "the correct answer is false", "false")
 

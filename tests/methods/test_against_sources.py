@@ -12,7 +12,7 @@ from beamplatform.data.batches import BatchPlan, collate
 from beamplatform.data.examples import Example, tokenise
 from beamplatform.data.splits import training_records
 from beamplatform.models import load_base, load_tokenizer
-from beamplatform.suite import ModelSection
+from beamplatform.sections import ModelSection
 from beamplatform.training.loop import summed_loss
 from beamplatform.trial import Trial
 

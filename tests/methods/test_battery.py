@@ -17,7 +17,7 @@ from beamplatform.data import splits
 from beamplatform.inference import Export, check_export, create_engine
 from beamplatform.methods import METHODS, get_method
 from beamplatform.models import load_base, resolve_path
-from beamplatform.suite import ModelSection
+from beamplatform.sections import ModelSection
 from beamplatform.tasks import TASKS
 
 SETTING = {

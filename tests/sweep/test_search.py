@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from beamplatform.sections import SearchSection
 from beamplatform.space import Point, parse_space
-from beamplatform.suite import SearchSection
 from beamplatform.sweep.search import Tried, propose
 
 SPACE = parse_space(

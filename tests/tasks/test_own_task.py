@@ -12,7 +12,7 @@ import pytest
 
 from beamplatform.data.splits import test_records as records_of_tests
 from beamplatform.errors import UserError
-from beamplatform.suite import DataSection, EvaluationSection
+from beamplatform.sections import DataSection, EvaluationSection
 from beamplatform.tasks import get_task
 
 RECORDS = "".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(5))

@@ -13,7 +13,7 @@ from beamplatform.errors import UserError
 from beamplatform.tasks.registry import get_task
 
 if TYPE_CHECKING:
-    from beamplatform.suite import DataSection
+    from beamplatform.sections import DataSection
 
 
 @dataclass(frozen=True)

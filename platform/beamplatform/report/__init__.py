@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from beamplatform.report.comparison import Cell, Comparison, Row, compare
+from beamplatform.report.cells import Cell
+from beamplatform.report.comparison import Comparison, Row, compare
 from beamplatform.report.picture import draw
 from beamplatform.report.render import print_comparison, to_csv, to_latex, to_markdown
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from beamplatform.errors import UserError
+from beamplatform.report.cells import Cell, cell_of_seeds, mark
 from beamplatform.report.labels import method_label, task_order
 from beamplatform.report.published import published
 from beamplatform.report.statistics import Difference
@@ -20,33 +21,11 @@ EVAL = "eval/"
 TRAINED, KEPT = "train/trainable_parameters", "train/final_parameters"
 AVERAGE = "average"
 SECONDS, MEMORY, WORKERS = "train/seconds", "train/peak_memory_bytes", "train/workers"
-_EQUAL = 1e-9
 _EVEN = 0.05
 """How much the numbers of trained parameters may differ in an even comparison: BeamLoRA's scores and DoRA's magnitudes
 are a few percent of an adapter."""
 
 Choice = Literal["only one", "lowest validation loss", "first by name"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The accuracy (0..1) of one method on one task, over its seeds.
-
-    Attributes:
-        values: one accuracy per seed, in the order of the row's seeds.
-        standard_error: sample standard deviation / sqrt(seeds); ``None`` for a single seed.
-        best: the highest mean of its column (several where they are equal).
-        second: the highest mean below those.
-        close: not the best, but within one standard error of the difference to a best cell,
-            sqrt(se_best^2 + se^2): more seeds may turn the order round. Needs two seeds on both sides.
-    """
-
-    values: tuple[float, ...]
-    mean: float
-    standard_error: float | None
-    best: bool = False
-    close: bool = False
-    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,8 +271,8 @@ def _row(
         seeds=tuple(run.seed for run in chosen),
         names=tuple(run.name for run in chosen),
         run_ids=tuple(run.run_id for run in chosen),
-        cells={task: _cell([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
-        average=_cell(per_seed),
+        cells={task: cell_of_seeds([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
+        average=cell_of_seeds(per_seed),
         validation_loss=_mean_loss(chosen) if found else losses[best],
         candidates=len(others),
         choice=choice,
@@ -342,16 +321,6 @@ def _seed_average(run: TrialRun, tasks: Sequence[str]) -> float | None:
     return statistics.fmean(scores) if tasks and len(scores) == len(tasks) else None
 
 
-def _cell(values: Iterable[float | None]) -> Cell | None:
-    known = []
-    for value in values:
-        if value is None or not math.isfinite(value):
-            return None
-        known.append(value)
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-    return Cell(values=tuple(known), mean=statistics.fmean(known), standard_error=error)
-
-
 def _differing(chosen: TrialRun, candidates: Sequence[TrialRun]) -> dict[str, str]:
     names = sorted({name for run in candidates for name in run.params} - {"seed"})
     return {
@@ -362,41 +331,9 @@ def _differing(chosen: TrialRun, candidates: Sequence[TrialRun]) -> dict[str, st
 
 
 def _marked(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[Row, ...]:
-    columns = {task: _mark([row.cells[task] for row in rows]) for task in tasks}
-    averages = _mark([row.average for row in rows])
+    columns = {task: mark([row.cells[task] for row in rows]) for task in tasks}
+    averages = mark([row.average for row in rows])
     return tuple(
         replace(row, cells={task: columns[task][index] for task in tasks}, average=averages[index])
         for index, row in enumerate(rows)
-    )
-
-
-def _mark(column: Sequence[Cell | None]) -> list[Cell | None]:
-    """The column with its best cells marked; a lone method is compared with nobody and stays unmarked."""
-    present = [cell for cell in column if cell is not None]
-    if len(present) < 2:
-        return list(column)
-    top = max(cell.mean for cell in present)
-    leaders = [cell for cell in present if top - cell.mean <= _EQUAL]
-    behind = [cell.mean for cell in present if top - cell.mean > _EQUAL]
-    next_best = max(behind, default=math.inf)
-    return [
-        None
-        if cell is None
-        else replace(
-            cell,
-            best=any(cell is leader for leader in leaders),
-            close=_is_close(cell, leaders),
-            second=len(leaders) == 1 and abs(cell.mean - next_best) <= _EQUAL,
-        )
-        for cell in column
-    ]
-
-
-def _is_close(cell: Cell, leaders: Sequence[Cell]) -> bool:
-    if cell.standard_error is None or any(cell is leader for leader in leaders):
-        return False
-    return any(
-        leader.standard_error is not None
-        and leader.mean - cell.mean <= math.hypot(leader.standard_error, cell.standard_error)
-        for leader in leaders
     )

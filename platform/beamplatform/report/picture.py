@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.report.comparison import Cell, Comparison
+from beamplatform.report.cells import Cell
+from beamplatform.report.comparison import Comparison
 from beamplatform.report.labels import method_label
 from beamplatform.report.sheets import heading
 from beamplatform.report.style import INK, frame, look, new_figure

@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from beamplatform.report.comparison import AVERAGE, Cell, Comparison, Row
+from beamplatform.report.cells import Cell
+from beamplatform.report.comparison import AVERAGE, Comparison, Row
 from beamplatform.report.labels import method_label, task_label
 from beamplatform.report.statistics import RESAMPLES
 

@@ -11,7 +11,7 @@ from beamplatform.sweep.cluster_check import first_line, grows
 from beamplatform.sweep.groups import held_resources
 
 if TYPE_CHECKING:
-    from beamplatform.suite import TrainingSection
+    from beamplatform.sections import TrainingSection
     from beamplatform.sweep.fit import Room
 
 

@@ -16,7 +16,7 @@ from beamplatform.errors import UserError
 from beamplatform.storage import is_uri
 
 if TYPE_CHECKING:
-    from beamplatform.suite import TrainingSection
+    from beamplatform.sections import TrainingSection
 
 SECONDS = 5.0
 """How long a cluster, or one of its nodes, may take to answer."""

@@ -20,7 +20,7 @@ from beamplatform.tasks.answer_store import Answers
 from beamplatform.tasks.evaluate import Event
 
 if TYPE_CHECKING:
-    from beamplatform.suite import EvaluationSection, ModelSection
+    from beamplatform.sections import EvaluationSection, ModelSection
 
 _TELL_EVERY = 0.5
 """Seconds between two progress events."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
-from beamplatform.suite import ModelSection, TrainingSection
+from beamplatform.sections import ModelSection, TrainingSection
 from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from beamplatform.trial import Content, Trial, context, digest, make_trial
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from beamplatform.suite import Preset, SearchSection
+    from beamplatform.sections import SearchSection
+    from beamplatform.suite import Preset
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
 
-    from beamplatform.suite import SearchSection
+    from beamplatform.sections import SearchSection
 
 _STARTUP = 10
 """TPE's first points are random: a third of the budget, at most these (Optuna's own number)."""

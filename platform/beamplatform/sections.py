@@ -1,0 +1,272 @@
+"""The sections of a preset: what each of its keys is, its type, its range and its default.
+
+This module imports neither torch nor Ray: a bad suite is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from beamplatform.errors import UserError
+from beamplatform.tasks import get_task
+from beamplatform.validation import describe_error
+
+
+class Section(BaseModel):
+    """A part of a suite: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _absolute(value: str | None) -> str | None:
+    """A path that exists here, made absolute: workers run in folders of their own."""
+    if value is None or value in ("tiny", "embedded") or not Path(value).expanduser().exists():
+        return value
+    return str(Path(value).expanduser().resolve())
+
+
+def _task(name: str) -> str:
+    """A known task's name, or the absolute path of a file with one."""
+    name = str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+    try:
+        get_task(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_task)]
+LocalPath = Annotated[str, AfterValidator(_absolute)]
+
+
+class ModelSection(Section):
+    """The base model every trial starts from."""
+
+    path: LocalPath = Field(description="'tiny' (the shipped model), a local folder or a Hugging Face hub id")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class DataSection(Section):
+    """Where records come from and how they become token sequences."""
+
+    source: LocalPath | None = Field(
+        None,
+        description="test and training records: 'embedded', a folder <task>/{train,test}.json or a hub id",
+    )
+    train_source: LocalPath | None = Field(
+        None, description="training records where they differ from `source`: a .json/.jsonl file or a hub id"
+    )
+    columns: dict[Literal["instruction", "output"], str] = Field(
+        default_factory=dict, description="names of the fields in train_source, where they are not these two"
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; longer examples are cut at the right")
+    loss_on: Literal["response", "all"] = Field("response", description="which tokens the loss counts")
+    train_records: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first N after shuffling")
+    validation_records: Annotated[int, Field(ge=1)] = Field(200, description="held out of the training records")
+    split_seed: int = Field(0, description="seed of the train/validation split, the same for every trial")
+
+
+class WorkerRange(Section):
+    """As many workers as the cluster has room for when a run starts, or starts again after a loss."""
+
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+
+
+class TrainingSection(Section):
+    """One training run: batch, length, schedule and sharding."""
+
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = Field(
+        1,
+        description="Ray Train workers (one GPU each, where there are GPUs), or {min: 1, max: 8}: as many of these as "
+        "there is room for and the global batch can be shared among",
+    )
+    device: Literal["auto", "gpu", "cpu"] = Field(
+        "auto", description="auto: GPUs where the machine or cluster has them"
+    )
+    cpus_per_worker: Annotated[int, Field(ge=1)] = Field(1, description="CPU cores a worker reserves")
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = Field(
+        1, description="below 1, several small trials share a GPU: 0.25 lets four on it; needs workers: 1"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the training records")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps, instead of epochs")
+    global_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per optimizer step, over all workers")
+    micro_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per forward pass of one worker")
+    zero_persistence: Annotated[int, Field(ge=0)] = Field(
+        100_000, description="ZeRO-3: parameters of fewer values stay whole on every worker"
+    )
+    offload_optimizer: bool = Field(False, description="keep master weights and moments in CPU memory (ZeRO 1 to 3)")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = off")
+    log_every: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two reports")
+    validate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="steps; null = only at the end")
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(500, description="steps; null = none")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            return WorkerRange.model_validate(value)
+        except ValidationError as error:
+            location, message = describe_error(error, WorkerRange)
+            raise ValueError(f"{'.'.join(location)}: {message}") from None
+
+    @field_validator("warmup")
+    @classmethod
+    def _steps_or_fraction(cls, value: int | float) -> int | float:
+        if value >= 0 if isinstance(value, int) else 0 <= value < 1:
+            return value
+        raise ValueError(f"must be an integer >= 0 (optimizer steps) or a fraction of all steps below 1, got {value}")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSection:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("give exactly one of epochs and max_steps")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if isinstance(self.workers, WorkerRange):
+            if not self.worker_counts:
+                raise ValueError(
+                    f"workers: no number from {self.workers.min} to {self.workers.max} divides global_batch "
+                    f"({self.global_batch})"
+                )
+        elif self.global_batch % (per_pass := self.workers * self.micro_batch):
+            raise ValueError(
+                f"global_batch ({self.global_batch}) must be a multiple of workers x micro_batch "
+                f"({self.workers} x {self.micro_batch} = {per_pass})"
+            )
+        if self.gpus_per_worker < 1 and self.most_workers > 1:  # NCCL refuses two workers on one GPU
+            raise ValueError(
+                f"gpus_per_worker ({self.gpus_per_worker}) below 1 needs workers: 1, got {self.most_workers}"
+            )
+        return self
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that the run may have, descending; the global batch is the same with each."""
+        if isinstance(self.workers, int):
+            return [self.workers]
+        numbers = range(self.workers.max, self.workers.min - 1, -1)
+        return [number for number in numbers if self.global_batch % number == 0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.worker_counts[0]
+
+    @property
+    def least_workers(self) -> int:
+        return self.worker_counts[-1]
+
+    def with_workers(self, number: int) -> TrainingSection:
+        """For so many workers: the largest micro-batch, up to the given one, that divides a worker's share."""
+        share = self.global_batch // number
+        micro = next(size for size in range(min(self.micro_batch, share), 0, -1) if share % size == 0)
+        return self.model_copy(update={"workers": number, "micro_batch": micro})
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one worker per optimizer step; with a range of workers, of the most."""
+        if isinstance(self.workers, WorkerRange):
+            return self.with_workers(self.most_workers).accumulation
+        return self.global_batch // (self.workers * self.micro_batch)
+
+
+class EvaluationSection(Section):
+    """How a trained model is scored."""
+
+    tasks: tuple[TaskName, ...] = Field(
+        (), description="task names, or .py files with tasks of your own, in the order of the table's columns"
+    )
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    beams: Annotated[int, Field(ge=1)] = Field(1, description="1 = greedy; the published commonsense setting is 4")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together")
+    adapters: Annotated[int, Field(ge=1)] = Field(8, description="adapters of one base model served together")
+    max_records: Annotated[int, Field(ge=1)] | None = Field(None, description="score only the first N per task")
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of the task's own")
+    equivalence: Literal["string", "sympy"] = Field(
+        "string", description="MATH: answers agree as normalised text; sympy: or as mathematics, or within 1e-4"
+    )
+    samples: Annotated[int, Field(ge=1)] = Field(1, description="answers drawn per question, for pass@k")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="of the draws; 0 = greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the draws")
+    sampling_seed: int = Field(0, description="seed of the draws")
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="also report pass@k for these k")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationSection:
+        if self.temperature and self.beams > 1:
+            raise ValueError(f"beams ({self.beams}) search, temperature ({self.temperature}) draws: choose one")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"samples ({self.samples}) need a temperature above 0, or all would be the same")
+        if max(self.pass_at, default=1) > self.samples:
+            raise ValueError(f"pass_at ({max(self.pass_at)}) needs at least as many samples, got {self.samples}")
+        return self
+
+
+Algorithm = Literal["random", "grid", "tpe", "asha", "hyperband", "bohb"]
+
+
+class SearchSection(Section):
+    """How each method's configuration is searched, and with which seeds the chosen one is trained for the test tasks.
+
+    The budget is the same for every method. The lowest validation loss chooses; test tasks take no part.
+    """
+
+    algorithm: Algorithm = Field(
+        "random",
+        description="random; grid: every point; tpe: Optuna's, from what was seen so far; asha, hyperband: random, and "
+        "trials that fall behind are stopped; bohb: tpe with hyperband",
+    )
+    trials: Annotated[int, Field(ge=1)] = Field(
+        8, description="configurations tried for each method, fewer where its space has fewer"
+    )
+    budget: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GPU-hours of search for each method (worker-hours without GPUs), instead of trials"
+    )
+    seed: int = Field(0, description="seed of the draws themselves")
+    trial_seed: int = Field(1000, description="training seed of the search's trials; none of seeds")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        (0,), description="training seeds of each method's chosen configuration"
+    )
+    evaluate: Literal["chosen", "all"] = Field(
+        "chosen",
+        description="all: the search's trials answer the test tasks too, for the pictures; they choose nothing",
+    )
+    grid_points: Annotated[int, Field(ge=2)] = Field(
+        3, description="grid: values of a domain that is given by its bounds, which are the first and the last"
+    )
+    reduction: Annotated[int, Field(ge=2)] = Field(
+        3, description="asha, hyperband, bohb: one of so many goes on from each rung to one so many times as long"
+    )
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(None, description="null = as many as fit")
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="compared where --methods names none; null = all of the preset's"
+    )
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> SearchSection:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        if self.trial_seed in self.seeds:
+            raise ValueError(f"seeds must be fresh ones: {self.trial_seed} is the search's own (trial_seed)")
+        return self
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether trials that fall behind are stopped."""
+        return self.algorithm in ("asha", "hyperband", "bohb")
+
+    @property
+    def proposes(self) -> bool:
+        """Whether configurations follow from the results of earlier ones."""
+        return self.algorithm in ("tpe", "bohb")
