@@ -49,6 +49,14 @@ def test_each_method_is_searched_and_its_best_is_trained_with_fresh_seeds(plan) 
     assert [entry.trial.method for entry in agenda.entries[:4]] == ["beamlora", "lora"] * 2
 
 
+def test_whose_models_are_kept_and_asked(plan) -> None:
+    """Test questions are for final trials, unless somebody wants pictures of the search's accuracy."""
+    for evaluate, of_the_search in (("chosen", False), ("all", True)):
+        agenda = Agenda(plan("lora", shared__learning_rate=RATES, search__trials=2, search__evaluate=evaluate))
+        run(agenda, lambda trial: 1.0)
+        assert [entry.weights for entry in agenda.entries] == [of_the_search, of_the_search, True]
+
+
 def test_a_method_with_nothing_to_search_is_trained_at_once(plan) -> None:
     agenda = Agenda(plan("lora", "dora", methods__lora__r={"choice": [4, 8]}, search__seeds=[0, 1], search__trials=8))
     run(agenda, lambda trial: 1.0)
