@@ -69,7 +69,7 @@ class Domain:
             spread = [low * (high / low) ** share for share in shares]
         else:
             spread = [low + (high - low) * share for share in shares]
-        return tuple(float(f"{value:.6g}") for value in spread)
+        return tuple(min(max(float(f"{value:.6g}"), low), high) for value in spread)
 
     def draw(self, random_state: RandomState) -> Any:
         """One value, drawn by the Ray Tune domain of the same name (grids are not drawn)."""

@@ -28,6 +28,7 @@ class Agenda:
 
     Attributes:
         entries: everything begun so far; a trial's index is its place here.
+        workers: how many a trial has, where it said so.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Agenda:
     ) -> None:
         self.plan = plan
         self.entries = list(known)
+        self.workers: dict[int, int] = {}
         self._began = began
         wanted = ("running", "failed") if again else ("running",)
         self._again = [index for index, entry in enumerate(known) if entry.state in wanted]
@@ -89,7 +91,7 @@ class Agenda:
         now = time.monotonic()
         if index in self._since:
             training = self.entries[index].trial.training
-            workers = training.most_workers * training.gpus_per_worker
+            workers = self.workers.get(index, training.most_workers) * training.gpus_per_worker
             self.entries[index].hours += workers * (now - self._since[index]) / 3600
         self._since[index] = now
 

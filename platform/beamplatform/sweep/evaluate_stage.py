@@ -63,6 +63,11 @@ class EvaluationStage:
         if beside_training:
             self._thread.start()
 
+    @property
+    def started(self) -> bool:
+        """Whether its engine has taken what is reserved for it."""
+        return self._actor is not None
+
     def add(self, index: int) -> None:
         """This trial has exported its model."""
         with self._changed:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOSS = "validation/loss"
+_LOSS, WORKERS = "validation/loss", "train/workers"
 _ATTEMPTS = 3
 """How often the process that runs a trial may be lost: with a node that a cloud takes back, say."""
 
@@ -109,6 +109,8 @@ class Records(Listener):
                     self._end_as_stopped(index, entry.why)
                 self._progress.ended_before(index, "stopped")
             elif entry.state == "failed":
+                if status != "FAILED":  # the store was away when it happened
+                    self._end_as_failed(index, entry.why)
                 self._progress.ended_before(index, "failed")
             else:
                 if run is not None:
@@ -124,7 +126,7 @@ class Records(Listener):
     def new_contexts(self, runs: Iterable[TrialRun]) -> dict[str, str]:
         """Run id -> context, of runs that have become, or are no longer, trials of this plan."""
         own = {entry.trial.name for entry in self.agenda.entries}
-        old = {entry.trial.name for entry in self._superseded}
+        old = {entry.trial.name for entry in self._superseded} - own
         now = self._plan.context
         found = {run.run_id: now for run in runs if run.name in own and run.context != now}
         return found | {run.run_id: "superseded" for run in runs if run.name in old and run.context == now}
@@ -191,6 +193,9 @@ class Records(Listener):
         self._progress.running(index)
 
     def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Rows) -> None:
+        for _, metrics in rows:
+            if WORKERS in metrics:
+                self.agenda.workers[index] = int(metrics[WORKERS])
         self.agenda.started(index)
         self._progress.advance(index, step, loss)
         if rows:
@@ -221,7 +226,10 @@ class Records(Listener):
         """Remove the checkpoints of trials that were stopped, which nobody goes on from."""
         for entry in self.agenda.entries:
             if entry.state == "stopped":
-                remove_folder(self._destination(entry).checkpoints)
+                try:
+                    remove_folder(self._destination(entry).checkpoints)
+                except Exception as error:  # an object store's own: nothing hangs on it
+                    log.warning("checkpoints of %s stay: %s", entry.trial.name, error)
 
     def lost(self, index: int, why: str) -> None:
         self._losses[index] += 1
@@ -251,9 +259,12 @@ class Records(Listener):
 
     def unanswered(self, index: int, why: str) -> None:
         """The trial has failed."""
+        self._end_as_failed(index, why)
+        self._progress.failed(index, why)
+
+    def _end_as_failed(self, index: int, why: str) -> None:
         self._recorder.set_tags(index, {"error": why})
         self._recorder.finish(index, "FAILED")
-        self._progress.failed(index, why)
 
     def evaluated(self, index: int, result: Evaluation) -> None:
         """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
 
 if TYPE_CHECKING:
+    from beamplatform.sweep.agenda import Agenda
     from beamplatform.sweep.records import Records
     from beamplatform.sweep.train_stage import Job
     from beamplatform.tracking import Tracker
@@ -84,7 +86,7 @@ def run_sweep(
             tracker.set_tags(run_id, {"context": context})
         agenda, waiting = records.agenda, records.take_up(runs)
         if agenda.finished and not waiting:
-            return Result(agenda.entries, {})
+            return Result(agenda.entries, _failed(agenda))
         cluster = start_ray()
         training = plan.preset.training
         most = cluster.concurrent(training, concurrent)
@@ -105,13 +107,17 @@ def run_sweep(
             for index in waiting:
                 records.answer(index)
             _train(plan, _Jobs(records, stage, concurrent), join(storage, sweep), cluster.uses_gpu(training))
-            failed = {index: entry.why for index, entry in enumerate(agenda.entries) if entry.state == "failed"}
-            return Result(agenda.entries, failed | stage.finish())
+            asked = stage.finish()
+            return Result(agenda.entries, _failed(agenda) | asked)
         finally:
             stage.abandon()
             ray.shutdown()
             records.save()  # also what trials have taken that were interrupted
             records.clear()
+
+
+def _failed(agenda: Agenda) -> dict[int, str]:
+    return {index: entry.why for index, entry in enumerate(agenda.entries) if entry.state == "failed"}
 
 
 def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress: SweepProgress) -> None:
@@ -176,7 +182,9 @@ class _Jobs:
 
     def next(self) -> Job | None:
         agenda = self.records.agenda
-        room = cluster_now().less(*self._stage.reserved)
+        room = cluster_now()
+        if not (os.environ.get("RAY_ADDRESS") and self._stage.started):  # else it is no longer among what is free
+            room = room.less(*self._stage.reserved)
         if agenda.running >= room.concurrent(agenda.plan.preset.training, self._limit):
             return None
         index = agenda.next()

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import ray
 from ray import tune
+from ray.exceptions import NodeDiedError, OwnerDiedError, RayActorError, RayTaskError
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 
 DRIVER_MEMORY = 300 * 2**20
 """Bytes that the process waiting for a trial's workers takes (Ray and torch imported)."""
-
-_LOST = ("ActorDiedError", "ActorUnavailableError", "OwnerDiedError", "NodeDiedError")
-"""Ray's errors of a process that is gone; a trial's own have other names."""
 
 Rows = Sequence[tuple[int, dict[str, float]]]
 
@@ -157,6 +156,21 @@ def reason(error: BaseException | str) -> str:
     return (telling or lines or [type(error).__name__])[-1]
 
 
+def _error_of(trial: TuneTrial) -> BaseException | None:
+    """Why a trial ended, from the driver's disk: it reaches the storage later."""
+    pickled, text = trial.pickled_error_file, trial.error_file
+    try:
+        return cast(BaseException, ray.cloudpickle.loads(Path(pickled).read_bytes())) if pickled else None
+    except Exception:  # an error of a library's own may not come back as what it was
+        return RuntimeError(Path(text).read_text(encoding="utf-8")) if text and Path(text).exists() else None
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether what ran a trial is gone: Tune's actor for it, or its Train run's controller, whose loss that tells."""
+    lost = (RayActorError, NodeDiedError, OwnerDiedError)
+    return isinstance(error, lost) or (isinstance(error, RayTaskError) and isinstance(error.cause, lost))
+
+
 def _name(scheduler: TrialScheduler | None) -> str:
     name = type(scheduler).__name__.removesuffix("Scheduler")
     return {"AsyncHyperBand": "ASHA", "NoneType": "Tune"}.get(name, name)
@@ -214,11 +228,9 @@ class _Events(_Unwritten, Callback):
             self._listener.reported(trial.config[INDEX], step, total, result.get(LOSS), rows)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        file = trial.error_file  # on the driver's disk; it reaches the storage later
-        text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).exists() else ""
-        why = reason(text or "it failed, and Ray does not say why")
-        tell = self._listener.lost if any(name in text for name in _LOST) else self._listener.failed
-        tell(trial.config[INDEX], why)
+        error = _error_of(trial)
+        tell = self._listener.lost if is_lost(error) else self._listener.failed
+        tell(trial.config[INDEX], reason(error or "it failed, and Ray does not say why"))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         index = trial.config[INDEX]

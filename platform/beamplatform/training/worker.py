@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NEVER = 1e9
+"""Seconds: a run that is well is not torn down for a worker more."""
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -73,6 +76,7 @@ def fit(
             num_workers=training.workers if isinstance(training.workers, int) else (counts[-1], counts[0]),
             use_gpu=use_gpu,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=_NEVER,
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
@@ -106,8 +110,11 @@ def train_worker(config: dict[str, Any]) -> None:
     # Not Ray Train's checkpoints: it hands out its newest one only, whole or damaged, and forgets them with the driver.
     checkpoints = CheckpointStore(destination.checkpoints)
     run = start_run(trial, place, checkpoints)
+    before = [row["train/workers"] for _, row in run.progress.rows if "train/workers" in row]
     if run.progress.step:
         log.warning("%s goes on from step %d", trial.name, run.progress.step)
+        if before and before[-1] != place.workers:
+            run.progress.rows.append((run.progress.step, {"train/workers": float(place.workers)}))
     else:
         first = {"train/trainable_parameters": float(run.method.trained_parameters()), "train/workers": place.workers}
         run.progress.rows.append((0, {name: float(value) for name, value in first.items()}))
