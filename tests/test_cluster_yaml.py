@@ -71,7 +71,7 @@ def test_versions_are_pyproject_s(cluster: dict[str, Any], text: str, root: Path
 def test_the_project_is_installed_with_extras_that_exist(cluster: dict[str, Any], root: Path) -> None:
     extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     (step,) = (step for step in cluster["setup_commands"] if "pip install" in step)
-    (named,) = re.findall(r'"\.\[([a-z,]+)\]"', step)
+    (named,) = re.findall(r'"\.\[([a-z0-9,]+)\]"', step)
     assert set(named.split(",")) <= set(extras)
     assert step.startswith(f"cd {next(iter(cluster['file_mounts']))} && ")
 
