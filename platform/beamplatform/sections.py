@@ -134,6 +134,9 @@ class TrainingSection(Section):
             raise ValueError("give exactly one of epochs and max_steps")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        most = self.workers if isinstance(self.workers, int) else self.workers.max
+        if self.gpus_per_worker < 1 and most > 1:  # NCCL refuses two workers on one GPU
+            raise ValueError(f"gpus_per_worker ({self.gpus_per_worker}) below 1 needs workers: 1, got {most}")
         if isinstance(self.workers, WorkerRange):
             if not self.worker_counts:
                 raise ValueError(
@@ -144,10 +147,6 @@ class TrainingSection(Section):
             raise ValueError(
                 f"global_batch ({self.global_batch}) must be a multiple of workers x micro_batch "
                 f"({self.workers} x {self.micro_batch} = {per_pass})"
-            )
-        if self.gpus_per_worker < 1 and self.most_workers > 1:  # NCCL refuses two workers on one GPU
-            raise ValueError(
-                f"gpus_per_worker ({self.gpus_per_worker}) below 1 needs workers: 1, got {self.most_workers}"
             )
         return self
 
