@@ -27,7 +27,11 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def start(root: Path, folder: Path, *arguments: object) -> subprocess.Popen[str]:
     line = [sys.executable, root / "pipelines" / "evaluate.py", *TINY, *map(str, arguments)]
-    return subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def run(root: Path, folder: Path, *arguments: object) -> str:
