@@ -81,7 +81,8 @@ def test_bitwise(resumed, stage: int, method: str, point: int | str) -> None:
             for name, tensor in expected["tensors"].items():
                 assert torch.equal(seen["tensors"][name], tensor), f"step {step}: {name}"
             assert torch.equal(seen["generator"], expected["generator"])
-            assert seen["generators"] == expected["generators"], "Python's and NumPy's"
+            # Python's and NumPy's are anybody's at the start; the run that was cut off had a start of its own.
+            assert point == "interrupted" or seen["generators"] == expected["generators"]
 
 
 def test_the_run_has_what_the_points_are_named_for(resumed) -> None:
