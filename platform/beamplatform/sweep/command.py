@@ -64,7 +64,13 @@ class Request:
 
 def dry_run(request: Request) -> int:
     """Print what would run and its estimated memory; starts nothing."""
-    print_plan(plan_sweep(request.suite, request.preset_name, request.preset, request.methods), Console())
+    console = Console()
+    plan = plan_sweep(request.suite, request.preset_name, request.preset, request.methods)
+    if request.saved is not None:
+        known = load_ledger(storage_of(request.storage), request.name)
+        for line in changes(plan, request.saved, known, extended=request.extended):
+            console.print(line, highlight=False, soft_wrap=True)
+    print_plan(plan, console)
     return 0
 
 
