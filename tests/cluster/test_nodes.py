@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from beamplatform.tracking import Tracker
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 
 QUICK = [
     "--methods", "beamlora", "--name", "s", "--set", "evaluation.tasks=[boolq]", "--set", "evaluation.max_records=2",
@@ -49,6 +49,7 @@ def start(root: Path, tmp_path: Path) -> Iterator[Started]:
         place = tmp_path / folder
         place.mkdir()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        environment["RAY_DEDUP_LOGS"] = "0"  # the log is read here, line by line
         if address is not None:
             environment["RAY_ADDRESS"] = address
         output = (place / "output.txt").open("w")
@@ -86,7 +87,7 @@ def test_a_trial_on_two_nodes_is_that_on_one_and_survives_the_loss_of_one(
     cluster: Any, start: Started, tmp_path: Path
 ) -> None:
     """Three nodes with a core each; the one that is lost is one of the two that train, the third takes its place."""
-    steps = ["--set", "training.max_steps=40", "--set", "training.checkpoint_every=4"]
+    steps = ["--set", "training.max_steps=80", "--set", "training.checkpoint_every=4"]
     ended(start("one", None, *TWO, *steps), tmp_path / "one")
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     process = start("three", cluster.address, *TWO, *steps)
