@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The one exception that means "the user's input is wrong", and errors of others in one line."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ class UserError(Exception):
 
     The pipelines print the message without a traceback and exit with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

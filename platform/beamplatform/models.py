@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def load_base(section: ModelSection, *, on_gpu: bool) -> PreTrainedModel:
             path, dtype=torch_dtype(section.dtype, on_gpu=on_gpu), use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load {path}: {_first_line(error)}") from error
+        raise UserError(f"model.path: cannot load {path}: {first_line(error)}") from error
     model.config.use_cache = False
     return model.requires_grad_(False)
 
@@ -73,7 +73,7 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load a tokenizer from {resolved}: {_first_line(error)}") from error
+        raise UserError(f"model.path: cannot load a tokenizer from {resolved}: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -95,10 +95,6 @@ def skeleton(path: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path: cannot read a model configuration from {resolved}: {_first_line(error)}; "
+            f"model.path: cannot read a model configuration from {resolved}: {first_line(error)}; "
             f"allowed: {TINY!r}, a model folder, or a Hugging Face hub id (with network access)"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 from beamplatform.models import load_tokenizer
 
 
@@ -46,11 +46,6 @@ class TextCodec:
         end = next((i for i, token in enumerate(completion) if token in self.eos_token_ids), len(completion))
         text: str = self.tokenizer.decode(list(completion[:end]), skip_special_tokens=True)
         return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; transformers' errors go on with advice."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_codec(base_model: str) -> TextCodec:

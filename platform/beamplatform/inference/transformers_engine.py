@@ -11,12 +11,12 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 from beamplatform.inference.check import check_export
 from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.identity import draw_seed, fingerprint
 from beamplatform.inference.in_use import PROBES, blaming, require_in_use
-from beamplatform.inference.text import TextCodec, first_line, load_codec
+from beamplatform.inference.text import TextCodec, load_codec
 
 if TYPE_CHECKING:
     import torch

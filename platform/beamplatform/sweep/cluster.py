@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from beamplatform.errors import UserError
-from beamplatform.sweep.cluster_check import first_line, grows
+from beamplatform.errors import UserError, first_line
+from beamplatform.sweep.cluster_check import grows
 from beamplatform.sweep.groups import held_resources
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 from beamplatform.storage import is_uri
 
 if TYPE_CHECKING:
@@ -118,11 +118,6 @@ def check_storage(storage: str) -> None:
                 )
     finally:
         note.unlink(missing_ok=True)
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _reached(address: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 from beamplatform.options import has_gpu
 from beamplatform.storage import is_uri, join
 from beamplatform.sweep.announce import announced, changes, print_plan
@@ -155,8 +155,7 @@ def _writable(storage: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a disk's, or any of an object store's own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--storage {storage}: cannot be written to ({reason})") from error
+        raise UserError(f"--storage {storage}: cannot be written to ({first_line(error)})") from error
 
 
 def _refuse_taken_name(storage: str, name: str, suite: str) -> None:
@@ -249,12 +248,8 @@ def _close_runs(session: _Session, status: Literal["KILLED", "FAILED"]) -> None:
         closed = session.tracker.finish_unfinished(session.parent, status)
         print(f"stopped; recorded as {status} in MLflow: {', '.join(closed)}", file=sys.stderr)
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"stopped; MLflow could not be told ({first}): its runs stay RUNNING", file=sys.stderr)
-    print(
-        f"go on with: python pipelines/sweep.py --suite {session.request.suite} --resume {session.request.name}",
-        file=sys.stderr,
-    )
+        print(f"stopped; MLflow could not be told ({first_line(error)}): its runs stay RUNNING", file=sys.stderr)
+    print(f"go on with: {_how_to_resume(session.request)}", file=sys.stderr)
 
 
 def _run(session: _Session) -> Result:
@@ -324,8 +319,9 @@ def _compare(session: _Session) -> None:
     try:
         registered = register_best(report)
     except MlflowException as error:  # a store without a registry keeps the sweep all the same
-        first = str(error).splitlines()[0]
-        session.console.print(f"The best adapter could not be registered: {first}", style="yellow", soft_wrap=True)
+        session.console.print(
+            f"The best adapter could not be registered: {first_line(error)}", style="yellow", soft_wrap=True
+        )
         registered = None
     if registered is not None:
         session.console.print(f"Registered in MLflow: {registered}", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 from beamplatform.tracking.runs import ENDS, NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
 from beamplatform.tracking.store import check_store, mlflow_program, redact, resolve_uri, sqlite_path
 
@@ -96,7 +96,7 @@ class Tracker:
         try:
             self.client.search_experiments(max_results=1)
         except MlflowException as error:
-            reason = redact(str(error).splitlines()[0])
+            reason = redact(first_line(error))
             if "out-of-date database schema" in reason:
                 raise UserError(
                     f"the tracking store {redact(self.uri)} has the schema of another release of MLflow: copy the "
