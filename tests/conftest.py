@@ -42,8 +42,8 @@ def make_trial(method: str, **changes: Any) -> Trial:
     suite, name, preset = load_preset(
         ROOT / "tune_spaces" / "commonsense.yaml", "tiny", has_gpu=False, overrides=overrides
     )
-    point = next(preset.space(method).random(0))
-    return trial_at(suite.name, name, preset, method, point, preset.search.seeds[0])
+    space = preset.space(method)
+    return trial_at(suite.name, name, preset, method, space.resolve(next(space.random(0))), preset.search.seeds[0])
 
 
 @dataclass(frozen=True)

@@ -118,19 +118,18 @@ def make_trial(
     preset_name: str,
     preset: Preset,
     method: str,
-    point: Mapping[str, Any],
+    values: Mapping[str, Any],
     seed: int,
     *,
     content: Content | None = None,
 ) -> Trial:
-    """The trial of a method at a point of its search space."""
+    """The trial of a method with all its hyperparameters (`Space.resolve`)."""
     content = content or Content()
-    values = preset.space(method).resolve(point)
     return Trial(
         suite=suite,
         preset=preset_name,
         method=method,
-        hyperparameters=values,
+        hyperparameters=dict(values),
         seed=seed,
         model=preset.model,
         data=preset.data,

@@ -72,9 +72,9 @@ def test_every_configuration_of_the_paper_presets_can_do_its_work(suite: str, pr
     block |= {"gate_proj": (wide, 4096), "up_proj": (wide, 4096), "down_proj": (4096, wide)}
     assert list(found.methods) and set(found.methods) == set(METHODS)
     points = [
-        (method, point)
-        for method in found.methods
-        for point in [*found.space(method).corners(), *itertools.islice(found.space(method).random(0), 40)]
+        (method, space.resolve(point))
+        for method, space in ((method, found.space(method)) for method in found.methods)
+        for point in [*space.corners(), *itertools.islice(space.random(0), 40)]
     ]
     for name_of_method, point in points:
         wanted = make_trial(name.name, preset, found, name_of_method, point, 0)

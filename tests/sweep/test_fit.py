@@ -19,13 +19,13 @@ def advice(plan, room: int) -> str:
 
 def test_what_fits_passes_and_what_is_unknown_too(plan) -> None:
     one = plan("lora")
-    check_fit(one, Room(one.memory("lora").total, "just"))
+    check_fit(one, Room(one.largest.memory.total, "just"))
     check_fit(one, None)
 
 
 def test_the_largest_micro_batch_that_fits_is_named(plan) -> None:
     one = plan("lora", "full")
-    needed = max(one.memory(method).total for method in one.methods)
+    needed = one.largest.memory.total
     said = advice(one, needed - 1)
     assert said.startswith("full needs about") and "and a test has" in said
     # 16 examples at once do not fit by a byte; 8 is the next share of a batch of 16.
@@ -36,7 +36,7 @@ def test_the_largest_micro_batch_that_fits_is_named(plan) -> None:
 
 def test_several_changes_where_one_is_not_enough(plan) -> None:
     one = plan("full", training__micro_batch=1, training__workers=2, training__device="gpu", training__global_batch=4)
-    weights = one.memory("full").weights
+    weights = one.largest.memory.weights
     said = advice(one, weights + weights // 2)
     assert re.search(r"--set model.gradient_checkpointing=true --set training.zero_stage=3 .*would fit", said), said
 

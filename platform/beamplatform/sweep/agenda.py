@@ -133,19 +133,17 @@ class Agenda:
             return Entry(trial, "search", point, weights=plan.search.evaluate == "all")
 
     def _next_final(self, method: str) -> Entry | None:
-        plan, entries = self.plan, self._of(method, "search")
-        if not self._searched(method) or any(entry.state == "running" for entry in entries):
+        plan = self.plan
+        if not self._searched(method) or any(entry.state == "running" for entry in self._of(method, "search")):
             return None
         best = self.chosen(method)
         if best is None and plan.spaces[method].size != 1:
             return None  # every trial of the search has failed
         point = best.point if best is not None else plan.spaces[method].corners()[0]
-        names = {entry.trial.name for entry in self._of(method, "final")}
-        for seed in plan.search.seeds:
-            trial = plan.trial(method, point, "final", seed)
-            if trial.name not in names:
-                return Entry(trial, "final", point)
-        return None
+        values = plan.spaces[method].resolve(point)
+        begun = {entry.trial.seed for entry in self._of(method, "final") if entry.trial.hyperparameters == values}
+        seed = next((seed for seed in plan.search.seeds if seed not in begun), None)
+        return None if seed is None else Entry(plan.trial(method, point, "final", seed), "final", point)
 
     def _searched(self, method: str) -> bool:
         """Whether no further trial of the method's search will begin."""
@@ -167,13 +165,8 @@ class Agenda:
 
     def _begun(self, method: str) -> bool:
         """Whether all trials of the method have begun."""
-        if not self._searched(method):
+        if not self._searched(method) or any(entry.state == "running" for entry in self._of(method, "search")):
             return False
-        entries = self._of(method, "search")
-        if any(entry.state == "running" for entry in entries):
-            return False
-        if self.chosen(method) is None and self.plan.spaces[method].size != 1:
-            return True
         return self._next_final(method) is None
 
     def _of(self, method: str, role: str | None = None) -> list[Entry]:

@@ -65,7 +65,7 @@ def announced(plan: Plan) -> str:
 
 def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry], *, extended: bool) -> Iterator[str]:
     """What a sweep that goes on adds to what is there, or no longer takes from it."""
-    old = [entry for entry in known if not plan.holds(entry)]
+    own, old = plan.split(known)
     if changed := differences(saved.content, plan.content):
         yield f"Changed since: {'; '.join(changed)}."
     if old:
@@ -76,7 +76,7 @@ def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry], *, extended: 
     there = {entry.trial.name for entry in known if entry.state in ("trained", "stopped")}
     new = [name for method in plan.methods for name, _ in _rows(plan, method, exact=True) if name not in there]
     searched = [method for method in plan.methods if plan.points[method] != []]
-    seeds = {entry.trial.seed for entry in known if entry.role == "final" and plan.holds(entry)}
+    seeds = {entry.trial.seed for entry in own if entry.role == "final"}
     fresh = [str(seed) for seed in plan.search.seeds if seed not in seeds]
     if searched and fresh:
         new.append(f"the chosen configurations of {', '.join(searched)} with the seeds {', '.join(fresh)}")

@@ -93,12 +93,16 @@ class Plan:
     @property
     def largest_rank(self) -> int:
         """Of all adapters that may be exported; 1 where there is none."""
-        return max((one.rank for checked in self.checked.values() for one in checked), default=0) or 1
+        return max([1, *(one.rank for one in self._all)])
 
     @property
     def largest(self) -> Checked:
         """The trial whose workers need the most memory."""
-        return max((one for checked in self.checked.values() for one in checked), key=lambda one: one.memory.total)
+        return max(self._all, key=lambda one: one.memory.total)
+
+    @property
+    def _all(self) -> list[Checked]:
+        return [one for checked in self.checked.values() for one in checked]
 
     @property
     def adapters(self) -> int:
@@ -115,10 +119,6 @@ class Plan:
     def steps(self, method: str) -> int:
         """The most optimizer steps that a trial of the method takes."""
         return max(one.steps for one in self.checked[method])
-
-    def memory(self, method: str) -> MemoryEstimate:
-        """Of the method's largest trial."""
-        return max((one.memory for one in self.checked[method]), key=lambda memory: memory.total)
 
     def search_trials(self, method: str) -> int | None:
         """How many trials of the method are searched; None where a budget decides."""
@@ -139,11 +139,20 @@ class Plan:
 
         Those of a search that stops trials are validated at its rungs, where the suite does not say when.
         """
-        made = make_trial(self.suite, self.preset_name, self.preset, method, point, seed, content=self.identity)
+        values = self.spaces[method].resolve(point)
+        made = make_trial(self.suite, self.preset_name, self.preset, method, values, seed, content=self.identity)
         if role == "search" and self.search.stops_early and made.training.validate_every is None:
             steps = grace_period(made.total_steps(self.train_examples), self.search.reduction)
             made = made.model_copy(update={"training": made.training.model_copy(update={"validate_every": steps})})
         return made
+
+    def split(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+        """Trials that were begun before: those of this plan, and those of what it was."""
+        own: list[Entry] = []
+        old: list[Entry] = []
+        for entry in entries:
+            (own if self.holds(entry) else old).append(entry)
+        return own, old
 
     def holds(self, entry: Entry) -> bool:
         """Whether a trial that was begun before is one of this plan: the same content, at a point of its space."""
@@ -186,12 +195,13 @@ def plan_sweep(
     for method, space in spaces.items():
         checked[method] = []
         for point in points[method] or space.corners():
-            trial = make_trial(suite, preset_name, preset, method, point, search.seeds[0], content=content)
+            values = space.resolve(point)
+            trial = make_trial(suite, preset_name, preset, method, values, search.seeds[0], content=content)
             try:
                 checked[method].append(_checked(trial, count, model))
             except ValueError as error:
-                values = ", ".join(f"{key}={value}" for key, value in point.items())
-                raise UserError(f"{method}{f' with {values}' if values else ''}: {error}") from None
+                where = ", ".join(f"{key}={value}" for key, value in point.items())
+                raise UserError(f"{method}{f' with {where}' if where else ''}: {error}") from None
     plan = Plan(suite, preset_name, preset, spaces, points, checked, test, count, content, model)
     if test:
         rank = plan.largest_rank

@@ -70,12 +70,11 @@ class Records(Listener):
         self._parent = parent
         self._progress = progress
         self._provenance = environment_tags(environment())
-        self._superseded = [entry for entry in known if not plan.holds(entry)]
         self._unsaved = False
         self._losses: Counter[int] = Counter()
         self.exports: list[Export] = []
         self.evaluate: Callable[[int], None] | None = None
-        own = [entry for entry in known if plan.holds(entry)]
+        own, self._superseded = plan.split(known)
         for entry in own:
             self._recover(entry)
         self.agenda = Agenda(plan, own, self._begin, again=again)

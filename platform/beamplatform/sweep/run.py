@@ -182,6 +182,8 @@ class _Jobs:
 
     def next(self) -> Job | None:
         agenda = self.records.agenda
+        if agenda.finished:
+            return None  # asked at every step of Tune's; the cluster need not be
         room = cluster_now()
         if not (os.environ.get("RAY_ADDRESS") and self._stage.started):  # else it is no longer among what is free
             room = room.less(*self._stage.reserved)
