@@ -11,6 +11,7 @@ from pathlib import Path
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
+from beamplatform.options import split
 
 EPILOG = """\
 Each method stands in the table as the configuration with the lowest validation loss in its search; test scores take no
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     tracker = Tracker(options.tracking_uri, options.suite)
     runs = tracker.trial_runs(sweep=options.sweep, every_status=True)
-    methods, tasks = _names(options.methods), _names(options.tasks)
+    methods, tasks = (split(text) if text is not None else None for text in (options.methods, options.tasks))
     try:
         report = make_report(tracker, runs, methods=methods, tasks=tasks)
     except UserError as error:
@@ -78,10 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"wrote {path}")
     print(f"MLflow UI: {ui_command(tracker.uri)}")
     return 0
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

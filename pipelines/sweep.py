@@ -69,16 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.trials is not None and arguments.budget is None:
         arguments.overrides.append("search.budget=null")  # the one takes the place of the other
     saved = _extended(arguments) if arguments.extend is not None else None
-    suite, preset_name, preset = load(
-        arguments,
-        {
-            "--seeds": ("search.seeds", as_list(arguments.seeds)),
-            "--search": ("search.algorithm", arguments.search),
-            "--trials": ("search.trials", arguments.trials),
-            "--budget": ("search.budget", arguments.budget),
-            "--max-concurrent": ("search.max_concurrent", arguments.max_concurrent),
-        },
-    )
+    seeds = {"--seeds": ("search.seeds", as_list(arguments.seeds))}
+    suite, preset_name, preset = load(arguments, seeds | _searched(arguments))
     named = split(arguments.methods) if arguments.methods else preset.default_methods()
     methods = list(preset.methods if "all" in named else dict.fromkeys(named))
     for method in methods:
@@ -106,15 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return dry_run(request) if arguments.dry_run else sweep(request)
 
 
+def _searched(arguments: argparse.Namespace) -> dict[str, tuple[str, str | None]]:
+    """The options of the search: option -> (key of the preset, value)."""
+    return {
+        "--search": ("search.algorithm", arguments.search),
+        "--trials": ("search.trials", arguments.trials),
+        "--budget": ("search.budget", arguments.budget),
+        "--max-concurrent": ("search.max_concurrent", arguments.max_concurrent),
+    }
+
+
 def _typed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that an extension takes over from its sweep; those of the search as values of the preset."""
-    searched = {
-        "algorithm": arguments.search,
-        "trials": arguments.trials,
-        "budget": arguments.budget,
-        "max_concurrent": arguments.max_concurrent,
-    }
-    added = [f"search.{key}={value}" for key, value in searched.items() if value is not None]
+    added = [f"{key}={value}" for key, value in _searched(arguments).values() if value is not None]
     return {"data_dir": arguments.data_dir, "overrides": [*arguments.overrides, *added]}
 
 

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from beamplatform.errors import UserError
+from beamplatform.metrics import KEPT, MEMORY, SECONDS, TRAINED, VALIDATION_LOSS, WORKERS
 from beamplatform.report.cells import Cell, cell_of_seeds, mark
 from beamplatform.report.labels import method_label, task_order
 from beamplatform.report.published import published
 from beamplatform.report.statistics import Difference
 from beamplatform.tracking.runs import TrialRun
 
-VALIDATION = "validation/loss"
 EVAL = "eval/"
-TRAINED, KEPT = "train/trainable_parameters", "train/final_parameters"
 AVERAGE = "average"
-SECONDS, MEMORY, WORKERS = "train/seconds", "train/peak_memory_bytes", "train/workers"
 _EVEN = 0.05
 """How much the numbers of trained parameters may differ in an even comparison: BeamLoRA's scores and DoRA's magnitudes
 are a few percent of an adapter."""
@@ -153,7 +151,7 @@ def compare(
     search = [run for run in runs if run.role == "search"]
     everything, runs = runs, [run for run in runs if run.role != "search"]
     finished = [run for run in runs if run.status == "FINISHED"]
-    scored = [run for run in finished if _tasks_of(run)] or [run for run in finished if VALIDATION in run.metrics]
+    scored = [run for run in finished if _tasks_of(run)] or [run for run in finished if VALIDATION_LOSS in run.metrics]
     left_out = tuple(f"{run.name} ({_reason(run)})" for run in runs if run not in scored)
     left_out += tuple(f"{run.name} (made before the suite was changed)" for run in superseded)
     if not scored:
@@ -312,7 +310,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _mean_loss(runs: Sequence[TrialRun]) -> float | None:
-    losses = [run.metrics.get(VALIDATION, math.nan) for run in runs]
+    losses = [run.metrics.get(VALIDATION_LOSS, math.nan) for run in runs]
     return statistics.fmean(losses) if all(map(math.isfinite, losses)) else None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from beamplatform.metrics import TRAIN_LOSS
 from beamplatform.report.answers import OURS, with_differences
 from beamplatform.report.beam import History, draw_beam
 from beamplatform.report.comparison import Comparison, compare
@@ -83,7 +84,7 @@ class Report:
 
     def _losses(self) -> dict[str, list[list[tuple[int, float]]]]:
         rows = self.comparison.rows
-        return {row.method: [self.tracker.history(run, "train/loss") for run in row.run_ids] for row in rows}
+        return {row.method: [self.tracker.history(run, TRAIN_LOSS) for run in row.run_ids] for row in rows}
 
     def _beam(self) -> History:
         """Of BeamLoRA's first seed; nothing where it takes no part, or its export was not kept."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from beamplatform.metrics import VALIDATION_LOSS
 from beamplatform.report.answers import OURS
-from beamplatform.report.comparison import VALIDATION, Row
+from beamplatform.report.comparison import Row
 from beamplatform.report.files import Report
 from beamplatform.report.labels import method_label, task_label
 
@@ -27,7 +28,7 @@ def register_best(report: Report) -> str | None:
         return None
     run = min(
         (run for run in report.runs if run.run_id in row.run_ids),
-        key=lambda run: (run.metrics.get(VALIDATION, float("inf")), run.seed),
+        key=lambda run: (run.metrics.get(VALIDATION_LOSS, float("inf")), run.seed),
     )
     tracker, name = report.tracker, f"{report.comparison.suite}-{OURS}"
     files = {file.path for file in tracker.client.list_artifacts(run.run_id, "export")}
@@ -62,7 +63,7 @@ def card(report: Report, row: Row, run: TrialRun) -> str:
         f"- Base model: {row.model}",
         f"- Data: {', '.join(value for value in data.values() if value not in ('', 'null')) or 'not recorded'}",
         f"- Trial: {run.name} of sweep {run.sweep}, chosen by validation loss "
-        f"({run.metrics.get(VALIDATION, float('nan')):.4f}); test scores took no part",
+        f"({run.metrics.get(VALIDATION_LOSS, float('nan')):.4f}); test scores took no part",
         f"- Settings: {', '.join(f'{key}={run.params[key]}' for key in settings if key in run.params)}",
         "",
         "| task | accuracy (%) |",

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from beamplatform.report.comparison import EVAL, VALIDATION
+from beamplatform.metrics import VALIDATION_LOSS
+from beamplatform.report.comparison import EVAL
 from beamplatform.report.labels import method_label
 from beamplatform.report.style import INK, frame, look, new_figure
 from beamplatform.tracking.runs import TrialRun
@@ -25,7 +26,7 @@ def searched(runs: Sequence[TrialRun]) -> dict[str, dict[str, list[tuple[TrialRu
     """Method -> each numeric hyperparameter of which its runs have several values -> (run, value)."""
     found: dict[str, dict[str, list[tuple[TrialRun, float]]]] = {}
     for method in dict.fromkeys(run.method for run in runs):
-        own = [run for run in runs if run.method == method and VALIDATION in run.metrics]
+        own = [run for run in runs if run.method == method and VALIDATION_LOSS in run.metrics]
         for name in sorted({name for run in own for name in run.params if "." not in name} - {"seed", "method"}):
             values = [(run, number) for run in own if (number := _number(run.params.get(name))) is not None]
             if len({number for _, number in values}) > 1:
@@ -59,7 +60,7 @@ def _effect(
     axes: Axes, name: str, points: Mapping[str, Sequence[tuple[TrialRun, float]]], methods: Sequence[str]
 ) -> None:
     scored = all(EVAL + "average" in run.metrics for pairs in points.values() for run, _ in pairs)
-    metric, factor = (EVAL + "average", 100.0) if scored else (VALIDATION, 1.0)
+    metric, factor = (EVAL + "average", 100.0) if scored else (VALIDATION_LOSS, 1.0)
     for method, pairs in points.items():
         how = look(list(methods).index(method))
         values = sorted({value for _, value in pairs})
@@ -88,11 +89,11 @@ def draw_parallel(runs: Sequence[TrialRun], method: str) -> Figure | None:
     None where fewer than two hyperparameters were searched.
     """
     names = sorted(searched(runs).get(method, {}))
-    own = [run for run in runs if run.method == method and math.isfinite(run.metrics.get(VALIDATION, math.nan))]
+    own = [run for run in runs if run.method == method and math.isfinite(run.metrics.get(VALIDATION_LOSS, math.nan))]
     if len(names) < 2 or len(own) < 2:
         return None
     columns = [[_number(run.params.get(name)) for run in own] for name in names]
-    columns.append([run.metrics[VALIDATION] for run in own])
+    columns.append([run.metrics[VALIDATION_LOSS] for run in own])
     figure = new_figure(1.6 * len(columns) + 1.5, 3.4)
     axes = figure.subplots()
     scaled = [_scaled(column) for column in columns]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from beamplatform.errors import UserError
 from beamplatform.sections import ModelSection, TrainingSection
 from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
+from beamplatform.tracking.environment import gpus
 
 if TYPE_CHECKING:
     from beamplatform.sweep.preflight import Checked, Plan
@@ -35,9 +34,9 @@ def room_here(training: TrainingSection) -> Room | None:
     """What one worker has on this machine; None where the workers run on a cluster, or nothing tells."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    gpus = _gpu_sizes() if training.device != "cpu" else []
-    if gpus:
-        return room_on_gpu(min(gpus), training)
+    sizes = [int(gpu["memory"].split()[0]) * 2**20 for gpu in gpus()] if training.device != "cpu" else []
+    if sizes:
+        return room_on_gpu(min(sizes), training)
     if training.device == "gpu":
         return None
     import psutil
@@ -129,15 +128,3 @@ def _with(plan: Plan, trial: Trial, changes: dict[str, Any]) -> MemoryEstimate:
 def _says(changes: dict[str, Any], memory: MemoryEstimate) -> str:
     words = " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
     return f"{words} would fit ({memory.total / GIB:.1f} GiB)"
-
-
-def _gpu_sizes() -> list[int]:
-    """Bytes of this machine's GPUs, asked of the driver, so that no library need be loaded for it."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [int(line) * 2**20 for line in listing.split() if line.isdecimal()]

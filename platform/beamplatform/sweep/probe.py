@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 
+from beamplatform.metrics import MEMORY, SECONDS
 from beamplatform.storage import join, read_text, remove_folder
 from beamplatform.sweep.preflight import Plan
 from beamplatform.training.run import METRICS
@@ -61,10 +62,10 @@ def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     wall = time.monotonic() - began
     text = read_text(join(folder, METRICS))
     remove_folder(join(storage, "probe"))
-    rows = [(step, row) for step, row in json.loads(text or "[]") if "train/seconds" in row]
+    rows = [(step, row) for step, row in json.loads(text or "[]") if SECONDS in row]
     (first, early), (last, late) = rows[0], rows[-1]
-    timed = late["train/seconds"] - early["train/seconds"] if last > first else late["train/seconds"]
+    timed = late[SECONDS] - early[SECONDS] if last > first else late[SECONDS]
     seconds = timed / (last - first if last > first else last)
-    memory = int(max(row["train/peak_memory_bytes"] for _, row in rows))
+    memory = int(max(row[MEMORY] for _, row in rows))
     start = max(0.0, wall - last * seconds)
     return Probe(trial.method, trial.training.global_batch, seconds, start, memory, largest.memory.total)

@@ -97,10 +97,7 @@ class Recorder:
 
     def begin(self, parent: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> int:
         """A new trial's run, below the sweep's; returns the trial's index."""
-        with self._changed:
-            index = len(self._run_ids)
-            self._run_ids.append(None)
-            self._seen.append(set())
+        index = self._place(None)
         tried = False
 
         def make() -> None:
@@ -119,11 +116,8 @@ class Recorder:
 
     def resume(self, run_id: str) -> int:
         """A trial whose run there is, and which may hold values already; returns the trial's index."""
-        with self._changed:
-            index = len(self._run_ids)
-            self._run_ids.append(run_id)
-            self._seen.append(set())
-            self._unknown.add(index)
+        index = self._place(run_id)
+        self._unknown.add(index)  # before anything of this trial is put into the queue
         return index
 
     def reopen(self, index: int) -> None:
@@ -209,6 +203,13 @@ class Recorder:
             log.error("%s", self._refusals())
 
     # -- the writing thread --------------------------------------------------------------------------------
+
+    def _place(self, run_id: str | None) -> int:
+        """The index of one more trial."""
+        with self._changed:
+            self._run_ids.append(run_id)
+            self._seen.append(set())
+            return len(self._run_ids) - 1
 
     def _put(self, index: int, what: str, count: int, make: Callable[[], None]) -> None:
         with self._changed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.inference import Export
 from beamplatform.methods import get_method
+from beamplatform.metrics import VALIDATION_LOSS, WORKERS, validation_curve
 from beamplatform.storage import join, put_folder, read_text, remove_folder
 from beamplatform.sweep.agenda import Agenda
 from beamplatform.sweep.ledger import Entry, save_ledger
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOSS, WORKERS = "validation/loss", "train/workers"
 _ATTEMPTS = 3
 """How often the process that runs a trial may be lost: with a node that a cloud takes back, say."""
 
@@ -104,7 +104,7 @@ class Records(Listener):
                 self._progress.done_before(index)
             elif entry.state == "stopped":
                 if run is None or status != "KILLED" or not run.why:  # the store was away when it happened
-                    self._recorder.add(index, [(step, {_LOSS: loss}) for step, loss in entry.curve])
+                    self._recorder.add(index, [(step, {VALIDATION_LOSS: loss}) for step, loss in entry.curve])
                     self._end_as_stopped(index, entry.why)
                 self._progress.ended_before(index, "stopped")
             elif entry.state == "failed":
@@ -145,7 +145,7 @@ class Records(Listener):
         """The driver may have died between the end of a training and its note of it."""
         if entry.state == "running" and read_text(join(self._destination(entry).export, TRIAL)) is not None:
             entry.state = "trained"
-            entry.curve = [(step, row[_LOSS]) for step, row in self._exported_rows(entry) if _LOSS in row]
+            entry.curve = validation_curve(self._exported_rows(entry))
 
     def _exported_rows(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
         rows = json.loads(read_text(join(self._destination(entry).export, METRICS)) or "[]")
@@ -199,9 +199,8 @@ class Records(Listener):
         self._progress.advance(index, step, loss)
         if rows:
             self._recorder.add(index, rows)
-        for at, metrics in rows:
-            if _LOSS in metrics:
-                self.agenda.measured(index, at, metrics[_LOSS])
+        for at, validation_loss in validation_curve(rows):
+            self.agenda.measured(index, at, validation_loss)
 
     def trained(self, index: int) -> None:
         self.agenda.ended(index, "trained")

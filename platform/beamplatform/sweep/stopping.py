@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from beamplatform.metrics import VALIDATION_LOSS, validation_curve
 from beamplatform.sweep.ledger import Entry
 from beamplatform.sweep.preflight import Plan, grace_period
 from beamplatform.sweep.trial_run import INDEX
@@ -17,7 +18,6 @@ from beamplatform.sweep.trial_run import INDEX
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
-METRIC = "validation/loss"
 NAMES = {"asha": "ASHA", "hyperband": "Hyperband", "bohb": "BOHB"}
 _DEAL = (0,) * 9 + (1,) * 5 + (2,) * 3
 """Hyperband's brackets of three rungs in their shares of the trials, n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018,
@@ -62,8 +62,7 @@ class SearchScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         index = trial.config[INDEX]
         # Each loss at the step it was measured at: a trial that goes on after an interruption sends its old ones, too.
-        losses = [(step, metrics[METRIC]) for step, metrics in result.get("rows") or () if METRIC in metrics]
-        decisions = [self._judge(index, step, loss) for step, loss in losses]
+        decisions = [self._judge(index, step, loss) for step, loss in validation_curve(result.get("rows") or ())]
         return next((one for one in decisions if one == TrialScheduler.STOP), str(TrialScheduler.CONTINUE))
 
     def _judge(self, index: int, step: int, loss: float) -> str:
@@ -78,7 +77,7 @@ class SearchScheduler(FIFOScheduler):
         if index not in halving.known:
             halving.known.add(index)
             halving.scheduler.on_trial_add(None, known)
-        decision = str(halving.scheduler.on_trial_result(None, known, {"step": step, METRIC: loss}))
+        decision = str(halving.scheduler.on_trial_result(None, known, {"step": step, VALIDATION_LOSS: loss}))
         if decision == TrialScheduler.STOP:
             came = len(halving.reached[passed[-1]])
             name = NAMES[self._plan.search.algorithm]
@@ -102,7 +101,13 @@ class SearchScheduler(FIFOScheduler):
             return None  # the last bracket trains to the end
         rungs = tuple(grace * reduction**k for k in range(3) if grace * reduction**k < total)
         scheduler = AsyncHyperBandScheduler(
-            "step", metric=METRIC, mode="min", max_t=total, grace_period=grace, reduction_factor=reduction, brackets=1
+            "step",
+            metric=VALIDATION_LOSS,
+            mode="min",
+            max_t=total,
+            grace_period=grace,
+            reduction_factor=reduction,
+            brackets=1,
         )
         return _Halving(scheduler, rungs, {rung: set() for rung in rungs})
 

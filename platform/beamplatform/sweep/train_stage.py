@@ -15,8 +15,9 @@ from ray.exceptions import NodeDiedError, OwnerDiedError, RayActorError, RayTask
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
+from beamplatform.metrics import TRAIN_LOSS
 from beamplatform.sweep.groups import Reaper, settle
-from beamplatform.sweep.trial_run import DESTINATION, EXPORTED, INDEX, LOSS, TRIAL, TrialRun
+from beamplatform.sweep.trial_run import DESTINATION, EXPORTED, INDEX, TRIAL, TrialRun
 from beamplatform.training.worker import Destination
 from beamplatform.trial import Trial
 
@@ -225,7 +226,7 @@ class _Events(_Unwritten, Callback):
         rows = result.get("rows") or ()
         if "step" in result or rows:
             step, total = result.get("step", 0), result.get("total_steps", 0)
-            self._listener.reported(trial.config[INDEX], step, total, result.get(LOSS), rows)
+            self._listener.reported(trial.config[INDEX], step, total, result.get(TRAIN_LOSS), rows)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         error = _error_of(trial)

@@ -19,6 +19,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.queue import Queue
 
 from beamplatform.errors import UserError
+from beamplatform.metrics import TRAIN_LOSS, VALIDATION_LOSS
 from beamplatform.training.worker import fit
 from beamplatform.trial import Trial
 
@@ -28,8 +29,7 @@ INDEX, TRIAL, DESTINATION = "index", "trial", "destination"
 """What Tune's configuration of a trial holds."""
 
 EXPORTED = "exported"
-LOSS = "train/loss"
-_LOSSES = (LOSS, "validation/loss")
+_LOSSES = (TRAIN_LOSS, VALIDATION_LOSS)
 
 
 class TrialRun(tune.Trainable):

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
             "processor": _processor(),
             "cores": _cores(),
             "memory_bytes": _memory(),
-            "gpus": _gpus(),
+            "gpus": gpus(),
         },
         "command_line": [redact(argument) for argument in sys.argv],
     }
@@ -119,8 +119,11 @@ def _memory() -> int | None:
         return None
 
 
-def _gpus() -> list[dict[str, str]]:
-    """Asked of the driver, so that no library need be loaded for it."""
+def gpus() -> list[dict[str, str]]:
+    """The name, memory ("81559 MiB") and driver of each GPU of this machine; none where there is no driver.
+
+    Asked of the driver, so that no library need be loaded for it.
+    """
     listing = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     rows = [[part.strip() for part in line.split(",")] for line in (listing or "").splitlines()]
     return [{"name": row[0], "memory": row[1], "driver": row[2]} for row in rows if len(row) == 3]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.batches import BatchPlan, collate, micro_batches
 from beamplatform.data.examples import IGNORED, Example
+from beamplatform.metrics import KEPT, MEMORY, SECONDS, TRAIN_LOSS, VALIDATION_LOSS
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +76,10 @@ class Meter:
         elapsed = time.perf_counter() - self.started
         self.seconds += elapsed
         read = {
-            "train/loss": loss,
-            "train/seconds": self.seconds,
+            TRAIN_LOSS: loss,
+            SECONDS: self.seconds,
             "train/tokens_per_second": self.tokens / elapsed,
-            "train/peak_memory_bytes": float(_peak_memory(place.device)),
+            MEMORY: float(_peak_memory(place.device)),
         }
         self.loss, self.steps, self.tokens, self.started = 0.0, 0, 0, time.perf_counter()
         return read
@@ -174,10 +175,10 @@ def train(
         if last or progress.step % training.log_every == 0:
             metrics |= {"train/learning_rate": rate, **meter.read(progress.step, place)}
         if last:
-            metrics["train/final_parameters"] = float(method.trained_parameters())
+            metrics[KEPT] = float(method.trained_parameters())
         validate = last or (training.validate_every is not None and progress.step % training.validate_every == 0)
         if validate:
-            metrics["validation/loss"] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
+            metrics[VALIDATION_LOSS] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
         if metrics:
             progress.rows.append((progress.step, metrics))
         every = training.checkpoint_every

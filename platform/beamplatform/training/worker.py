@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.metrics import TRAINED, WORKERS
 from beamplatform.storage import join
 from beamplatform.trial import Trial
 
@@ -110,13 +111,13 @@ def train_worker(config: dict[str, Any]) -> None:
     # Not Ray Train's checkpoints: it hands out its newest one only, whole or damaged, and forgets them with the driver.
     checkpoints = CheckpointStore(destination.checkpoints)
     run = start_run(trial, place, checkpoints)
-    before = [row["train/workers"] for _, row in run.progress.rows if "train/workers" in row]
+    before = [row[WORKERS] for _, row in run.progress.rows if WORKERS in row]
     if run.progress.step:
         log.warning("%s goes on from step %d", trial.name, run.progress.step)
         if before and before[-1] != place.workers:
-            run.progress.rows.append((run.progress.step, {"train/workers": float(place.workers)}))
+            run.progress.rows.append((run.progress.step, {WORKERS: float(place.workers)}))
     else:
-        first = {"train/trainable_parameters": float(run.method.trained_parameters()), "train/workers": place.workers}
+        first = {TRAINED: float(run.method.trained_parameters()), WORKERS: place.workers}
         run.progress.rows.append((0, {name: float(value) for name, value in first.items()}))
     sent = 0
 
