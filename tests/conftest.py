@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import free_port
 
 from beamplatform.suite import Override, load_preset
 from beamplatform.trial import Trial
@@ -63,9 +63,7 @@ class Trained:
 def run_workers(script: str, spec: Mapping[str, Any], workers: int, folder: Path) -> str:
     """Run `tests/training/SCRIPT SPEC RANK WORLD PORT` in as many processes; returns what they printed."""
     (folder / "spec.json").write_text(json.dumps(spec))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(ROOT / "tests" / "training" / script), str(folder / "spec.json")]
     logs = [folder / f"output-{rank}.txt" for rank in range(workers)]
     processes = []
@@ -125,7 +123,9 @@ def train_under_ray(
     trials: Sequence[Trial], folder: Path, recorder: Any, names: Sequence[str] = (), **options: Any
 ) -> Outcome:
     """`train_trials` on the Ray that is running, each trial in a folder of its name (or of `names`)."""
-    from beamplatform.sweep.train_stage import Job, Listed, Listener, train_trials
+    from listed import Listed
+
+    from beamplatform.sweep.train_stage import Job, Listener, train_trials
     from beamplatform.training.worker import Destination
 
     outcome = Outcome()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from serving import free_port
 
 from beamlora import BeamSearch
 from beamlora.optimizer_access import TorchAccess
@@ -87,9 +87,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, list
 
 
 def run_workers(world: int, cases: list[str], folder: Path, root: Path) -> dict[str, list[dict]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     processes = []
     try:

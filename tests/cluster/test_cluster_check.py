@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ray.util import get_node_ip_address
+from serving import free_port
 
 from beamplatform.errors import UserError
 from beamplatform.sections import TrainingSection
@@ -77,9 +77,7 @@ def test_another_version(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     message = refused(monkeypatch, f"127.0.0.1:{port}")
     assert f"RAY_ADDRESS=127.0.0.1:{port}: no cluster answers" in message and "ray up cluster.yaml" in message
     assert "no cluster answers" in refused(monkeypatch, "no-such-host.invalid:6379")

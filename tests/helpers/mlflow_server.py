@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import pytest
+from serving import free_port, wait_for
 
 
 class Server:
     """MLflow's own server on a store of its own, which can be killed and started again on the same port."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://127.0.0.1:{self._port}"
@@ -35,13 +30,7 @@ class Server:
                 cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                time.sleep(0.2)
-        pytest.fail((self._folder / "server.txt").read_text()[-3000:])
+        wait_for(f"{self.uri}/health", self._process, self._folder / "server.txt")
 
     def freeze(self) -> None:
         """It takes connections and never answers, as behind a broken network."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import logging
-import socket
 import sqlite3
 import threading
 import time
@@ -16,16 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import sqlalchemy.exc
-from mlflow.exceptions import MlflowException, RestException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST, ENDPOINT_NOT_FOUND
 from mlflow_server import Server
+from serving import free_port
 from waiting import wait_until
 
 from beamplatform.sweep.recorder import Recorder
 from beamplatform.tracking import Tracker
-from beamplatform.tracking.outage import is_away
 
 TAGS = {"method": "lora", "sweep": "s", "stage": "train", "preset": "tiny", "configuration": "c"}
 
@@ -216,9 +210,7 @@ def test_a_run_that_was_half_made_is_completed_and_not_made_twice(file_uri: str)
 
 @pytest.fixture
 def nowhere() -> Tracker:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Tracker(f"http://me:secret@127.0.0.1:{probe.getsockname()[1]}", "suite")
+    return Tracker(f"http://me:secret@127.0.0.1:{free_port()}", "suite")
 
 
 def test_the_end_does_not_wait_for_ever_and_says_what_is_missing(nowhere: Tracker, caplog) -> None:
@@ -395,46 +387,3 @@ def test_many_writes_are_made_as_long_as_that_goes_on(tracker: Tracker) -> None:
         recorder.set_tags(0, {"number": number})
     recorder.close(1.0)
     assert tracker.client.get_run(run_id).data.tags["number"] == "7"
-
-
-def wrapped(error: Exception, **options: Any) -> MlflowException:
-    """As MLflow raises what it caught."""
-    outer = MlflowException(str(error), **options)
-    outer.__cause__ = error
-    return outer
-
-
-def answer(status: int) -> requests.HTTPError:
-    response = requests.Response()
-    response.status_code = status
-    return requests.HTTPError(response=response)
-
-
-@pytest.mark.parametrize(
-    ("error", "away"),
-    [
-        (MlflowException("API request failed with exception ..."), True),
-        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE"}), True),
-        (RestException({"error_code": "RESOURCE_EXHAUSTED"}), True),
-        (RestException({"error_code": "UNAUTHENTICATED"}), True),
-        (MlflowException("a proxy's page", ENDPOINT_NOT_FOUND), True),
-        (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST"}), False),
-        (RestException({"error_code": "INVALID_PARAMETER_VALUE"}), False),
-        (wrapped(sqlalchemy.exc.OperationalError("", {}, Exception("locked"))), True),
-        (wrapped(sqlalchemy.exc.TimeoutError("all connections in use"), error_code=BAD_REQUEST), True),
-        (wrapped(sqlalchemy.exc.InterfaceError("", {}, Exception("closed")), error_code=BAD_REQUEST), True),
-        (wrapped(sqlalchemy.exc.IntegrityError("", {}, Exception("unique")), error_code=BAD_REQUEST), False),
-        (wrapped(OverflowError("int too large")), False),
-        (answer(503), True),
-        (answer(413), False),
-        (requests.ConnectionError("refused"), True),
-        (requests.JSONDecodeError("a proxy's page", "<html>", 0), True),
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (PermissionError(errno.EACCES, "a share that is not mounted"), True),
-        (FileNotFoundError("no files to store"), False),
-        (ValueError("status 'DONE' is none of ..."), False),
-        (Exception("a cloud's own error"), True),
-    ],
-)
-def test_what_is_worth_another_try(error: Exception, away: bool) -> None:
-    assert is_away(error) is away

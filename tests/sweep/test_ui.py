@@ -8,11 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from mlflow.tracking import MlflowClient
+from serving import free_port, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -41,23 +39,14 @@ def runs(swept) -> tuple[str, str, dict[str, str]]:
 def ui(swept) -> Iterator[str]:
     """`mlflow ui` as the sweep says to start it, on a free port."""
     folder, _ = swept
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command = [sys.executable, "-m", "mlflow", "ui", *store, "--port", str(port), "--workers", "1"]
     log = (folder / "ui.txt").open("w")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and process.poll() is None, (folder / "ui.txt").read_text()
-                time.sleep(0.3)
+        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "ui.txt")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, 9)

@@ -51,20 +51,6 @@ class Jobs(Protocol):
         """The one to train next; None: not now (ask again when one has ended), or never (`finished`)."""
 
 
-class Listed:
-    """Trials that are known beforehand."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._left = list(jobs)
-
-    @property
-    def finished(self) -> bool:
-        return not self._left
-
-    def next(self) -> Job | None:
-        return self._left.pop(0) if self._left else None
-
-
 class Listener:
     """Who is told what becomes of the trials, from the thread that calls `train_trials`; does nothing by itself."""
 
