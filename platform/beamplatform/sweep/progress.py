@@ -26,7 +26,6 @@ class TrialProgress:
 
     name: str
     total_steps: int
-    role: str = "final"
     questions: int = 0
     state: State = "waiting"
     step: int = 0

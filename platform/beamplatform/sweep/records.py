@@ -139,7 +139,7 @@ class Records(Listener):
         self.exports.append(Export(get_method(entry.trial.method).export_kind, self._destination(entry).export))
         steps = entry.trial.total_steps(self._plan.train_examples)
         questions = self._plan.questions if entry.weights else 0
-        self._progress.add(TrialProgress(entry.trial.name, steps, entry.role, questions))
+        self._progress.add(TrialProgress(entry.trial.name, steps, questions))
 
     def _recover(self, entry: Entry) -> None:
         """The driver may have died between the end of a training and its note of it."""

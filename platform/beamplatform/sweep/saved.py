@@ -52,8 +52,7 @@ def storage_of(option: str) -> str:
 
 def saved_sweep(storage: str, name: str) -> SavedSweep | None:
     """The sweep of that name; None where there is none."""
-    text = read_text(join(storage, name, _FILE))
-    return SavedSweep(**json.loads(text)) if text is not None else None
+    return _in_folder(join(storage, name))
 
 
 def find_sweep(storage: str, suite: str, name: str | None, option: str = "--resume") -> SavedSweep:
@@ -89,13 +88,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _sweeps(storage: str, suite: str) -> list[SavedSweep]:
-    found = (saved_sweep(*_parent(folder)) for folder in list_folders(storage))
+    found = map(_in_folder, list_folders(storage))
     return sorted((saved for saved in found if saved is not None and saved.suite == suite), key=lambda s: s.name)
 
 
-def _parent(folder: str) -> tuple[str, str]:
-    parent, _, name = folder.rstrip("/").rpartition("/")
-    return parent, name
+def _in_folder(folder: str) -> SavedSweep | None:
+    text = read_text(join(folder, _FILE))
+    return SavedSweep(**json.loads(text)) if text is not None else None
 
 
 @contextlib.contextmanager
