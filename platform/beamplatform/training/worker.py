@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.errors import UserError
 from beamplatform.metrics import TRAINED, WORKERS
-from beamplatform.storage import join
+from beamplatform.storage import is_uri, join
 from beamplatform.trial import Trial
 
 if TYPE_CHECKING:
@@ -40,6 +43,19 @@ class Destination:
     @property
     def checkpoints(self) -> str:
         return join(self.export.rpartition("/")[0], "checkpoints")
+
+    def check(self) -> None:
+        """See, on a worker's node, that it is the driver's storage, which has this run's folder already.
+
+        Raises:
+            UserError: this node sees another folder of that name, or none.
+        """
+        folder = Path(self.storage).parent
+        if not is_uri(self.storage) and not folder.is_dir():
+            raise UserError(
+                f"--storage: the node {platform.node()} does not see {folder}; give a folder that all nodes share, or "
+                "a URI such as s3://BUCKET/sweeps"
+            )
 
 
 def fit(
@@ -104,6 +120,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from beamplatform.training.run import start_run
 
     destination = Destination(**config["destination"])
+    destination.check()
     context = ray.train.get_context()
     trial = Trial.model_validate(config["trial"])
     trial = trial.model_copy(update={"training": trial.training.with_workers(context.get_world_size())})

@@ -1,0 +1,51 @@
+"""What `ray up` left on its head: how large the cluster can become, which Ray itself does not tell a driver."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beamplatform.yamlfile import parse_yaml
+
+FILE = "ray_bootstrap_config.yaml"
+"""In the head's home folder; the configuration that the autoscaler there works by."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Limits of a cluster that starts nodes when something waits for them.
+
+    Attributes:
+        workers: most nodes beside the head.
+        cpus, gpus: of all of these; 0 where the configuration does not say.
+    """
+
+    workers: int = 0
+    cpus: int = 0
+    gpus: int = 0
+
+    def grows(self, alive: int) -> bool:
+        """Whether it can have more nodes than these, the head among them."""
+        return alive - 1 < self.workers
+
+
+def launched() -> Launched:
+    """The limits of the cluster whose head this machine is; none where `ray up` did not make it."""
+    file = Path.home() / FILE
+    if not os.environ.get("RAY_ADDRESS") or not file.exists():
+        return Launched()
+    config: Any = parse_yaml(file.read_text(encoding="utf-8"))
+    workers = int(config.get("max_workers", 0))
+    kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
+
+    def most(resource: str) -> int:
+        """As many of the best nodes as there may be."""
+        left, total = workers, 0
+        for kind in sorted(kinds, key=lambda kind: kind.get("resources", {}).get(resource, 0), reverse=True):
+            count = min(left, int(kind.get("max_workers", 0)))
+            total, left = total + count * int(kind.get("resources", {}).get(resource, 0)), left - count
+        return total
+
+    return Launched(workers, most("CPU"), most("GPU"))
