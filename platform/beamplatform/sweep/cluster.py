@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from beamplatform.errors import UserError, first_line
 from beamplatform.sweep.credentials import adopted
 from beamplatform.sweep.groups import held_resources
 from beamplatform.sweep.launched import launched
+from beamplatform.sweep.network import meet_on_rays_network
 
 if TYPE_CHECKING:
     from beamplatform.sections import TrainingSection
@@ -76,7 +78,7 @@ def start_ray() -> Cluster:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            ray.init(runtime_env={"worker_process_setup_hook": adopted()})
+            ray.init(runtime_env={"worker_process_setup_hook": _first_of_all()})
         except (ConnectionError, RuntimeError, AuthenticationError) as error:
             raise UserError(f"RAY_ADDRESS={address}: {first_line(error)}") from error
     else:
@@ -84,6 +86,17 @@ def start_ray() -> Cluster:
         # "local": a new one, whatever an interrupted sweep has left on this machine.
         ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1")
     return cluster_now()
+
+
+def _first_of_all() -> Callable[[], None]:
+    """What every process of this job does on its node before anything else."""
+    adopt = adopted()
+
+    def prepare() -> None:
+        adopt()
+        meet_on_rays_network()
+
+    return prepare
 
 
 def cluster_now() -> Cluster:

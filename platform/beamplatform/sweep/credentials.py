@@ -18,7 +18,7 @@ NAMES = (
 
 
 def adopted() -> Callable[[], None]:
-    """What Ray calls in every new process of this job: takes over the driver's credentials that a node lacks.
+    """What to call in every process on another node: takes over the driver's credentials that the node lacks.
 
     Not as `env_vars` of Ray's runtime environment: those stand in the dashboard and in Ray's logs.
     """
