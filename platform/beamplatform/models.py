@@ -43,7 +43,9 @@ def torch_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
 
 
 def load_base(section: ModelSection, *, on_gpu: bool) -> PreTrainedModel:
-    """The base model for training, on the CPU, every parameter frozen.
+    """The base model for training, every parameter frozen; on the CPU, or in shards (`sharding_from_the_start`).
+
+    A hub id is fetched once for a node: the hub's client locks each file in the cache that the node's workers share.
 
     Raises:
         UserError: the folder or hub id cannot be read.
@@ -56,9 +58,17 @@ def load_base(section: ModelSection, *, on_gpu: bool) -> PreTrainedModel:
             path, dtype=torch_dtype(section.dtype, on_gpu=on_gpu), use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load {path}: {first_line(error)}") from error
+        raise UserError(f"model.path: cannot load {path}: {_why(error)}") from error
     model.config.use_cache = False
     return model.requires_grad_(False)
+
+
+def _why(error: Exception) -> str:
+    """What transformers says, in one line; of a model that is not for everybody the hub says that there is none."""
+    why = first_line(error)
+    if "gated" in why or "not a valid model identifier" in why:
+        why += " (one that is private or gated needs the HF_TOKEN of an account with access, or `hf auth login`)"
+    return why
 
 
 def load_tokenizer(path: str) -> Any:
@@ -73,7 +83,7 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load a tokenizer from {resolved}: {first_line(error)}") from error
+        raise UserError(f"model.path: cannot load a tokenizer from {resolved}: {_why(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -95,6 +105,6 @@ def skeleton(path: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path: cannot read a model configuration from {resolved}: {first_line(error)}; "
+            f"model.path: cannot read a model configuration from {resolved}: {_why(error)}; "
             f"allowed: {TINY!r}, a model folder, or a Hugging Face hub id (with network access)"
         ) from error

@@ -35,7 +35,7 @@ def main() -> None:
     run = start_run(Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), checkpoints)
     run.train(lambda progress: None)
     rows = run.progress.rows
-    with whole_parameters(run.engine, everything=False) as model:
+    with whole_parameters(run.engine) as model:
         final = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     ids = torch.arange(3, 99).reshape(4, 24)
     run.engine.eval()

@@ -69,7 +69,7 @@ def main() -> None:
         this.engine.eval()
         with torch.no_grad():
             final["logits"] = this.engine(input_ids=torch.arange(3, 99).reshape(4, 24)).logits.float()
-        with whole_parameters(this.engine, everything=False) as model:
+        with whole_parameters(this.engine) as model:
             final["live"] = {key: p.detach().clone() for key, p in model.named_parameters() if p.requires_grad}
         this.export(str(folder / name / "export"))
 

@@ -15,7 +15,7 @@ from beamplatform.models import load_base, load_tokenizer, torch_dtype
 from beamplatform.storage import put_folder
 from beamplatform.training.checkpoint import load_checkpoint, save_checkpoint
 from beamplatform.training.checkpoint_store import CheckpointStore
-from beamplatform.training.engine import make_engine, whole_parameters
+from beamplatform.training.engine import make_engine, sharding_from_the_start, whole_model, whole_parameters
 from beamplatform.training.loop import Place, Progress, train
 
 if TYPE_CHECKING:
@@ -80,10 +80,12 @@ class Run:
         distributed.barrier()
 
     def _export_model(self, folder: Path) -> None:
-        with whole_parameters(self.engine, everything=self.method.export_kind == "merged") as model:
-            if self.place.worker == 0:
+        first = self.place.worker == 0
+        merged = self.method.export_kind == "merged"
+        with whole_model(self.engine, here=first) if merged else whole_parameters(self.engine) as model:
+            if first:
                 self.method.export(model, folder)
-                if self.method.export_kind == "merged":
+                if merged:
                     self.tokenizer.save_pretrained(str(folder))
 
 
@@ -110,14 +112,15 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
         for part in (records.train, records.validation)
     )
     on_gpu = place.device.type == "cuda"
-    # The adapter's first values come from the seed alone, so that they are the same on every worker.
-    torch.manual_seed(trial.seed)
-    base = load_base(trial.model, on_gpu=on_gpu)
+    bf16 = torch_dtype(trial.model.dtype, on_gpu=on_gpu) == torch.bfloat16
     method = trial.make_method(len(examples))
-    model = method.build(base)
+    with sharding_from_the_start(trial.training, bf16=bf16):
+        base = load_base(trial.model, on_gpu=on_gpu)
+        # The adapter's first values come from the seed alone, so that they are the same on every worker.
+        torch.manual_seed(trial.seed)
+        model = method.build(base)
     if trial.model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    bf16 = torch_dtype(trial.model.dtype, on_gpu=on_gpu) == torch.bfloat16
     optimizer = method.make_optimizer(
         [parameter for parameter in model.parameters() if parameter.requires_grad], trial.training.weight_decay
     )

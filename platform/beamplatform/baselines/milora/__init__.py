@@ -18,6 +18,7 @@ import copy
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 
 
@@ -33,7 +34,7 @@ def get_milora_model(
     The base weights become W - scaling * B A: the model's function is as before, up to the rounding of their type.
 
     Args:
-        base_model: with floating-point weights, not quantized nor sharded.
+        base_model: with floating-point weights, not quantized; sharded at most as transformers does it under ZeRO-3.
         config: PEFT's; rank, alpha, dropout and target modules are used, `init_lora_weights` is not.
         device: where the singular value decompositions run; None = where the weights are. A GPU is many times faster.
 
@@ -48,7 +49,8 @@ def get_milora_model(
     model = get_peft_model(base_model, config, adapter_name=adapter_name)
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and adapter_name in layer.r:
-            _start_in_minor_components(name, layer, adapter_name, device)
+            with gather_params_ctx(layer.get_base_layer().parameters()):  # under ZeRO-3, where worker 0's are kept
+                _start_in_minor_components(name, layer, adapter_name, device)
     return model
 
 
