@@ -36,9 +36,9 @@ def test_the_largest_micro_batch_that_fits_is_named(plan) -> None:
 
 def test_several_changes_where_one_is_not_enough(plan) -> None:
     one = plan("full", training__micro_batch=1, training__workers=2, training__device="gpu", training__global_batch=4)
-    weights = one.largest.memory.weights
-    said = advice(one, weights + weights // 2)
-    assert re.search(r"--set model.gradient_checkpointing=true --set training.zero_stage=3 .*would fit", said), said
+    # ZeRO-3 and checkpointing are left out, because they do not help a model so small.
+    said = advice(one, 3 * one.largest.memory.weights)
+    assert re.search(r"--set training.offload_optimizer=true --set model.dtype=bfloat16 would fit", said), said
 
 
 def test_where_nothing_helps_that_is_said(plan) -> None:

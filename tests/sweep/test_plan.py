@@ -45,10 +45,10 @@ def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
     alone = estimate(one, method, model, shapes)
     assert alone.weights == 4 * sum(p.numel() for p in model.parameters())
     parameters = sum(8 * (a + b) for a, b in shapes.values())
-    assert alone.adapter == parameters * (4 + 4 + 8), "weight, gradient and two moments in float32"
+    assert alone.adapter == parameters * (4 + 4 + 8 + 4), "weight, gradient, two moments and a master weight"
     four = trial("lora", training__zero_stage=3, training__workers=4, training__micro_batch=4)
     sharded = estimate(four, method, model, shapes)
-    assert sharded.weights == alone.weights // 4
+    assert sharded.weights == alone.weights // 4 + alone.weights, "a share, and what is gathered"
     assert sharded.activations == alone.activations // 4
 
 
@@ -66,7 +66,7 @@ def test_memory_of_methods_that_take_more_than_an_adapter(trial) -> None:
     assert estimate(growing, method, model, shapes).adapter == adapter * (4 + 4 + 8 + 12) + 4 * dense
     halved = trial("full", training__zero_stage=2, training__workers=16, training__micro_batch=1)
     found = estimate(halved, full.make_method(1000), model, {})
-    assert found.adapter == total * 4 // 16 + total * 8 // 16, "a share of a byte is not lost"
+    assert found.adapter == total * 4 // 16 + total * 12 // 16, "a share of a byte is not lost"
 
 
 def test_a_method_may_have_a_batch_of_its_own(trial) -> None:

@@ -163,6 +163,10 @@ class Method(ABC):
         """Bytes of a worker that the method takes beside parameters, gradients and two moments. An estimate."""
         return 0
 
+    def extra_activations(self, shapes: Shapes) -> int:
+        """Values for each token that its layers keep for the backward pass beside their inputs: A x of an adapter."""
+        return self.values.largest_rank * len(shapes) if isinstance(self.values, AdapterHyperparameters) else 0
+
     @abstractmethod
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         """The trainable model (a PeftModel for adapters); only trainable parameters require gradients."""

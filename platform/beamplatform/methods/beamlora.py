@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState
+from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,10 @@ class BeamLora(Method):
         from beamlora.search import plan_schedule
 
         plan_schedule(self._config(), self.plan.total_steps, self.plan.schedule)
+
+    def extra_activations(self, shapes: Shapes) -> int:
+        """A x before and after it meets the ranks' weights."""
+        return 2 * super().extra_activations(shapes)
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from beamlora import get_beamlora_model

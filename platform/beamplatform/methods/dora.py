@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from beamplatform.methods.base import ExportKind, Method
+from beamplatform.methods.base import ExportKind, Method, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,14 @@ class Dora(Method):
 
     name: ClassVar[str] = "dora"
     export_kind: ClassVar[ExportKind] = "merged"
+
+    def extra_memory(self, shapes: Shapes) -> int:
+        """The largest layer's norm is taken of its whole weight: B A, scaled, and the sum, in float32."""
+        return 3 * 4 * max(d_out * d_in for d_out, d_in in shapes.values())
+
+    def extra_activations(self, shapes: Shapes) -> int:
+        """The outputs of the frozen layer and of the adapter, which the magnitudes multiply, stay as well."""
+        return super().extra_activations(shapes) + 2 * sum(d_out for d_out, _ in shapes.values())
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from peft import LoraConfig, get_peft_model

@@ -84,14 +84,16 @@ def smallest_change(plan: Plan, one: Checked, room: Room) -> str:
         memory = _with(plan, one.trial, {key: value})
         if memory.total <= room.size:
             return _says({key: value}, memory)
+    least = one.memory
     for key, value in _changes(one.trial):
-        together[key] = value  # of several micro-batches the last one stays, which is 1
         if key == "training.micro_batch" and value != 1:
             continue
-        memory = _with(plan, one.trial, together)
+        memory = _with(plan, one.trial, together | {key: value})
+        if memory.total >= least.total:  # a small model is gathered whole under ZeRO-3
+            continue
+        together[key], least = value, memory
         if memory.total <= room.size:
             return _says(together, memory)
-    least = _with(plan, one.trial, together) if together else one.memory
     return (
         f"no setting of these fits (at least {least.total / GIB:.1f} GiB): a smaller model, a shorter data.max_length, "
         "or more workers with training.zero_stage=3, which share the weights"

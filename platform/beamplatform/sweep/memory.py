@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]
 
 
+LIVE = 10**9
+"""Values of gathered weights that ZeRO-3 keeps at most: DeepSpeed's default of stage3_max_live_parameters."""
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one worker. An estimate: allocator gaps and library workspaces (about 1 GiB) come on top."""
+    """Bytes on one worker. An estimate: allocator gaps and library workspaces (about 1 GiB) come on top.
+
+    Attributes:
+        weights: the model's.
+        adapter: what is trained, or all weights' part of it where they are trained: weights, gradients, optimizer.
+        activations: of one micro-batch; or gradients on their way, where these are more.
+    """
 
     weights: int
     adapter: int
@@ -59,36 +69,61 @@ def target_shapes(skeleton: PreTrainedModel, values: Hyperparameters) -> dict[st
 
 
 def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: dict[str, Shape]) -> MemoryEstimate:
-    """Weights, adapter with its optimizer state, and activations of one micro-batch.
+    """What the worker holds that holds most, from shapes alone; `benchmarks/memory.py` compares it with real runs.
 
-    (DoRA needs more activations than this: 1.35 times LoRA's memory in the BeamLoRA paper's Fig. 9.)
+    Weights: 2 or 4 bytes a value. Under ZeRO-3 a share of them, and beside it those that are gathered at a time.
 
-    Weights: 2 or 4 bytes a parameter, shared by the workers under ZeRO-3. Adapter, or all weights where they are
-    trained: weight and gradient in the model's type, float32 master weight (where the model's type is bfloat16) and two
-    moments; the optimizer's part is shared from ZeRO-1 on, the gradient from ZeRO-2 on; and what the method says of
-    itself. Activations per token and layer (Korthikanti et al. 2022, Eq. 2,
-    without attention scores, which fused attention does not keep): 34 hidden bytes at 2 bytes a value; with gradient
-    checkpointing the layer inputs and one whole layer. Logits and their gradient are float32.
+    Trained values: the weight itself (the model's own are counted already where all are trained), a gradient that is
+    kept between micro-batches, Adam's two moments in float32, and where the model's type is bfloat16 or ZeRO shards
+    the optimizer a float32 master weight, for bfloat16 with its gradient. The optimizer's part is shared from ZeRO-1
+    on, the kept gradient from ZeRO-2 on. And what the method says of itself.
+
+    Activations (see `_activations`) are gone when the last gradients are on their way: then one more copy of them is in
+    the bucket that is sent, and from ZeRO-2 on they are not those that are kept.
     """
     training = trial.training.with_workers(trial.training.least_workers)  # who has the most of it
-    config = skeleton.config
     width = 4 if trial.model.dtype == "float32" else 2
     workers, stage = training.most_workers, training.zero_stage
     total = sum(p.numel() for p in skeleton.parameters())
-    weights = total * width // (workers if stage == 3 else 1)
-    values, own = method.values, width
+    values = method.values
     if isinstance(values, AdapterHyperparameters):
-        parameters = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+        trained = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
+        own = trained * width
     else:
-        parameters, own = total, 0  # the weights are counted already
-    master = 0 if width == 4 else 4
-    gradient = parameters * width // (workers if stage >= 2 else 1)
+        trained, own = total, 0
+    gathered = min(total, LIVE) * width if stage == 3 and workers > 1 else 0
+    weights = total * width // workers + gathered if gathered else total * width
+    of_optimizer = 8 + (4 if stage or width == 2 else 0) + (4 if width == 2 else 0)
     offloaded = training.offload_optimizer and training.device != "cpu"
-    optimizer = 0 if offloaded else parameters * (master + 8) // (workers if stage else 1)
-    adapter = parameters * own + gradient + optimizer + method.extra_memory(shapes)
-    tokens = training.micro_batch * trial.data.max_length
-    layer = 34 * config.hidden_size * width // 2
-    layers = config.num_hidden_layers
-    per_token = 2 * config.hidden_size * layers + layer if trial.model.gradient_checkpointing else layer * layers
-    activations = tokens * (per_token + 3 * 4 * config.vocab_size)
-    return MemoryEstimate(weights, adapter, activations)
+    optimizer = 0 if offloaded else trained * of_optimizer // (workers if stage else 1)
+    kept = trained * width // (workers if stage >= 2 else 1)
+    on_their_way = trained * width * (2 if stage >= 2 else 1)
+    if training.device == "cpu":
+        on_their_way += gathered  # gloo gathers into a buffer of its own first
+    adapter = own + kept + optimizer + method.extra_memory(shapes)
+    return MemoryEstimate(weights, adapter, max(_activations(trial, method, skeleton, shapes), on_their_way))
+
+
+def _activations(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: dict[str, Shape]) -> int:
+    """Bytes that a micro-batch leaves for its backward pass.
+
+    Counted for a decoder layer like Llama's with fused attention, whose inputs are of h values, its keys of k and the
+    middle of its MLP of m: both norms' inputs (in float32) and outputs, which adapters keep; queries, keys, values and
+    the result of attention; gate, its activation, up and their product. What an adapter keeps of a layer beside its
+    input, the method says. With gradient checkpointing the inputs of all layers and one whole layer. The head: logits,
+    a copy of them and their logarithms in the forward pass, or these, their gradient and that of the logits.
+    """
+    config, model = skeleton.config, trial.model
+    width = 4 if model.dtype == "float32" else 2
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    middle = getattr(config, "intermediate_size", None) or 4 * hidden
+    heads = config.num_attention_heads
+    of_head = getattr(config, "head_dim", None) or hidden // heads
+    keys = of_head * (getattr(config, "num_key_value_heads", None) or heads)
+    layer = 2 * hidden * 4 + (4 * hidden + 2 * keys + 4 * middle) * width
+    adapters = method.extra_activations(shapes) * width // layers
+    if isinstance(method.values, AdapterHyperparameters) and method.values.lora_dropout:
+        adapters += sum(d_in for _, d_in in shapes.values()) * (width + 1) // layers  # what is left, and the mask
+    layer += adapters
+    per_token = hidden * width * layers + layer if model.gradient_checkpointing else layer * layers
+    return int(trial.training.micro_batch * trial.data.max_length * (per_token + 3 * 4 * config.vocab_size))

@@ -77,6 +77,10 @@ def make_engine(
     import torch
 
     _choose_accelerator()
+    config = deepspeed_config(training, bf16=bf16)
+    # DeepSpeed allocates the whole bucket in which it sends gradients, by default 500 million values.
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    config["zero_optimization"]["reduce_bucket_size"] = min(trained, 500_000_000)
     if bf16:  # those of a base that is sharded already are in bfloat16; the engine casts either all or none
         for parameter in model.parameters():
             if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):
@@ -85,7 +89,7 @@ def make_engine(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         optimizer=optimizer,
-        config=deepspeed_config(training, bf16=bf16),
+        config=config,
         dist_init_required=False,
     )
     if bf16 and training.zero_stage == 0:

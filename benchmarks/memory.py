@@ -1,0 +1,222 @@
+"""How near the estimate of memory comes: `python benchmarks/memory.py`.
+
+Llamas of random weights are trained for three steps by the platform's own workers (two of them, DeepSpeed, gloo), each
+case in fresh processes, on sequences that all have the full length. Measured is what a worker takes beyond what it had
+when all libraries were loaded and had been used, before the model: the kernel's own peak, from the first step on.
+Printed beside it is what `--dry-run` says of the same trial, and measured / predicted.
+
+What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that this is what lives at a time, as
+torch.cuda.max_memory_allocated tells it of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+BEST, WORST = 0.85, 1.15
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's shape and how it is trained."""
+
+    method: str = "beamlora"
+    stage: int = 0
+    hidden: int = 512
+    layers: int = 8
+    vocabulary: int = 8000
+    micro_batch: int = 4
+    length: int = 256
+    dtype: str = "float32"
+    checkpointing: bool = False
+    rank: int = 16
+    kv_heads: int = 8
+
+    @property
+    def workers(self) -> int:
+        return 2 if self.stage else 1
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {
+            "hidden_size": self.hidden, "num_hidden_layers": self.layers, "vocab_size": self.vocabulary,
+            "intermediate_size": self.hidden * 11 // 4, "num_attention_heads": 8, "num_key_value_heads": self.kv_heads,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        more = ", checkpointing" if self.checkpointing else ""
+        tokens = f"{self.micro_batch} x {self.length}"
+        return f"{self.hidden} x {self.layers}, {self.vocabulary} tokens; {tokens}; {self.dtype}{more}"
+
+
+CASES = [
+    Case(),
+    Case("lora"),
+    Case("lora", vocabulary=32000, layers=4),
+    Case("beamlora", rank=128, micro_batch=1, length=128),
+    Case("beamlora", checkpointing=True, layers=16),
+    Case("dora"),
+    Case("adalora"),
+    Case("full"),
+    Case("beamlora", 1, rank=128),
+    Case("beamlora", 2, rank=128, hidden=768, kv_heads=2),
+    Case("beamlora", 3, rank=64, hidden=768),
+    Case("full", 2, micro_batch=1),
+    Case("full", 3, micro_batch=1),
+    Case("beamlora", 2, dtype="bfloat16", rank=64),
+    Case("full", 2, dtype="bfloat16", micro_batch=1),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", metavar="0,3", help="these cases, by their numbers; default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        worker(*arguments.worker.split("|"))
+        return
+    numbers = [int(n) for n in arguments.only.split(",")] if arguments.only else range(len(CASES))
+    from importlib.metadata import version
+
+    print(f"{platform.machine()}, " + ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "deepspeed")))
+    print(f"{'':>3} {'method':9} ZeRO {'rank':>4}  {'predicted':>9} {'measured':>9} ratio  model; tokens; type")
+    found = []
+    for number in numbers:
+        case = CASES[number]
+        with tempfile.TemporaryDirectory() as name:
+            predicted, measured = predict_and_measure(case, Path(name))
+        found.append({**asdict(case), "predicted": predicted, "measured": measured, "ratio": measured / predicted})
+        print(
+            f"{number:3} {case.method:9} {case.stage:4} {case.rank:4}  {predicted / MIB:5.0f} MiB "
+            f"{measured / MIB:5.0f} MiB {measured / predicted:5.2f}  {case}",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+    ratios = [one["ratio"] for one in found]
+    print(f"measured / predicted: {min(ratios):.2f} to {max(ratios):.2f}")
+    sys.exit(not all(BEST <= ratio <= WORST for ratio in ratios))
+
+
+def predict_and_measure(case: Case, folder: Path) -> tuple[int, int]:
+    """Bytes of the worker that takes most."""
+    from beamplatform.models import skeleton
+    from beamplatform.sweep.memory import estimate, target_shapes
+
+    write_model(case, folder / "model")
+    write_records(case, folder / "records.json")
+    trial = make_trial(case, folder)
+    (folder / "trial.json").write_text(trial.model_dump_json())
+    method, model = trial.make_method(64), skeleton(trial.model.path)
+    predicted = estimate(trial, method, model, target_shapes(model, method.values)).total
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(case.workers):
+        with (folder / f"log-{rank}").open("w") as log:
+            line = [sys.executable, __file__, "--worker", f"{rank}|{case.workers}|{port}|{folder}"]
+            # Blocks from here on are given back when they are freed, and no thread keeps a heap of its own.
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+            processes.append(subprocess.Popen(line, stdout=log, stderr=log, env=environment))
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        sys.exit((folder / f"log-{codes.index(next(filter(None, codes)))}").read_text())
+    return predicted, max(int((folder / f"peak-{rank}").read_text()) for rank in range(case.workers))
+
+
+def write_model(case: Case, folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from beamplatform.models import load_tokenizer
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**case.shape, dtype="float32")).save_pretrained(folder)
+    load_tokenizer("tiny").save_pretrained(folder)
+
+
+def write_records(case: Case, file: Path) -> None:
+    """Longer than any example may be, so that none is padded."""
+    text = " ".join(["the answer is that"] * case.length)
+    file.write_text(json.dumps([{"instruction": "Go on.", "output": f"{n} {text}"} for n in range(68)]))
+
+
+def make_trial(case: Case, folder: Path) -> Any:
+    from beamplatform.sections import DataSection, EvaluationSection, ModelSection, TrainingSection
+    from beamplatform.trial import Trial
+
+    values: dict[str, Any] = {"learning_rate": 1e-5}
+    if case.method != "full":
+        values["r"] = case.rank
+    values |= {"beamlora": {"interval": 1_000, "p_init": 0.95}, "adalora": {"init_r": case.rank}}.get(case.method, {})
+    if case.method == "adalora":
+        values["r"] = case.rank // 2
+    return Trial(
+        suite="memory", preset="memory", method=case.method, seed=0, hyperparameters=values,
+        training=TrainingSection(
+            workers=case.workers, zero_stage=case.stage, max_steps=4_000, micro_batch=case.micro_batch, warmup=0,
+            global_batch=case.micro_batch * case.workers * 2, device="cpu", log_every=1,
+        ),
+        model=ModelSection(path=str(folder / "model"), dtype=case.dtype, gradient_checkpointing=case.checkpointing),
+        data=DataSection(
+            train_source=str(folder / "records.json"), max_length=case.length, loss_on="all", validation_records=4
+        ),
+        evaluation=EvaluationSection(tasks=[]),
+    )  # fmt: skip
+
+
+def worker(rank: str, workers: str, port: str, place: str) -> None:
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "OMP_NUM_THREADS": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    import torch
+    from torch import distributed
+
+    from beamplatform.training.loop import Place
+    from beamplatform.training.run import start_run
+    from beamplatform.trial import Trial
+
+    distributed.init_process_group("gloo")
+    folder = Path(place)
+    trial = Trial.model_validate_json((folder / "trial.json").read_text())
+    here = Place(int(rank), int(workers), torch.device("cpu"))
+    # The same with the shipped model: what libraries load and keep is not the trial's.
+    start_run(trial.model_copy(update={"model": trial.model.model_copy(update={"path": "tiny"})}), here).train(
+        lambda progress: None, until=2
+    )
+    import gc
+
+    gc.collect()
+    before = status("VmRSS")
+    run = start_run(trial, here)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
+    run.train(lambda progress: None, until=3)
+    (folder / f"peak-{rank}").write_text(str(status("VmHWM") - before))
+    distributed.barrier()
+    os._exit(0)
+
+
+def status(key: str) -> int:
+    """Bytes, of this process, as the kernel tells them."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
