@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from autoscaler import autoscaler
 from ray.util import get_node_ip_address
 from serving import free_port
 
 from beamplatform.errors import UserError
 from beamplatform.sections import TrainingSection
 from beamplatform.sweep.cluster_check import check_cluster
-from beamplatform.sweep.launched import FILE
 
 ON_CPU = TrainingSection(max_steps=1, device="cpu")
 ON_GPU = TrainingSection(max_steps=1, device="gpu")
@@ -53,10 +53,8 @@ def test_a_cluster_that_is_well(head: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_gpu_where_one_is_needed(head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     message = refused(monkeypatch, head, ON_GPU)
     assert f"none of the 1 nodes of the cluster at {head} has one; add nodes with GPUs" in message
-    # Under an autoscaler they come later: `ray up` leaves this file on the head.
-    (tmp_path / FILE).write_text(json.dumps({"max_workers": 1, "available_node_types": {}, "head_node_type": "head"}))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    check_cluster(ON_GPU)
+    with autoscaler(tmp_path, {"max_workers": 1, "available_node_types": {}, "head_node_type": "head"}):
+        check_cluster(ON_GPU)  # they come later
 
 
 def test_another_version(head: str, monkeypatch: pytest.MonkeyPatch) -> None:

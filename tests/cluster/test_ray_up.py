@@ -62,7 +62,7 @@ class User:
             line, cwd=self.root, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=timeout,
         )  # fmt: skip
-        assert done.returncode == 0, f"{' '.join(line)}\n{done.stdout[-6000:]}"
+        assert done.returncode == 0, f"{' '.join(line)}\n{done.stdout[-20000:]}"
         return done.stdout
 
 

@@ -56,7 +56,7 @@ def two_machines(login: str, login_of_worker: str) -> Iterator[Path]:
     Path("/run/sshd").mkdir(exist_ok=True)
     outer = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", str(home / ".ssh" / "sshd_config")])
     inner = subprocess.Popen(
-        ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "bash", "-c", _INSIDE],
+        ["unshare", "--kill-child", "--net", "--pid", "--mount", "--fork", "--mount-proc", "bash", "-c", _INSIDE],
         stdin=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -69,6 +69,7 @@ def two_machines(login: str, login_of_worker: str) -> Iterator[Path]:
         for process in (inner, outer):
             process.kill()
             process.wait()
+        subprocess.run(["ip", "link", "del", "head"], capture_output=True)  # else a later Ray takes its address
 
 
 def _as_from_an_image(folder: Path) -> None:

@@ -32,7 +32,7 @@ def test_it_ends_well_and_prints_a_table(swept) -> None:
     probe = re.search(
         r"^Probe \(20 steps of (\w+)\): (\S+) s a step, .* Training takes about", done.stdout, re.MULTILINE
     )
-    assert probe and probe[1] == "beamlora" and 0 < float(probe[2]) < 10
+    assert probe and probe[1] == "dora" and 0 < float(probe[2]) < 10
     assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
     assert "RayTrainWorker" in (folder / "runs" / "first" / "log.txt").read_text()
 

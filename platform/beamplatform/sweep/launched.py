@@ -1,4 +1,4 @@
-"""What `ray up` left on its head: how large the cluster can become, which Ray itself does not tell a driver."""
+"""How large the cluster of this head can become: Ray does not tell a driver, but its autoscaler's file says it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from beamplatform.yamlfile import parse_yaml
 
-FILE = "ray_bootstrap_config.yaml"
-"""In the head's home folder; the configuration that the autoscaler there works by."""
+_OPTION = "--autoscaling-config="
+"""Of the autoscaler's process. What `ray up` wrote stays in the home folder after `ray down`, and counts no more."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Launched:
 
 
 def launched() -> Launched:
-    """The limits of the cluster whose head this machine is; none where `ray up` did not make it."""
-    file = Path.home() / FILE
-    if not os.environ.get("RAY_ADDRESS") or not file.exists():
+    """The limits of the cluster whose head this machine is; none where no autoscaler runs here."""
+    file = _configuration() if os.environ.get("RAY_ADDRESS") else None
+    if file is None:
         return Launched()
     config: Any = parse_yaml(file.read_text(encoding="utf-8"))
     workers = int(config.get("max_workers", 0))
@@ -49,3 +49,14 @@ def launched() -> Launched:
         return total
 
     return Launched(workers, most("CPU"), most("GPU"))
+
+
+def _configuration() -> Path | None:
+    """The file that a running autoscaler works by."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        for argument in process.info["cmdline"] or ():
+            if argument.startswith(_OPTION) and (file := Path(argument.removeprefix(_OPTION)).expanduser()).exists():
+                return file
+    return None
