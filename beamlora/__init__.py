@@ -15,8 +15,10 @@ PEFT's LoRA can adapt, with torch's optimizers or DeepSpeed ZeRO:
 How it is laid out, from the inside out:
 
     state.py             the tensors a beam step works on
-    rules.py             the numbers: scores, p(t), the choice of ranks, the beam step (pure functions)
+    schedule.py          when beam steps happen, and p(t)
+    rules.py             the numbers: scores, the choice of ranks, the beam step (pure functions)
     config.py layer.py   the PEFT configuration and layer
+    fused.py siblings.py the layer as one operation, those of one input together
     optimizer_access.py  reading and writing weights and moments, wherever the optimizer keeps them
     search.py            when to take a snapshot and when to operate
     model.py             building, loading, exporting
@@ -25,14 +27,14 @@ How it is laid out, from the inside out:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from beamlora.config import BeamLoraConfig
-from beamlora.model import export_lora, get_beamlora_model, load_beamlora_model
-from beamlora.search import BeamReport, BeamSearch
 
 if TYPE_CHECKING:
     from beamlora.callback import BeamLoraCallback
+    from beamlora.config import BeamLoraConfig
+    from beamlora.model import export_lora, get_beamlora_model, load_beamlora_model
+    from beamlora.search import BeamReport, BeamSearch
 
 __all__ = [
     "BeamLoraCallback",
@@ -44,11 +46,14 @@ __all__ = [
     "load_beamlora_model",
 ]
 
+_MODULES = {
+    "BeamLoraCallback": "callback", "BeamLoraConfig": "config", "BeamReport": "search", "BeamSearch": "search",
+    "export_lora": "model", "get_beamlora_model": "model", "load_beamlora_model": "model",
+}  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
-    """Import the callback only when asked for: a plain training loop does not need transformers' Trainer."""
-    if name == "BeamLoraCallback":
-        from beamlora.callback import BeamLoraCallback
-
-        return BeamLoraCallback
-    raise AttributeError(f"module 'beamlora' has no attribute {name!r}")
+    """Import what is asked for: a schedule is planned without torch, a plain training loop needs no Trainer."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'beamlora' has no attribute {name!r}")
+    return getattr(import_module(f"beamlora.{_MODULES[name]}"), name)

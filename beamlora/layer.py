@@ -10,10 +10,12 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from beamlora.fused import Operands, beam_products
 from beamlora.rules import score_weights
 
 if TYPE_CHECKING:
     from beamlora.config import BeamLoraConfig
+    from beamlora.siblings import Siblings
 
 # Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first
 # optimizer step, and zeros divided by any temperature give equal weights.
@@ -66,6 +68,7 @@ class BeamVariant(DeltaVariant):
         temperature = DEFAULT_TEMPERATURE if config.temperature == "auto" else config.temperature
         device = module.lora_A[adapter_name].weight.device
         module.lora_score[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
+        module.fused[adapter_name] = config.fused
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
@@ -83,6 +86,8 @@ class BeamLinear(LoraLinear):
     """
 
     adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_score")
+    siblings: Siblings | None = None
+    """The layers that share its input; `get_beamlora_model` sets it."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
         is_conv1d = isinstance(base_layer, Conv1D)
@@ -110,12 +115,67 @@ class BeamLinear(LoraLinear):
             )
         if not hasattr(self, "lora_score"):
             self.lora_score = nn.ModuleDict()
+            self.fused: dict[str, bool] = {}
         super().update_layer(adapter_name, r, *args, target_name=target_name, **kwargs)
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         from beamlora.config import BeamLoraConfig
 
         return BeamVariant() if isinstance(config, BeamLoraConfig) else super().resolve_lora_variant(config=config)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The frozen layer and all active adapters; one adapter alone as one operation, where that is possible."""
+        if args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        if self.siblings is not None and (known := self.siblings.take(self, x)) is not None:
+            return known
+        name = self._fusable(x)
+        if name is None:
+            return super().forward(x)
+        layers = [self, *self._computed_with(x, name)]
+        outputs = beam_products(x, [layer._operands(name) for layer in layers], self._dropout(name))
+        if self.siblings is not None and len(layers) > 1:
+            self.siblings.keep(x, layers[1:], outputs[1:])
+        return outputs[0]
+
+    def _computed_with(self, x: Tensor, name: str) -> list[BeamLinear]:
+        """The layers whose outputs are computed in one operation with this one's."""
+        others = self.siblings.followers(self) if self.siblings is not None else []
+        alike = all(layer._fusable(x) == name and layer._dropout(name) == self._dropout(name) for layer in others)
+        # Under ZeRO-3 a layer's parameters are whole only while it is called itself.
+        return others if alike and not any(hasattr(layer.get_base_layer().weight, "ds_id") for layer in others) else []
+
+    def _operands(self, name: str) -> Operands:
+        base = self.get_base_layer()
+        return Operands(base.weight, base.bias, *self.factors(name), self.scores(name)() * self.scaling[name])
+
+    def _dropout(self, name: str) -> float:
+        module = self.lora_dropout[name]
+        return module.p if self.training and isinstance(module, nn.Dropout) else 0.0
+
+    def _fusable(self, x: Tensor) -> str | None:
+        """The name of the adapter that `beam_products` can do, whose conditions these are; else None.
+
+        A compiler fuses the plain path by itself, and autocast chooses types by itself.
+        """
+        base = self.get_base_layer()
+        if (
+            self.disable_adapters
+            or self.merged
+            or len(self.active_adapters) != 1
+            or type(base) is not nn.Linear
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return None
+        name = self.active_adapters[0]
+        if not isinstance(self.lora_variant.get(name), BeamVariant) or not self.fused.get(name, False):
+            return None
+        a, b = self.factors(name)
+        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+        return (
+            name if frozen and x.dtype == base.weight.dtype and a.dtype == b.dtype in (x.dtype, torch.float32) else None
+        )
 
     def scores(self, adapter_name: str) -> RankScores:
         """The rank scores of one adapter."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from beamlora.config import BeamLoraConfig
 from beamlora.layer import BeamLinear
+from beamlora.siblings import find_siblings
 
 
 def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
@@ -50,6 +51,9 @@ def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_na
         for name, parameter in base_model.named_parameters():
             parameter.requires_grad_(name in trainable)
         raise
+    for siblings in find_siblings(base_model):
+        for layer in siblings.layers:
+            layer.siblings = siblings
     return model
 
 

@@ -7,15 +7,12 @@ is the authors' published implementation, whose behaviour is the default whereve
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-Curve = Literal["cosine", "linear", "constant"]
 
 # Sums of equal scores miss the threshold by rounding alone (0.05 added up twenty times is not 1 in binary):
 # differences below this share of the total count as equal.
@@ -32,53 +29,6 @@ def score_weights(scores: Tensor, temperature: float, scale: Literal["rank", "un
     dtype = torch.promote_types(scores.dtype, torch.float32)
     weights = torch.softmax(scores.to(dtype) / temperature, dim=0)
     return weights * scores.numel() if scale == "rank" else weights
-
-
-@dataclass(frozen=True)
-class BeamSchedule:
-    """When beam steps happen, and the threshold p(t) of each. Steps are optimizer steps, counted from 1.
-
-    window_end: the last step of the operating window (the reference: the end of the second of three epochs).
-    horizon: where p(t) reaches 1: the end of the window (reference) or of the whole run (paper).
-    """
-
-    total_steps: int
-    interval: int
-    window_end: int
-    p_init: float
-    curve: Curve
-    horizon: Literal["window", "total"]
-
-    def threshold(self, step: int) -> float:
-        """p(t) of Eq. 14: the share of the total score that is left untouched, from p_init up to 1.
-
-        A constant curve stays at p_init up to the horizon (the ablation "without dynamic threshold").
-        """
-        end = self.window_end if self.horizon == "window" else self.total_steps
-        if step > end:
-            return 1.0
-        if self.curve == "constant":
-            return self.p_init
-        progress = step / end
-        risen = progress if self.curve == "linear" else (1 - math.cos(math.pi * progress)) / 2
-        return self.p_init + (1 - self.p_init) * risen
-
-    def beam_steps(self) -> tuple[int, ...]:
-        """The steps that operate: every `interval`, in the window, an interval before the end, p(t) < 1."""
-        last = min(self.window_end, self.total_steps - self.interval)
-        return tuple(t for t in range(self.interval, last + 1, self.interval) if self.threshold(t) < 1)
-
-    def snapshot_step(self, beam_step: int) -> int:
-        """The step after which the parents of `beam_step` are copied: half an interval before (footnote 3).
-
-        That is t % interval == interval // 2: an odd interval rounds its half down.
-        """
-        return beam_step - self.interval + self.interval // 2
-
-
-def window_end(total_steps: int, operate_until: float) -> int:
-    """The last step inside the operating window, `operate_until` of all steps (2/3 of 300 is step 200)."""
-    return math.floor(total_steps * operate_until + TOLERANCE * total_steps)
 
 
 def rank_order(scores: Tensor) -> Tensor:

@@ -23,26 +23,17 @@ from beamlora.layer import BeamLinear
 from beamlora.optimizer_access import optimizer_access
 from beamlora.ranks import Factor
 from beamlora.rules import (
-    BeamSchedule,
-    Curve,
     RankPairs,
     average_scores,
     operated_counts,
     pair_ranks,
     pairing_generator,
     score_weights,
-    window_end,
 )
+from beamlora.schedule import plan_schedule
 from beamlora.workers import check_agreement, join_parts, worker_count
 
 logger = logging.getLogger(__name__)
-
-_LR_CURVES: dict[str, Curve] = {
-    "cosine": "cosine",
-    "linear": "linear",
-    "constant": "constant",
-    "constant_with_warmup": "constant",
-}
 
 
 @dataclass(frozen=True)
@@ -313,39 +304,3 @@ def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
                 raise ValueError(f"layer {name!r}: a {type(module).__name__} without rank scores cannot be searched")
             layers[name] = module
     return layers
-
-
-def plan_schedule(config: BeamLoraConfig, total_steps: int, lr_schedule: str) -> BeamSchedule:
-    """The schedule of a run, refused when no beam step can happen in it."""
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-        raise ValueError(f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1")
-    if lr_schedule not in _LR_CURVES and config.threshold_schedule == "match_lr":
-        raise ValueError(
-            f"lr_schedule={lr_schedule!r}: threshold_schedule='match_lr' follows {', '.join(_LR_CURVES)}; "
-            "with another learning-rate schedule set threshold_schedule to cosine, linear or constant"
-        )
-    curve = _LR_CURVES[lr_schedule] if config.threshold_schedule == "match_lr" else config.threshold_schedule
-
-    def with_interval(interval: int) -> BeamSchedule:
-        end = window_end(total_steps, config.operate_until)
-        return BeamSchedule(total_steps, interval, end, config.p_init, curve, config.threshold_horizon)
-
-    interval = config.interval
-    if isinstance(interval, float):
-        interval = round(interval * total_steps)
-        if interval < 2:
-            raise ValueError(
-                f"interval={config.interval!r} of {total_steps} steps is {interval} steps: must be at least 2"
-            )
-    schedule = with_interval(interval)
-    if config.p_init == 1:
-        logger.warning("p_init=1: no rank is ever operated, this is LoRA with scores")
-    elif not schedule.beam_steps():
-        largest = next(
-            (i for i in range(min(interval, total_steps // 2), 1, -1) if with_interval(i).beam_steps()), None
-        )
-        raise ValueError(
-            f"interval={config.interval!r}: no beam step can happen in {total_steps} steps; "
-            + (f"the largest interval that works is {largest}" if largest else "the run is too short for any interval")
-        )
-    return schedule

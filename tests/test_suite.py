@@ -77,6 +77,7 @@ def test_published_settings(root, suite, preset, r, schedule, batch, length, los
         ({"methods__beamlora__interval": "1"}, r"integer >= 2 .* in \(0, 1\), got 1"),
         ({"methods__beamlora__r": "{grid: [4, 1]}"}, "greater than or equal to 2, got 1"),
         ({"methods__lora__r": "{uniform: [4, 16]}"}, "valid integer, got a number with a fractional part"),
+        ({"training__zero_stage": "3", "training__loss_head": "chunked"}, "loss_head: chunked needs the head's weight"),
         ({"training__zero_stage": "0", "training__offload_optimizer": "true"}, "offload_optimizer needs zero_stage 1"),
         ({"methods__beamlora__r": "{grids: [4]}"}, "exactly one key of grid, choice, uniform, loguniform"),
         ({"methods__lora__learning_rate": "{loguniform: [0, 1]}"}, "bounds must be above 0"),

@@ -102,6 +102,12 @@ class TrainingSection(Section):
         100_000, description="ZeRO-3: parameters of fewer values stay whole on every worker"
     )
     offload_optimizer: bool = Field(False, description="keep master weights and moments in CPU memory (ZeRO 1 to 3)")
+    loss_head: Literal["counted", "chunked", "all"] = Field(
+        "counted",
+        description="of which tokens the vocabulary's scores are computed: of those that the loss counts, at once or "
+        "in chunks (less memory where vocabularies are large; not under ZeRO-3), or of all; the loss is the same",
+    )
+    fused_adamw: bool = Field(False, description="PyTorch's fused AdamW: one pass over the adapter and its moments")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -132,6 +138,8 @@ class TrainingSection(Section):
     def _consistent(self) -> TrainingSection:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError("give exactly one of epochs and max_steps")
+        if self.loss_head == "chunked" and self.zero_stage == 3:
+            raise ValueError("loss_head: chunked needs the head's weight whole: zero_stage 0, 1 or 2")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         most = self.workers if isinstance(self.workers, int) else self.workers.max

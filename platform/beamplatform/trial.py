@@ -106,6 +106,7 @@ class Trial(BaseModel):
             seed=self.seed,
             accumulation=self.training.accumulation,
             gradient_clipping=self.training.gradient_clipping,
+            fused_adamw=self.training.fused_adamw,
             warmup=warmup_steps(self.training.warmup, steps),
         )
         method = get_method(self.method)(self.hyperparameters, plan)

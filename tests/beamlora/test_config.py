@@ -52,7 +52,7 @@ def test_limits_are_allowed() -> None:
 def test_every_own_field_says_what_it_is_and_where_its_default_comes_from() -> None:
     inherited = {option.name for option in fields(LoraConfig)}
     own = [option for option in fields(BeamLoraConfig) if option.name not in inherited]
-    assert len(own) == 15
+    assert len(own) == 16
     assert all(option.metadata["help"] and option.metadata["source"] for option in own)
 
 

@@ -87,7 +87,7 @@ def test_bf16_adapter_keeps_float32_scores(tiny_llama) -> None:
 
 
 def test_dropout_acts_on_the_adapter_input_in_training_only(randomized) -> None:
-    model, adapted = layer(6, 6, randomized, lora_dropout=0.5)
+    model, adapted = layer(6, 6, randomized, lora_dropout=0.5, fused=False)  # test_fused.py has the other path
     x = torch.randn(4, 6)
     model.eval()
     torch.testing.assert_close(model(x), plain_formula(x, adapted, 5, 0.04, True))

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from beamlora.rules import (
-    BeamSchedule,
     RankPairs,
     average_scores,
     operated_counts,
     pair_ranks,
     pairing_generator,
     score_weights,
-    window_end,
 )
+from beamlora.schedule import BeamSchedule, window_end
 
 
 def uniform(r: int) -> torch.Tensor:

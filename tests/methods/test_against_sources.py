@@ -13,7 +13,7 @@ from beamplatform.data.examples import Example, tokenise
 from beamplatform.data.splits import training_records
 from beamplatform.models import load_base, load_tokenizer
 from beamplatform.sections import ModelSection
-from beamplatform.training.loop import summed_loss
+from beamplatform.training.loss import summed_loss
 from beamplatform.trial import Trial
 
 STEPS = 10
@@ -53,7 +53,7 @@ def by_hand(trial: Trial, configure: Callable[[Any], Any]) -> tuple[list[float],
     for step, batch in enumerate(batches(trial), start=1):
         inputs = collate(batch, pad, torch.device("cpu"))
         with torch.no_grad():
-            losses.append(float(summed_loss(model, inputs)) / sum(example.targets for example in batch))
+            losses.append(float(summed_loss(model, inputs, "all")) / sum(example.targets for example in batch))
         model(**inputs).loss.backward()  # AdaLoRA adds its regulariser here
         norm = torch.nn.utils.clip_grad_norm_(parameters, 0.01)
         assert norm > 0.01

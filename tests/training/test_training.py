@@ -68,6 +68,20 @@ def test_bfloat16_with_gradient_checkpointing(trial, train) -> None:
     assert all(0 < loss < 1 for loss in found.series("train/loss"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss_head": "chunked"}, {"loss_head": "all"}, {"fused_adamw": True, "zero_stage": 2, "workers": 2}],
+    ids=str,
+)
+def test_what_saves_time_and_memory_changes_no_number(changes, alone, trial, train) -> None:
+    setting = SETTING | {"training__micro_batch": 16, "training__zero_stage": 0}
+    reference = alone.get("beamlora") or train(trial("beamlora", **setting))
+    changed = {f"training__{key}": value for key, value in changes.items()}
+    found = train(trial("beamlora", **setting | {"training__micro_batch": 8} | changed))
+    for metric in ("train/loss", "validation/loss"):
+        assert found.series(metric) == pytest.approx(reference.series(metric), rel=1e-5), metric
+
+
 def test_a_diverging_run_stops_with_advice(trial, train) -> None:
     """Weight decay of 1e30 flips and grows A by that factor each step, until it is infinite and B A is not a number."""
     with pytest.raises(AssertionError, match=r"FloatingPointError: the loss is .* lower the learning rate"):

@@ -105,6 +105,7 @@ class RunPlan:
     accumulation: int = 1
     warmup: int = 0
     gradient_clipping: float = 0.0
+    fused_adamw: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class Method(ABC):
     name: ClassVar[str]
     hyperparameters: ClassVar[type[Hyperparameters]] = AdapterHyperparameters
     export_kind: ClassVar[ExportKind] = "adapter"
+    keeps_dropout: ClassVar[bool] = True
+    """Whether its layers keep dropout's mask and what it left for the backward pass."""
 
     def __init__(self, values: Mapping[str, Any], plan: RunPlan) -> None:
         self.values: Any = self.hyperparameters.model_validate(values)
@@ -175,7 +178,8 @@ class Method(ABC):
         """The optimizer of the trainable parameters: AdamW."""
         import torch
 
-        return torch.optim.AdamW(parameters, lr=self.values.learning_rate, weight_decay=weight_decay)
+        fused = self.plan.fused_adamw or None  # None: PyTorch chooses among the others
+        return torch.optim.AdamW(parameters, lr=self.values.learning_rate, weight_decay=weight_decay, fused=fused)
 
     def learning_rate_factor(self, step: int) -> float:
         """Factor on the peak learning rate for optimizer step `step` (from 0)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState, Shapes
+from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,7 @@ class BeamLoraHyperparameters(AdapterHyperparameters):
     expansion: bool = True
     assessment: bool = True
     history: bool = True
+    fused: bool = Field(True, description="adapted layers as one operation: less time and memory, the same numbers")
     snapshot_device: Literal["cpu", "parameter"] = Field("cpu", description="where each worker keeps its snapshot")
 
     @field_validator("interval")
@@ -56,15 +57,12 @@ class BeamLora(Method):
 
     name: ClassVar[str] = "beamlora"
     hyperparameters: ClassVar[type[BeamLoraHyperparameters]] = BeamLoraHyperparameters
+    keeps_dropout: ClassVar[bool] = False
 
     def check(self) -> None:
-        from beamlora.search import plan_schedule
+        from beamlora.schedule import plan_schedule
 
-        plan_schedule(self._config(), self.plan.total_steps, self.plan.schedule)
-
-    def extra_activations(self, shapes: Shapes) -> int:
-        """A x before and after it meets the ranks' weights."""
-        return 2 * super().extra_activations(shapes)
+        plan_schedule(self.values, self.plan.total_steps, self.plan.schedule)
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from beamlora import get_beamlora_model

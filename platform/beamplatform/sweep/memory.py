@@ -122,7 +122,7 @@ def _activations(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes
     keys = of_head * (getattr(config, "num_key_value_heads", None) or heads)
     layer = 2 * hidden * 4 + (4 * hidden + 2 * keys + 4 * middle) * width
     adapters = method.extra_activations(shapes) * width // layers
-    if isinstance(method.values, AdapterHyperparameters) and method.values.lora_dropout:
+    if isinstance(method.values, AdapterHyperparameters) and method.values.lora_dropout and method.keeps_dropout:
         adapters += sum(d_in for _, d_in in shapes.values()) * (width + 1) // layers  # what is left, and the mask
     layer += adapters
     per_token = hidden * width * layers + layer if model.gradient_checkpointing else layer * layers

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from beamplatform.data.batches import BatchPlan, collate, micro_batches
 from beamplatform.data.examples import IGNORED, Example
 from beamplatform.metrics import KEPT, MEMORY, SECONDS, TRAIN_LOSS, VALIDATION_LOSS
+from beamplatform.training.loss import LossHead, summed_loss
 
 if TYPE_CHECKING:
     import torch
@@ -108,19 +109,6 @@ class Place:
     device: torch.device
 
 
-def summed_loss(engine: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy summed over the counted tokens of one micro-batch (a float32 scalar)."""
-    from torch.nn import functional
-
-    logits = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        batch["labels"][:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
-
-
 def train(
     trial: Trial,
     engine: Any,
@@ -157,7 +145,8 @@ def train(
         parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
         losses = []
         for number, part in enumerate(parts, start=1):
-            loss = summed_loss(engine, collate([examples[i] for i in part], pad_id, place.device)) / targets
+            inputs = collate([examples[i] for i in part], pad_id, place.device)
+            loss = summed_loss(engine, inputs, training.loss_head) / targets
             losses.append(loss.detach())
             # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
             engine.backward(loss * (len(parts) * place.workers))
@@ -178,7 +167,9 @@ def train(
             metrics[KEPT] = float(method.trained_parameters())
         validate = last or (training.validate_every is not None and progress.step % training.validate_every == 0)
         if validate:
-            metrics[VALIDATION_LOSS] = validation_loss(engine, validation, place, training.micro_batch, pad_id)
+            metrics[VALIDATION_LOSS] = validation_loss(
+                engine, validation, place, training.micro_batch, pad_id, training.loss_head
+            )
         if metrics:
             progress.rows.append((progress.step, metrics))
         every = training.checkpoint_every
@@ -187,7 +178,9 @@ def train(
             report(progress, checkpoint)
 
 
-def validation_loss(engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, pad_id: int) -> float:
+def validation_loss(
+    engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, pad_id: int, head: LossHead
+) -> float:
     """Mean cross-entropy over the counted tokens of all validation examples; a collective of all workers."""
     import torch
     from torch import distributed
@@ -205,7 +198,7 @@ def validation_loss(engine: Any, examples: Sequence[Example], place: Place, micr
             ends_here = start + micro_batch >= len(own)
             if ends_here and padded and place.worker >= place.workers - padded:
                 part[-1] = Example(part[-1].ids, [IGNORED] * len(part[-1].ids))
-            counted[0] += summed_loss(engine, collate(part, pad_id, place.device)).double()
+            counted[0] += summed_loss(engine, collate(part, pad_id, place.device), head).double()
             counted[1] += sum(example.targets for example in part)
     distributed.all_reduce(counted)
     engine.train()

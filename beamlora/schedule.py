@@ -1,0 +1,118 @@
+"""When beam steps happen, and how much of the score each leaves alone: plain numbers, for which no torch is loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+logger = logging.getLogger(__name__)
+
+Curve = Literal["cosine", "linear", "constant"]
+
+_LR_CURVES: dict[str, Curve] = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+}
+
+
+class ScheduleOptions(Protocol):
+    """Those of `BeamLoraConfig` that a schedule is made from."""
+
+    @property
+    def p_init(self) -> float: ...
+    @property
+    def interval(self) -> int | float: ...
+    @property
+    def operate_until(self) -> float: ...
+    @property
+    def threshold_schedule(self) -> Literal["cosine", "linear", "constant", "match_lr"]: ...
+    @property
+    def threshold_horizon(self) -> Literal["window", "total"]: ...
+
+
+@dataclass(frozen=True)
+class BeamSchedule:
+    """When beam steps happen, and the threshold p(t) of each. Steps are optimizer steps, counted from 1.
+
+    window_end: the last step of the operating window (the reference: the end of the second of three epochs).
+    horizon: where p(t) reaches 1: the end of the window (reference) or of the whole run (paper).
+    """
+
+    total_steps: int
+    interval: int
+    window_end: int
+    p_init: float
+    curve: Curve
+    horizon: Literal["window", "total"]
+
+    def threshold(self, step: int) -> float:
+        """p(t) of Eq. 14: the share of the total score that is left untouched, from p_init up to 1.
+
+        A constant curve stays at p_init up to the horizon (the ablation "without dynamic threshold").
+        """
+        end = self.window_end if self.horizon == "window" else self.total_steps
+        if step > end:
+            return 1.0
+        if self.curve == "constant":
+            return self.p_init
+        progress = step / end
+        risen = progress if self.curve == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.p_init + (1 - self.p_init) * risen
+
+    def beam_steps(self) -> tuple[int, ...]:
+        """The steps that operate: every `interval`, in the window, an interval before the end, p(t) < 1."""
+        last = min(self.window_end, self.total_steps - self.interval)
+        return tuple(t for t in range(self.interval, last + 1, self.interval) if self.threshold(t) < 1)
+
+    def snapshot_step(self, beam_step: int) -> int:
+        """The step after which the parents of `beam_step` are copied: half an interval before (footnote 3).
+
+        That is t % interval == interval // 2: an odd interval rounds its half down.
+        """
+        return beam_step - self.interval + self.interval // 2
+
+
+def window_end(total_steps: int, operate_until: float) -> int:
+    """The last step inside the operating window, `operate_until` of all steps (2/3 of 300 is step 200)."""
+    rounding = 1e-9 * total_steps  # 2 / 3 of 3 is 2, whatever binary fractions say
+    return math.floor(total_steps * operate_until + rounding)
+
+
+def plan_schedule(config: ScheduleOptions, total_steps: int, lr_schedule: str) -> BeamSchedule:
+    """The schedule of a run, refused when no beam step can happen in it."""
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise ValueError(f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1")
+    if lr_schedule not in _LR_CURVES and config.threshold_schedule == "match_lr":
+        raise ValueError(
+            f"lr_schedule={lr_schedule!r}: threshold_schedule='match_lr' follows {', '.join(_LR_CURVES)}; "
+            "with another learning-rate schedule set threshold_schedule to cosine, linear or constant"
+        )
+    curve = _LR_CURVES[lr_schedule] if config.threshold_schedule == "match_lr" else config.threshold_schedule
+
+    def with_interval(interval: int) -> BeamSchedule:
+        end = window_end(total_steps, config.operate_until)
+        return BeamSchedule(total_steps, interval, end, config.p_init, curve, config.threshold_horizon)
+
+    interval = config.interval
+    if isinstance(interval, float):
+        interval = round(interval * total_steps)
+        if interval < 2:
+            raise ValueError(
+                f"interval={config.interval!r} of {total_steps} steps is {interval} steps: must be at least 2"
+            )
+    schedule = with_interval(interval)
+    if config.p_init == 1:
+        logger.warning("p_init=1: no rank is ever operated, this is LoRA with scores")
+    elif not schedule.beam_steps():
+        largest = next(
+            (i for i in range(min(interval, total_steps // 2), 1, -1) if with_interval(i).beam_steps()), None
+        )
+        raise ValueError(
+            f"interval={config.interval!r}: no beam step can happen in {total_steps} steps; "
+            + (f"the largest interval that works is {largest}" if largest else "the run is too short for any interval")
+        )
+    return schedule

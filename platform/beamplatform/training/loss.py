@@ -1,0 +1,74 @@
+"""The loss of one micro-batch, and how much of the vocabulary's scores (logits) it needs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from beamplatform.data.examples import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+
+LossHead = Literal["counted", "chunked", "all"]
+"""counted: logits of those tokens that the loss counts; chunked: of these, a part at a time (PyTorch's
+linear_cross_entropy); all: of every token. The loss is the same."""
+
+
+def summed_loss(engine: Any, batch: dict[str, torch.Tensor], head: LossHead) -> torch.Tensor:
+    """Cross-entropy summed over the counted tokens of one micro-batch (a float32 scalar)."""
+    import torch
+    from torch.nn import functional
+
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    targets = batch["labels"][:, 1:]
+    if head == "all":
+        logits = engine(**inputs).logits[:, :-1].flatten(0, 1)
+        return functional.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    counted = targets != IGNORED
+    layer = getattr(engine, "module", engine).get_output_embeddings()
+    with _only(layer, counted, give=1 if head == "chunked" else None) as states:
+        logits = engine(**inputs).logits
+    targets = targets[counted]
+    if head == "counted" or not len(targets):  # of nothing: zero, with a gradient of zero
+        return functional.cross_entropy(logits.float()[: len(targets)], targets, reduction="sum")
+    options = torch.nn.LinearCrossEntropyOptions()
+    loss = functional.linear_cross_entropy(
+        states[0], layer.weight, targets, linear_bias=layer.bias, reduction="sum", options=options
+    )
+    return loss.float()
+
+
+def check_loss_head(config: Any, head: LossHead) -> None:
+    """Refuse a head that would leave out what a model does to its logits.
+
+    Raises:
+        ValueError: names the entry of the model's configuration.
+    """
+    changed = next((name for name in _AFTER_THE_HEAD if getattr(config, name, None) not in (None, 1, 1.0)), None)
+    if head == "chunked" and changed:
+        raise ValueError(f"training.loss_head: chunked is not for models with {changed}; allowed: counted, all")
+
+
+_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@contextmanager
+def _only(layer: torch.nn.Module, counted: torch.Tensor, *, give: int | None) -> Iterator[list[torch.Tensor]]:
+    """Within it the head `layer` is given the states [tokens, hidden] of `counted` [examples, length - 1] alone.
+
+    Yields:
+        a list that has these states when the model was called; the layer itself gets the first `give` of them.
+    """
+    states = []
+
+    def select(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor:
+        states.append(arguments[0][:, :-1][counted])
+        return states[0][:give]
+
+    handle = layer.register_forward_pre_hook(select)
+    try:
+        yield states
+    finally:
+        handle.remove()

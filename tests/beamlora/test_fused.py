@@ -1,0 +1,250 @@
+"""The layer as one operation against the plain path, which stays as the reference."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from beamlora import BeamLoraConfig, get_beamlora_model
+from beamlora.fused import Operands, beam_products
+from beamlora.layer import BeamLinear
+
+SHAPES = [(6, 6), (8, 3), (3, 8)]
+
+
+def pair(d_in: int, d_out: int, randomized, dtype: torch.dtype = torch.float32, **options: object) -> list[nn.Module]:
+    """The same layer twice: fused, and plain."""
+    made = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        config = {"r": 3, "lora_alpha": 5, "target_modules": ["0"], "temperature": 0.04, "fused": fused}
+        net = nn.Sequential(nn.Linear(d_in, d_out, bias=options.pop("bias", True)))  # type: ignore[arg-type]
+        model = get_beamlora_model(net, BeamLoraConfig(**(config | options)))
+        torch.manual_seed(1)
+        made.append(randomized(model).to(dtype))
+    return made
+
+
+def gradients(model: nn.Module, x: torch.Tensor, seed: int = 2) -> list[torch.Tensor]:
+    """The output, and what sum of squares gives x and each trained parameter."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(seed)
+    y = model(x)
+    leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
+    assert len(leaves) == 4
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+def is_fused(model: nn.Module, x: torch.Tensor) -> bool:
+    node = model(x).grad_fn
+    while node is not None and "View" in node.name():
+        node = node.next_functions[0][0]
+    return node is not None and "BeamProducts" in node.name()
+
+
+@pytest.mark.parametrize(("d_in", "d_out"), SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+def test_output_and_every_gradient(d_in: int, d_out: int, dtype: torch.dtype, tolerance: float, randomized) -> None:
+    fused, plain = pair(d_in, d_out, randomized, dtype)
+    x = torch.randn(2, 5, d_in).to(dtype)
+    assert is_fused(fused, x) and not is_fused(plain, x)
+    for ours, theirs in zip(gradients(fused, x), gradients(plain, x), strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck(dropout: float, bias: bool) -> None:
+    def product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)  # the same mask whenever it is asked
+        return beam_products(x, [Operands(weight, offset if bias else None, a, b, s)], dropout)[0]
+
+    weight, offset = torch.randn(5, 7).double(), torch.randn(5).double()
+    shapes = ((2, 3, 7), (4, 7), (5, 4), (4,))
+    assert torch.autograd.gradcheck(product, [torch.randn(*shape).double().requires_grad_() for shape in shapes])
+
+
+def test_dropout_s_mask_is_that_of_the_seed_and_scaled() -> None:
+    """With A the identity and W0 zero the output is the dropped input times B."""
+    x, rate = torch.ones(400, 50), 0.3
+    torch.manual_seed(4)
+    layer = Operands(torch.zeros(50, 50), None, torch.eye(50), torch.eye(50), torch.ones(50))
+    (first,) = beam_products(x, [layer], rate)
+    torch.testing.assert_close(first.unique(), torch.tensor([0.0, 1 / (1 - rate)]))
+    assert first.count_nonzero() / first.numel() == pytest.approx(1 - rate, abs=0.01)
+    (again,) = beam_products(x, [layer], rate)
+    assert not torch.equal(first, again), "another draw"
+    torch.manual_seed(4)
+    (same,) = beam_products(x, [layer], rate)
+    assert torch.equal(first, same)
+
+
+def test_no_dropout_when_not_training(randomized) -> None:
+    fused, plain = pair(6, 6, randomized, lora_dropout=0.5)
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(fused.eval()(x), plain.eval()(x))
+    assert not torch.allclose(fused.train()(x), fused.eval()(x))
+
+
+def test_under_gradient_checkpointing_the_mask_is_the_same(randomized) -> None:
+    fused, _ = pair(6, 4, randomized, lora_dropout=0.5)
+    x = torch.randn(3, 6)
+    torch.manual_seed(5)
+    whole = torch.autograd.grad(fused(x).square().sum(), [p for p in fused.parameters() if p.requires_grad])
+    torch.manual_seed(5)
+    again = checkpoint(fused, x, use_reentrant=False)
+    parts = torch.autograd.grad(again.square().sum(), [p for p in fused.parameters() if p.requires_grad])
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+def test_it_keeps_no_more_than_x_and_h(randomized) -> None:
+    kept: dict[bool, int] = {}
+    for model in pair(64, 256, randomized, target_modules=["0"]):
+        x, sizes = torch.randn(100, 64, requires_grad=True), {}
+        own = {p.data_ptr() for p in model.parameters()}
+
+        def keep(tensor: torch.Tensor, own=own, sizes=sizes) -> torch.Tensor:
+            if tensor.data_ptr() not in own and tensor.numel() >= 100:
+                sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(x)
+        kept[is_fused(model, x)] = sum(sizes.values())
+    assert kept[True] == 100 * 64 + 100 * 3 < kept[False]
+
+
+def test_where_it_cannot_be_the_plain_path_is_taken(randomized) -> None:
+    x = torch.randn(2, 6)
+    fused, plain = pair(6, 4, randomized)
+    with fused.disable_adapter():
+        assert not is_fused(fused, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_fused(fused, x)
+    layer = next(module for module in fused.modules() if isinstance(module, BeamLinear))
+    layer.base_layer.weight.requires_grad_(True)
+    assert not is_fused(fused, x), "its weight would get no gradient"
+    layer.base_layer.weight.requires_grad_(False)
+    assert is_fused(fused, x)
+    layer.lora_A["default"].to(torch.bfloat16)
+    layer.lora_B["default"].to(torch.bfloat16)
+    assert not is_fused(fused, x)
+    fused, plain = pair(6, 4, randomized)
+    before = fused(x)
+    fused.merge_adapter()
+    torch.testing.assert_close(fused(x), before)
+    fused.unmerge_adapter()
+    assert is_fused(fused, x)
+    torch.testing.assert_close(torch.compile(plain, backend="eager")(x), torch.compile(fused, backend="eager")(x))
+
+
+def test_float32_adapters_on_a_bfloat16_base(randomized) -> None:
+    """PEFT's default; the products are taken in bfloat16, the parameters and their gradients stay as they are."""
+    x, found = torch.randn(50, 64).bfloat16(), []
+    for model in pair(64, 32, randomized):
+        (layer,) = (module for module in model.modules() if isinstance(module, BeamLinear))
+        layer.base_layer.to(torch.bfloat16)
+        found.append(gradients(model, x))
+    assert is_fused(pair(64, 32, randomized, torch.bfloat16)[0], x)
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02 * float(theirs.abs().max()))
+
+
+@pytest.fixture
+def llamas(tiny_llama, randomized) -> Callable[..., list[PeftModel]]:
+    """A small Llama twice: fused, and plain."""
+
+    def build(dtype: torch.dtype = torch.float64, **options: object) -> list[PeftModel]:
+        settings = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
+        return [
+            randomized(get_beamlora_model(tiny_llama(), BeamLoraConfig(fused=fused, **settings))).to(dtype)  # type: ignore[arg-type]
+            for fused in (True, False)
+        ]
+
+    return build
+
+
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def operations(loss: torch.Tensor) -> int:
+    """How many fused operations its graph has."""
+    seen, front = set(), [loss.grad_fn]
+    while front:
+        node = front.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            front += [parent for parent, _ in node.next_functions]
+    return sum("BeamProducts" in node.name() for node in seen)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_of_one_input_are_one_operation(llamas, checkpointing: bool) -> None:
+    """q, k and v; o; gate and up; down. Losses and gradients are those of the plain path."""
+    found = []
+    for model in llamas():
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = model.train()(input_ids=IDS, labels=IDS).loss
+        if not checkpointing:
+            fused = model.peft_config["default"].fused
+            assert operations(loss) == (2 * 4 if fused else 0)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found.append([loss.detach(), *torch.autograd.grad(loss, trained)])
+        for layer in model.modules():
+            if isinstance(layer, BeamLinear) and layer.siblings is not None:
+                assert not layer.siblings._outputs and layer.siblings._input is None, "it would keep memory"
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_masks_are_the_same_one_by_one_or_together(llamas) -> None:
+    model, _ = llamas(lora_dropout=0.3)
+    losses = []
+    for siblings in (True, False):
+        if not siblings:
+            for layer in model.modules():
+                if isinstance(layer, BeamLinear):
+                    layer.siblings = None
+        torch.manual_seed(6)
+        loss = model.train()(input_ids=IDS, labels=IDS).loss
+        losses.append([loss.detach(), *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])])
+        assert operations(model(input_ids=IDS, labels=IDS).loss) == (2 * 4 if siblings else 2 * 7)
+    for together, alone in zip(*losses, strict=True):
+        torch.testing.assert_close(together, alone)
+
+
+class Attention(nn.Module):
+    """Queries of one input, keys and values of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return self.q_proj(x) + self.k_proj(other) * self.v_proj(other)
+
+
+def test_layers_that_only_look_like_siblings_are_computed_alone(randomized) -> None:
+    config = BeamLoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"])
+    model = randomized(get_beamlora_model(nn.Sequential(OrderedDict(a=Attention())), config))
+    attention = model.base_model.model.a
+    x, other = torch.randn(3, 4), torch.randn(3, 4)
+    expected = attention(x, other)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        assert layer.siblings.layers == []
+        layer.fused["default"] = False
+    torch.testing.assert_close(attention(x, other), expected)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        layer.fused["default"] = True
+    torch.testing.assert_close(attention(x, other), expected)
