@@ -115,14 +115,16 @@ def main() -> None:
 
 def predict_and_measure(case: Case, folder: Path) -> tuple[int, int]:
     """Bytes of the worker that takes most."""
-    from beamplatform.models import skeleton
+    from beamplatform.inference.identity import content_hash
+    from beamplatform.model_shapes import model_shapes
     from beamplatform.sweep.memory import estimate, target_shapes
 
     write_model(case, folder / "model")
     write_records(case, folder / "records.json")
     trial = make_trial(case, folder)
     (folder / "trial.json").write_text(trial.model_dump_json())
-    method, model = trial.make_method(64), skeleton(trial.model.path)
+    method, path = trial.make_method(64), trial.model.path
+    model = model_shapes(path, content_hash(path))
     predicted = estimate(trial, method, model, target_shapes(model, method.values)).total
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -41,9 +41,13 @@ def main() -> None:
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers", "deepspeed", "mlflow"))
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {packages}\n")
-    lines = {name: [sys.executable, "-c", code] for name, code in NOTHING_ELSE.items()}
-    for name, line in {**lines, "sweep.py --dry-run": [*SWEEP, "--dry-run"]}.items():
-        print(f"{statistics.median(seconds(line) for _ in range(arguments.rounds)):6.2f} s  {name}")
+    for name, code in NOTHING_ELSE.items():
+        print(f"{median(arguments.rounds, [sys.executable, '-c', code]):6.2f} s  {name}")
+    with tempfile.TemporaryDirectory() as folder:
+        dry_run = [*SWEEP, "--dry-run"]
+        first = median(1, dry_run, XDG_CACHE_HOME=folder)
+        print(f"{first:6.2f} s  sweep.py --dry-run, the first of this model and its questions")
+        print(f"{median(arguments.rounds, dry_run, XDG_CACHE_HOME=folder):6.2f} s  sweep.py --dry-run, again")
     with tempfile.TemporaryDirectory() as folder:
         moments = one_trial(Path(folder))
     print(f"\n{'at':>8} {'took':>8}")
@@ -53,10 +57,15 @@ def main() -> None:
         before = moment
 
 
-def seconds(line: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - started
+def median(rounds: int, line: list[str], **environment: str) -> float:
+    """Seconds of a command from its start to its end."""
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(line, check=True, env={**os.environ, **environment}, **silent)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
 
 
 def one_trial(folder: Path) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,29 @@ def resolve_path(path: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else path
 
 
+def dtype_name(name: str, *, on_gpu: bool) -> str:
+    """Of the base model's weights: 'auto' is bfloat16 on a GPU and float32 on a CPU."""
+    return name if name != "auto" else "bfloat16" if on_gpu else "float32"
+
+
 def torch_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
-    """The dtype of the base model's weights: 'auto' is bfloat16 on a GPU and float32 on a CPU."""
+    """As `dtype_name`, PyTorch's own."""
     import torch
 
-    if name == "auto":
-        return torch.bfloat16 if on_gpu else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    return torch.bfloat16 if dtype_name(name, on_gpu=on_gpu) == "bfloat16" else torch.float32
+
+
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Of NVIDIA, of Windows for its Linux, of AMD."""
+
+
+def cuda_is_available() -> bool:
+    """What PyTorch says; it is not loaded where there is no driver of a GPU."""
+    if not any(Path(driver).exists() for driver in _DRIVERS) and shutil.which("nvidia-smi") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def load_base(section: ModelSection, *, on_gpu: bool) -> PreTrainedModel:
@@ -89,6 +106,24 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def read_config(path: str) -> Any:
+    """The configuration of a folder, hub id or 'tiny'.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    resolved = resolve_path(path)
+    try:
+        return AutoConfig.from_pretrained(resolved)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.path: cannot read a model configuration from {resolved}: {_why(error)}; "
+            f"allowed: {TINY!r}, a model folder, or a Hugging Face hub id (with network access)"
+        ) from error
+
+
 def skeleton(path: str) -> PreTrainedModel:
     """The model on the meta device: all shapes, no weights, in a second even for 70 billion parameters.
 
@@ -96,15 +131,11 @@ def skeleton(path: str) -> PreTrainedModel:
         UserError: the configuration cannot be read.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    resolved = resolve_path(path)
+    config = read_config(path)
     try:
-        config = AutoConfig.from_pretrained(resolved)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.path: cannot read a model configuration from {resolved}: {_why(error)}; "
-            f"allowed: {TINY!r}, a model folder, or a Hugging Face hub id (with network access)"
-        ) from error
+    except ValueError as error:
+        raise UserError(f"model.path: {resolve_path(path)} is not a causal language model: {_why(error)}") from error

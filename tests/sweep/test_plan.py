@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 
 from beamplatform.errors import UserError
+from beamplatform.inference.identity import content_hash
 from beamplatform.methods import get_method
-from beamplatform.models import skeleton
+from beamplatform.model_shapes import ModelShapes, model_shapes
+from beamplatform.models import resolve_path
 from beamplatform.sweep.cluster import Cluster
 from beamplatform.sweep.memory import estimate, target_shapes
 from beamplatform.trial import Trial
+
+
+@pytest.fixture
+def model() -> ModelShapes:
+    return model_shapes("tiny", content_hash(resolve_path("tiny")))
 
 
 def test_the_name_follows_the_values_and_nothing_else(trial) -> None:
@@ -28,22 +35,20 @@ def test_steps_from_epochs_and_from_max_steps(trial) -> None:
         trial("lora").total_steps(10)
 
 
-def test_all_linear_leaves_out_the_output_head(trial) -> None:
-    model = skeleton("tiny")
+def test_all_linear_leaves_out_the_output_head(trial, model) -> None:
     values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": "all-linear"})
     shapes = target_shapes(model, values)
-    assert len(shapes) == 7 * model.config.num_hidden_layers
+    assert len(shapes) == 7 * model.config["num_hidden_layers"]
     full = get_method("full").hyperparameters.model_validate({"learning_rate": 1e-3})
     assert target_shapes(model, full) == shapes
 
 
-def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
-    model = skeleton("tiny")
+def test_memory_counts_the_models_own_parameters_and_shards_them(trial, model) -> None:
     one = trial("lora", training__zero_stage=3)
     method = one.make_method(1000)
     shapes = target_shapes(model, method.values)
     alone = estimate(one, method, model, shapes)
-    assert alone.weights == 4 * sum(p.numel() for p in model.parameters())
+    assert alone.weights == 4 * model.parameters
     parameters = sum(8 * (a + b) for a, b in shapes.values())
     assert alone.adapter == parameters * (4 + 4 + 8 + 4), "weight, gradient, two moments and a master weight"
     four = trial("lora", training__zero_stage=3, training__workers=4, training__micro_batch=4)
@@ -52,9 +57,8 @@ def test_memory_counts_the_models_own_parameters_and_shards_them(trial) -> None:
     assert sharded.activations == alone.activations // 4
 
 
-def test_memory_of_methods_that_take_more_than_an_adapter(trial) -> None:
-    model = skeleton("tiny")
-    total = sum(p.numel() for p in model.parameters())
+def test_memory_of_methods_that_take_more_than_an_adapter(trial, model) -> None:
+    total = model.parameters
     full = trial("full", training__zero_stage=0)
     found = estimate(full, full.make_method(1000), model, target_shapes(model, full.make_method(1000).values))
     assert found.adapter == total * (4 + 8), "gradient and two moments; the weights are counted as such"

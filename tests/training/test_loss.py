@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from beamplatform.data.examples import IGNORED
+from beamplatform.model_shapes import AFTER_THE_HEAD
 from beamplatform.training.loss import LossHead, check_loss_head, summed_loss
 
 
@@ -60,9 +61,9 @@ def test_where_nothing_counts_the_loss_is_zero_and_so_are_gradients(model, batch
 
 
 def test_a_model_that_changes_its_logits_is_refused() -> None:
-    config = LlamaConfig()
+    config = dict.fromkeys(AFTER_THE_HEAD) | {"logit_scale": 1.0}
     check_loss_head(config, "chunked")
-    config.final_logit_softcapping = 30.0
+    config["final_logit_softcapping"] = 30.0
     with pytest.raises(ValueError, match="chunked is not for models with final_logit_softcapping; allowed: counted"):
         check_loss_head(config, "chunked")
     check_loss_head(config, "counted")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal, Protocol, get_args
 
 from beamplatform.errors import UserError
+from beamplatform.models import cuda_is_available
 
 EngineKind = Literal["auto", "transformers", "vllm"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -128,7 +129,7 @@ def create_engine(
             "engine 'vllm' needs vLLM, which is not installed here: install the extra 'vllm' (CUDA), "
             "or use the engine 'transformers'"
         )
-    if kind == "vllm" or (kind == "auto" and installed and _cuda_is_available()):
+    if kind == "vllm" or (kind == "auto" and installed and cuda_is_available()):
         from beamplatform.inference.vllm_engine import VllmEngine
 
         return VllmEngine(
@@ -141,9 +142,3 @@ def create_engine(
     from beamplatform.inference.transformers_engine import TransformersEngine
 
     return TransformersEngine(base_model, dtype=dtype, batch_size=batch_size, max_adapters=max_adapters)
-
-
-def _cuda_is_available() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

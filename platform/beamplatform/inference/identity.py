@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 from beamplatform.inference.engine import Export
+from beamplatform.known import known
+from beamplatform.models import read_config
 
 _CONTENT = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
     "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 """The files of a model's folder that decide what it says."""
+_LARGE = 2**26
+"""Bytes of a file that is read again only when its size or age has changed."""
 
 
 def fingerprint(export: Export) -> str:
@@ -29,14 +34,19 @@ def content_hash(path: str) -> str:
     """SHA-256 over the files in a model's folder that make it what it is; of a hub id, its commit."""
     folder = Path(path)
     if not folder.is_dir():
-        from transformers import AutoConfig
-
-        return f"{path}@{AutoConfig.from_pretrained(path)._commit_hash}"
+        return f"{path}@{read_config(path)._commit_hash}"
     whole = hashlib.sha256()
     for file in sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}):
-        with file.open("rb") as stream:
-            whole.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        about = file.stat()
+        of_file = (str(file.resolve()), about.st_size, about.st_mtime_ns)
+        digest = known("digests", of_file, partial(_digest, file)) if about.st_size > _LARGE else _digest(file)
+        whole.update(f"{file.name} {digest}\n".encode())
     return whole.hexdigest()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def draw_seed(seed: int, prompts: object) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.records import Record
@@ -13,7 +14,8 @@ from beamplatform.errors import UserError
 from beamplatform.inference import Export, Generation, check_export, create_engine
 from beamplatform.inference.identity import content_hash, fingerprint
 from beamplatform.inference.text import load_codec
-from beamplatform.models import resolve_path, torch_dtype
+from beamplatform.known import known
+from beamplatform.models import cuda_is_available, dtype_name, resolve_path
 from beamplatform.storage import local_folder
 from beamplatform.tasks import Settings, Task, evaluate_all, get_task
 from beamplatform.tasks.answer_store import Answers
@@ -62,8 +64,6 @@ class Evaluator:
         store: str | None = None,
         options: Collection[str] = (),
     ) -> None:
-        import torch
-
         self._base = resolve_path(model.path)
         self._tasks = tasks_of(section, options)
         self._settings = Settings(
@@ -71,7 +71,7 @@ class Evaluator:
         )
         self._records = dict(records)
         self._store = store
-        dtype = str(torch_dtype(model.dtype, on_gpu=torch.cuda.is_available())).removeprefix("torch.")
+        dtype = dtype_name(model.dtype, on_gpu=cuda_is_available())
         self._engine = create_engine(
             section.engine,
             self._base,
@@ -157,18 +157,27 @@ class Evaluator:
         Raises:
             UserError: what a task lacks, or names the first task with prompts that do not fit, and how many.
         """
-        codec = load_codec(self._base)
         for task in self._tasks:
             task.requires()
-            prompts = [task.prompt(record) for record in self._records[task.name]]
-            lengths = [len(ids) + task.max_new_tokens for ids in codec.tokenizer(prompts)["input_ids"]]
-            too_long = sum(length > codec.context for length in lengths)
+        prompts = {task.name: [task.prompt(record) for record in self._records[task.name]] for task in self._tasks}
+        about = (self._content(self._base), version("transformers"), prompts)
+        found = known("prompts", about, lambda: self._lengths(prompts))
+        for task in self._tasks:
+            lengths = [length + task.max_new_tokens for length in found["lengths"][task.name]]
+            too_long = sum(length > found["context"] for length in lengths)
             if too_long:
                 raise UserError(
-                    f"{task.name}: {too_long} of {len(prompts)} prompts do not fit the model's context of "
-                    f"{codec.context} tokens with {task.max_new_tokens} new ones (the longest needs {max(lengths)}); "
+                    f"{task.name}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
+                    f"{found['context']} tokens with {task.max_new_tokens} new ones (the longest needs "
+                    f"{max(lengths)}); "
                     "lower evaluation.max_new_tokens, leave the task out, or choose a model with a longer context"
                 )
+
+    def _lengths(self, prompts: Mapping[str, list[str]]) -> dict[str, Any]:
+        """The model's context, and the tokens of every prompt."""
+        codec = load_codec(self._base)
+        lengths = {name: [len(ids) for ids in codec.tokenizer(texts)["input_ids"]] for name, texts in prompts.items()}
+        return {"context": codec.context, "lengths": lengths}
 
     def close(self) -> None:
         self._engine.close()

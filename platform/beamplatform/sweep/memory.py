@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError
 from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method
+from beamplatform.model_shapes import ModelShapes, Shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from beamplatform.trial import Trial
-
-Shape = tuple[int, int]
 
 
 LIVE = 10**9
@@ -39,24 +36,15 @@ class MemoryEstimate:
         return self.weights + self.adapter + self.activations
 
 
-def target_shapes(skeleton: PreTrainedModel, values: Hyperparameters) -> dict[str, Shape]:
+def target_shapes(model: ModelShapes, values: Hyperparameters) -> dict[str, Shape]:
     """Module name -> (d_out, d_in) of the layers the adapter is put on; of all linear layers where there is none.
 
     Raises:
         UserError: no layer matches target_modules.
     """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    head = skeleton.get_output_embeddings()
-    linear: dict[str, Shape] = {}
-    for name, module in skeleton.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            linear[name] = (module.out_features, module.in_features)
-        elif isinstance(module, Conv1D):
-            linear[name] = (module.weight.shape[1], module.weight.shape[0])
+    linear = dict(model.linear)
     if not linear:
-        raise UserError(f"{type(skeleton).__name__} has no linear layers that an adapter could be put on")
+        raise UserError(f"{model.name} has no linear layers that an adapter could be put on")
     if not isinstance(values, AdapterHyperparameters) or values.target_modules == "all-linear":
         return linear
     chosen = {n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)}
@@ -68,7 +56,7 @@ def target_shapes(skeleton: PreTrainedModel, values: Hyperparameters) -> dict[st
     return chosen
 
 
-def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: dict[str, Shape]) -> MemoryEstimate:
+def estimate(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str, Shape]) -> MemoryEstimate:
     """What the worker holds that holds most, from shapes alone; `benchmarks/memory.py` compares it with real runs.
 
     Weights: 2 or 4 bytes a value. Under ZeRO-3 a share of them, and beside it those that are gathered at a time.
@@ -84,7 +72,7 @@ def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: di
     training = trial.training.with_workers(trial.training.least_workers)  # who has the most of it
     width = 4 if trial.model.dtype == "float32" else 2
     workers, stage = training.most_workers, training.zero_stage
-    total = sum(p.numel() for p in skeleton.parameters())
+    total = model.parameters
     values = method.values
     if isinstance(values, AdapterHyperparameters):
         trained = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
@@ -101,10 +89,10 @@ def estimate(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: di
     if training.device == "cpu":
         on_their_way += gathered  # gloo gathers into a buffer of its own first
     adapter = own + kept + optimizer + method.extra_memory(shapes)
-    return MemoryEstimate(weights, adapter, max(_activations(trial, method, skeleton, shapes), on_their_way))
+    return MemoryEstimate(weights, adapter, max(_activations(trial, method, model, shapes), on_their_way))
 
 
-def _activations(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes: dict[str, Shape]) -> int:
+def _activations(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str, Shape]) -> int:
     """Bytes that a micro-batch leaves for its backward pass.
 
     Counted for a decoder layer like Llama's with fused attention, whose inputs are of h values, its keys of k and the
@@ -113,17 +101,17 @@ def _activations(trial: Trial, method: Method, skeleton: PreTrainedModel, shapes
     input, the method says. With gradient checkpointing the inputs of all layers and one whole layer. The head: logits,
     a copy of them and their logarithms in the forward pass, or these, their gradient and that of the logits.
     """
-    config, model = skeleton.config, trial.model
-    width = 4 if model.dtype == "float32" else 2
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    middle = getattr(config, "intermediate_size", None) or 4 * hidden
-    heads = config.num_attention_heads
-    of_head = getattr(config, "head_dim", None) or hidden // heads
-    keys = of_head * (getattr(config, "num_key_value_heads", None) or heads)
+    config = model.config
+    width = 4 if trial.model.dtype == "float32" else 2
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    middle = config["intermediate_size"] or 4 * hidden
+    heads = config["num_attention_heads"]
+    of_head = config["head_dim"] or hidden // heads
+    keys = of_head * (config["num_key_value_heads"] or heads)
     layer = 2 * hidden * 4 + (4 * hidden + 2 * keys + 4 * middle) * width
     adapters = method.extra_activations(shapes) * width // layers
     if isinstance(method.values, AdapterHyperparameters) and method.values.lora_dropout and method.keeps_dropout:
         adapters += sum(d_in for _, d_in in shapes.values()) * (width + 1) // layers  # what is left, and the mask
     layer += adapters
-    per_token = hidden * width * layers + layer if model.gradient_checkpointing else layer * layers
-    return int(trial.training.micro_batch * trial.data.max_length * (per_token + 3 * 4 * config.vocab_size))
+    per_token = hidden * width * layers + layer if trial.model.gradient_checkpointing else layer * layers
+    return int(trial.training.micro_batch * trial.data.max_length * (per_token + 3 * 4 * config["vocab_size"]))

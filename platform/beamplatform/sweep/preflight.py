@@ -14,7 +14,8 @@ from beamplatform.errors import UserError
 from beamplatform.inference.identity import content_hash
 from beamplatform.methods import get_method
 from beamplatform.methods.base import AdapterHyperparameters, Method
-from beamplatform.models import resolve_path, skeleton
+from beamplatform.model_shapes import ModelShapes, model_shapes
+from beamplatform.models import resolve_path
 from beamplatform.space import Point, Space
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.ledger import Entry, Role
@@ -26,8 +27,6 @@ from beamplatform.training.loss import check_loss_head
 from beamplatform.trial import Content, Trial, context, digest, make_trial
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from beamplatform.sections import SearchSection
     from beamplatform.suite import Preset
 
@@ -60,7 +59,7 @@ class Plan:
         test: the records of each task.
         train_examples: examples each trial learns from.
         identity: of the records (what is trained, validated and tested on), of the base model and of the code.
-        model: without weights.
+        model: its shapes.
     """
 
     suite: str
@@ -72,7 +71,7 @@ class Plan:
     test: dict[str, list[Record]]
     train_examples: int
     identity: Content
-    model: PreTrainedModel
+    model: ModelShapes
 
     @property
     def search(self) -> SearchSection:
@@ -190,8 +189,8 @@ def plan_sweep(
     fingerprint = text_digest("\n".join(document_hash(record) for records in everything for record in records))
     spaces = {method: preset.space(method) for method in methods}
     points = {method: _points(space, search) for method, space in spaces.items()}
-    model, count = skeleton(preset.model.path), len(training.train)
     content = Content(fingerprint, content_hash(resolve_path(preset.model.path))[:16], code_version(tasks))
+    model, count = model_shapes(preset.model.path, content.model), len(training.train)
     checked: dict[str, list[Checked]] = {}
     for method, space in spaces.items():
         checked[method] = []
@@ -218,7 +217,7 @@ def _points(space: Space, search: SearchSection) -> list[Point] | None:
     return list(itertools.islice(listed_points(space, search), search.trials))
 
 
-def _checked(trial: Trial, train_examples: int, model: PreTrainedModel) -> Checked:
+def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
     method: Method = trial.make_method(train_examples)
     shapes = target_shapes(model, method.values)
     method.check_layers(shapes)

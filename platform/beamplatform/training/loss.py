@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from beamplatform.data.examples import IGNORED
+from beamplatform.model_shapes import AFTER_THE_HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -40,18 +41,15 @@ def summed_loss(engine: Any, batch: dict[str, torch.Tensor], head: LossHead) -> 
     return loss.float()
 
 
-def check_loss_head(config: Any, head: LossHead) -> None:
+def check_loss_head(config: Mapping[str, Any], head: LossHead) -> None:
     """Refuse a head that would leave out what a model does to its logits.
 
     Raises:
         ValueError: names the entry of the model's configuration.
     """
-    changed = next((name for name in _AFTER_THE_HEAD if getattr(config, name, None) not in (None, 1, 1.0)), None)
+    changed = next((name for name in AFTER_THE_HEAD if config[name] not in (None, 1, 1.0)), None)
     if head == "chunked" and changed:
         raise ValueError(f"training.loss_head: chunked is not for models with {changed}; allowed: counted, all")
-
-
-_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @contextmanager

@@ -1,0 +1,30 @@
+"""What was found out before, of the same content: kept in the user's cache folder, so that a plan is there at once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from beamplatform.storage import write_text
+
+
+def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
+    """What `find_out` returned for the same `about`, or returns now: plain values, as JSON gives them back.
+
+    Args:
+        kind: a folder of the cache, `$XDG_CACHE_HOME/beamlora` or `~/.cache/beamlora`.
+        about: all that decides the answer; only its text counts.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beamlora" / kind
+    file = cache / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    text = json.dumps(find_out())
+    with contextlib.suppress(OSError):  # no home folder, or a full one: found out anew next time
+        write_text(str(file), text)
+    return json.loads(text)
