@@ -173,9 +173,9 @@ class BeamLinear(LoraLinear):
             return None
         a, b = self.factors(name)
         frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-        return (
-            name if frozen and x.dtype == base.weight.dtype and a.dtype == b.dtype in (x.dtype, torch.float32) else None
-        )
+        here = x.device == base.weight.device == a.device == b.device  # not where weights are fetched by a hook
+        typed = x.dtype == base.weight.dtype and a.dtype == b.dtype in (x.dtype, torch.float32)
+        return name if frozen and here and typed else None
 
     def scores(self, adapter_name: str) -> RankScores:
         """The rank scores of one adapter."""
