@@ -139,7 +139,7 @@ def test_all_nine_methods(root: Path, tmp_path: Path) -> None:
     from beamplatform.methods import METHODS
 
     done = run(root, tmp_path, "sweep.py", *TINY, "--dry-run", "--methods", "all", "--seeds", "0")
-    named = re.findall(r"^│ (\w+)-[0-9a-f]{8}-seed0 ", done.stdout, re.MULTILINE)
+    named = re.findall(r"^ (\w+)-[0-9a-f]{8}-seed0 ", done.stdout, re.MULTILINE)
     assert done.returncode == 0 and sorted(named) == sorted(METHODS) and len(named) == 9, done.stdout + done.stderr
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from beamplatform.errors import UserError
 from beamplatform.sweep.fit import check_fit, room_here
@@ -19,20 +21,20 @@ _PROPOSED = "proposed from the results of earlier ones"
 def print_plan(plan: Plan, console: Console) -> None:
     """Print every trial that is known beforehand with its steps and estimated memory."""
     preset = plan.preset
-    table = Table(
-        title=f"{plan.suite}, preset {plan.preset_name}: {announced(plan)}", title_justify="left", title_style=""
-    )
-    table.add_column("trial", no_wrap=True)
-    table.add_column("own and searched values", overflow="fold")
-    for heading in ("steps", "weights", "adapter, optimizer", "activations", "memory per worker"):
-        table.add_column(heading, justify="right")
+    title = f"{plan.suite}, preset {plan.preset_name}: {announced(plan)}"
+    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
+    table.add_column("trial, with its own and searched values", min_width=26, overflow="fold")
+    # Two lines each: the table fits 80 columns.
+    for heading in ("\nsteps", "\nweights", "adapter,\noptimizer", "activa-\ntions", "all of\na worker"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for method in plan.methods:
         for name, one in _rows(plan, method):
             keys = dict.fromkeys([*plan.spaces[method].domains, *preset.methods[method]])
             values = " ".join(f"{key}={_short(one.trial.hyperparameters[key])}" for key in keys)
             memory = one.memory
             parts = (memory.weights, memory.adapter, memory.activations, memory.total)
-            table.add_row(name, values or "-", str(one.steps), *map(_size, parts))
+            trial = Text.assemble(name, (f"\n  {values}" if values else "", "dim"))
+            table.add_row(trial, str(one.steps), *map(_size, parts))
     console.print(table)
     for method in plan.methods:
         if plan.points[method] != []:
