@@ -16,9 +16,9 @@ What lies around the layers can be added to any of them, as in beamlora+counted+
     adamw              PyTorch's fused AdamW
 
 Adapters are on all linear layers. On a CPU all ways take a step in turn; on a GPU, which cannot hold them all, one way
-follows the other, and the first is measured again at the end. Medians of --rounds steps after two of warm-up. Memory is
-what a process of its own takes beyond what it had before the model (CPU), or the peak of PyTorch's allocator (GPU). It
-needs torch, transformers and peft; --zero also DeepSpeed.
+follows the other (--again: the first once more at the end, which shows drift). Medians of --rounds steps after two of
+warm-up. Memory is what a process of its own takes beyond what it had before the model (CPU), or the peak of PyTorch's
+allocator (GPU). It needs torch, transformers and peft; --zero also DeepSpeed.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="within DeepSpeed's engine at this stage")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--again", action="store_true", help="GPU: the first way a second time at the end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add what was measured to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -109,8 +110,8 @@ def measure(arguments: argparse.Namespace, rank: str) -> dict[str, Row]:
     ways = arguments.ways.split(",")
     if arguments.device == "cuda":
         found = {way: alone(arguments, way, rank) for way in ways}
-        if "lora" in ways and len(ways) > 1:
-            found["lora again"] = alone(arguments, "lora", rank)
+        if arguments.again:
+            found[f"{ways[0]} again"] = alone(arguments, ways[0], rank)
         return found
     processes = {way: start(way, rank) for way in ways}
     steps: dict[str, list[Row]] = {way: [] for way in ways}
