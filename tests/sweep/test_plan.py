@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from beamplatform.errors import UserError
@@ -127,10 +129,13 @@ def test_a_machine_without_a_sandbox_is_told_before_training(trial, monkeypatch:
         unsafe.check()
 
 
-def test_gpt2s_layers_are_found_too() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_gpt2s_layers_are_found_too(tmp_path: Path) -> None:
+    from transformers import GPT2Config
 
-    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, architectures=["GPT2LMHeadModel"]).save_pretrained(
+        tmp_path
+    )
+    model = model_shapes(str(tmp_path), content_hash(str(tmp_path)))
     values = get_method("lora").hyperparameters.model_validate({"learning_rate": 1e-3, "target_modules": ["c_attn"]})
     assert target_shapes(model, values) == {"transformer.h.0.attn.c_attn": (96, 32)}
 
