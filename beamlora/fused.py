@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from beamlora.dropout import drop, drop_gradient, scale
+
 
 class Operands(NamedTuple):
     """One layer.
@@ -48,7 +50,7 @@ def beam_products(x: Tensor, layers: Sequence[Operands], dropout: float) -> tupl
         layers: that share this input.
         dropout: of the adapters' inputs, for each a mask of its own.
     """
-    seeds = torch.randint(2**62, (len(layers),)).tolist() if dropout else ()
+    seeds = torch.randint(2**62, (len(layers),), device="cpu").tolist() if dropout else ()
     outputs: tuple[Tensor, ...] = _BeamProducts.apply(x, dropout, seeds, *(part for layer in layers for part in layer))
     return outputs
 
@@ -57,9 +59,9 @@ class _BeamProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropout: float, seeds: Sequence[int], *parts: Tensor) -> tuple[Tensor, ...]:
         layers, flat = _layers(parts), x.reshape(-1, x.shape[-1])
-        weighted = [_weighted(layer, x.dtype, dropout) for layer in layers]
+        weighted = [_weighted(layer, x, dropout) for layer in layers]
         if dropout:
-            hidden = [(flat * _mask(flat, dropout, seed)) @ d.T for d, seed in zip(weighted, seeds, strict=True)]
+            hidden = [drop(flat, dropout, seed)[0] @ d.T for d, seed in zip(weighted, seeds, strict=True)]
         else:
             hidden = list((flat @ torch.cat(weighted).T).split([len(d) for d in weighted], 1))
         outputs = []
@@ -87,22 +89,23 @@ class _BeamProducts(torch.autograd.Function):
             return None, None, None, *found
         dx: Tensor | None = None
         u = [g @ layer.b.to(x.dtype) for _, layer, g in used]
-        d = [_weighted(layer, x.dtype, dropout) for _, layer, _ in used]
-        if ctx.needs_input_grad[0]:
-            for _, layer, g in used:
-                dx = g @ layer.weight if dx is None else dx.addmm_(g, layer.weight)
+        d = [_weighted(layer, x, dropout) for _, layer, _ in used]
         if dropout:
             dd = []
             for (i, _, _), u_i, d_i in zip(used, u, d, strict=True):
-                mask = _mask(flat, dropout, ctx.seeds[i])
-                if dx is not None:
-                    dx.add_((u_i @ d_i).mul_(mask))
-                dd.append((u_i.T @ (flat * mask)).div_(_kept(dropout)))
+                dropped, mask = drop(flat, dropout, ctx.seeds[i])
+                dd.append((u_i.T @ dropped).mul_(scale(flat, dropout)))
+                if ctx.needs_input_grad[0]:
+                    part = drop_gradient(u_i @ d_i, dropout, mask)
+                    dx = part if dx is None else dx.add_(part)
         else:
             together = torch.cat(u, 1) if len(u) > 1 else u[0]
-            if dx is not None:
-                dx.addmm_(together, torch.cat(d) if len(d) > 1 else d[0])
             dd = list((together.T @ flat).split([len(d_i) for d_i in d]))
+            if ctx.needs_input_grad[0]:
+                dx = together @ (torch.cat(d) if len(d) > 1 else d[0])
+        if dx is not None:  # the frozen weights' part last, added where the other already is
+            for _, layer, g in used:
+                dx.addmm_(g, layer.weight)
         for (i, layer, g), dd_i in zip(used, dd, strict=True):
             da, ds = dd_i * layer.s[:, None], (dd_i * layer.a).sum(1)
             gradient = Operands(None, None, da, (hidden[i].T @ g).T, ds)  # type: ignore[arg-type]
@@ -119,24 +122,7 @@ def _layers(parts: Sequence[Any]) -> list[Operands]:
     return [Operands(*parts[start:end]) for start, end in cuts]
 
 
-def _weighted(layer: Operands, dtype: torch.dtype, dropout: float) -> Tensor:
-    """D [r, d_in]; what dropout leaves is larger by 1 / (1 - dropout), which is done here, where there is less."""
-    s = layer.s / _kept(dropout) if dropout else layer.s
-    return (layer.a * s[:, None]).to(dtype)
-
-
-_LEVELS = 2**16
-"""Dropout's probability is a whole number of these parts: 16 random bits decide, four elements share a 64-bit number,
-which makes a mask in a quarter of the time."""
-
-
-def _kept(dropout: float) -> float:
-    return 1 - round(dropout * _LEVELS) / _LEVELS
-
-
-def _mask(x: Tensor, dropout: float, seed: int) -> Tensor:
-    """Where x is kept, by a generator of its own."""
-    generator = torch.Generator(x.device).manual_seed(seed)
-    drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    drawn.random_(-(2**63), None, generator=generator)
-    return drawn.view(torch.int16)[: x.numel()].view(x.shape) >= round(dropout * _LEVELS) - _LEVELS // 2
+def _weighted(layer: Operands, x: Tensor, dropout: float) -> Tensor:
+    """D [r, d_in] in x's type, with what dropout leaves to be multiplied by."""
+    s = layer.s * scale(x, dropout) if dropout else layer.s
+    return (layer.a * s[:, None]).to(x.dtype)

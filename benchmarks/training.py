@@ -202,6 +202,7 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     import torch
 
     from beamplatform.training.loss import summed_loss
+    from beamplatform.training.packing import attend_by_boundaries
 
     way, *added = way.split("+")
     device = torch.device(arguments.device)
@@ -214,15 +215,17 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     engine = in_engine(model, optimizer, arguments, device) if arguments.zero is not None and optimizer else None
     runner = torch.compile(model) if arguments.compile else model
     head: Any = next((name for name in ("counted", "chunked") if name in added), "all")
-    batch, extra = make_batch(arguments, device, packed="packed" in added)
+    batch, tokens = make_batch(arguments, device, packed="packed" in added)
+    if "packed" in added and device.type == "cuda":
+        attend_by_boundaries(model.get_base_model() if hasattr(model, "get_base_model") else model)
     targets = int((batch["labels"][:, 1:] != -100).sum())
 
     def forward(**inputs: Any) -> Any:
         called = engine if engine is not None else runner
         if way == "full" or optimizer is not None:
-            return called(**inputs, **extra)
+            return called(**inputs)
         ids = inputs.pop("input_ids")
-        return called(inputs_embeds=embed(ids).detach().requires_grad_(), **inputs, **extra)
+        return called(inputs_embeds=embed(ids).detach().requires_grad_(), **inputs)
 
     forward.module = model  # type: ignore[attr-defined]
     model.train()
@@ -251,12 +254,14 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
                 optimizer.zero_grad()
         wait(device)
         seconds = time.perf_counter() - started
-        print("=" + json.dumps({"seconds": seconds, "tokens": int(batch["real"].sum())}), flush=True)
+        print("=" + json.dumps({"seconds": seconds, "tokens": tokens}), flush=True)
 
 
-def make_batch(arguments: argparse.Namespace, device: Any, *, packed: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """input_ids, attention_mask, labels and which tokens are no padding; and what packed rows need beside these."""
+def make_batch(arguments: argparse.Namespace, device: Any, *, packed: bool) -> tuple[dict[str, Any], int]:
+    """A batch as the platform makes it, and how many of its tokens are no padding."""
     import torch
+
+    from beamplatform.training.packing import boundaries
 
     longest, count = arguments.sequence, arguments.tokens // arguments.sequence
     shortest = longest // 2 if arguments.varied else longest
@@ -266,16 +271,14 @@ def make_batch(arguments: argparse.Namespace, device: Any, *, packed: bool) -> t
     real = places < lengths[:, None]
     answer = real & (places >= (lengths * (1 - arguments.answer)).long()[:, None])
     labels = torch.where(answer, ids, -100)
-    extra = {}
+    told = {}
     if packed:
         labels[:, 0] = -100  # no token of the example before it predicts this one
-        ids, labels, places = (each[real][None] for each in (ids, labels, places))
-        extra["position_ids"], real = places.to(device), torch.ones_like(ids, dtype=torch.bool)
-    batch = {"input_ids": ids, "labels": labels, "attention_mask": real.long(), "real": real}
-    batch = {key: value.to(device) for key, value in batch.items()}
-    if packed or not arguments.varied:
-        batch["attention_mask"] = None  # of equal length, or told by position_ids
-    return batch, extra
+        ids, labels = (each[real][None] for each in (ids, labels))
+        told = boundaries(lengths.tolist(), device)
+    elif arguments.varied:
+        told = {"attention_mask": real.long().to(device)}
+    return {"input_ids": ids.to(device), "labels": labels.to(device), **told}, int(real.sum())
 
 
 def build(arguments: argparse.Namespace, way: str, rank: int, device: Any) -> Any:

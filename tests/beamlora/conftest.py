@@ -59,7 +59,7 @@ def randomized() -> Callable[[nn.Module], nn.Module]:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 scale = 0.05 if "lora_score" in name else 0.3
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") * scale)
         return model
 
     return fill

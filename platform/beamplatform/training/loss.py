@@ -17,12 +17,13 @@ LossHead = Literal["counted", "chunked", "all"]
 linear_cross_entropy); all: of every token. The loss is the same."""
 
 
-def summed_loss(engine: Any, batch: dict[str, torch.Tensor], head: LossHead) -> torch.Tensor:
-    """Cross-entropy summed over the counted tokens of one micro-batch (a float32 scalar)."""
+def summed_loss(engine: Any, batch: Mapping[str, Any], head: LossHead) -> torch.Tensor:
+    """Cross-entropy summed over the counted tokens of one micro-batch (a float32 scalar); all that is not its labels
+    is the model's input."""
     import torch
     from torch.nn import functional
 
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
     targets = batch["labels"][:, 1:]
     if head == "all":
         logits = engine(**inputs).logits[:, :-1].flatten(0, 1)
