@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from beamlora.fragments import Fragment, Fragments
 from beamlora.optimizer_access import OptimizerAccess
@@ -133,22 +133,29 @@ class RankExchange:
                 entries = list(shard.tensors()) if all_entries else ["value"]
                 jobs.append((parameter, factor, source, shard, entries, pairs))
         sizes = [len(entries) * len(pairs) * factor.size for _, factor, _, _, entries, pairs in jobs]
-        first = jobs[0][0]
-        buffer = torch.zeros(sum(sizes), dtype=torch.promote_types(torch.float32, first.dtype), device=first.device)
-        children = [
-            part.view(len(entries), len(pairs), factor.size)
-            for part, (_, factor, _, _, entries, pairs) in zip(buffer.split(sizes), jobs, strict=True)
-        ]
+
+        def parts(buffer: Tensor) -> Iterator[Tensor]:
+            """Its [entries, ranks, size] of each job."""
+            for part, (_, factor, _, _, entries, pairs) in zip(buffer.split(sizes), jobs, strict=True):
+                yield part.view(len(entries), len(pairs), factor.size)
+
+        parameter, _, source, *_ = jobs[0]
+        # Made where the parents lie, so that a snapshot on the CPU comes to a GPU in one copy.
+        buffer = torch.zeros(
+            sum(sizes), dtype=torch.promote_types(torch.float32, parameter.dtype), device=source.value.device
+        )
         if expansion:
-            for values, (_, factor, source, _, entries, pairs) in zip(children, jobs, strict=True):
+            for values, (_, factor, source, _, entries, pairs) in zip(parts(buffer), jobs, strict=True):
                 read_ranks(factor, source, [parent for _, parent in pairs], entries, values)
-            if self._access.sharded:
-                join_parts(buffer, self._access.group)
+        buffer = buffer.to(parameter.device)
+        if expansion and self._access.sharded:
+            join_parts(buffer, self._access.group)
         with torch.no_grad():
-            for values, (parameter, factor, _, shard, entries, pairs) in zip(children, jobs, strict=True):
-                write_ranks(factor, shard, [pruned for pruned, _ in pairs], entries, values)
-                for value, (pruned, _) in zip(values[0], pairs, strict=True):
-                    self._access.refresh(parameter, factor.whole(pruned), value)
+            for values, (parameter, factor, _, shard, entries, pairs) in zip(parts(buffer), jobs, strict=True):
+                pruned = [rank for rank, _ in pairs]
+                write_ranks(factor, shard, pruned, entries, values)
+                for start, copy in self._access.copies(parameter):
+                    write_ranks(factor, Shard(start, copy), pruned, ["value"], values)
         return buffer.numel() * buffer.element_size() if expansion else 0
 
     def _load_shard(self, parts: Fragments, prefix: str, entries: list[str], factor: Factor, own: Shard) -> Shard:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from beamlora.state import ParameterState, Shard, overlap
+from beamlora.state import ParameterState, Shard
 from beamlora.workers import join_parts
 
 
@@ -47,11 +47,15 @@ class OptimizerAccess(ABC):
         element it starts at. Of frozen parameters too."""
         yield 0, parameter.data.view(-1)
 
-    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
-        """Set elements of the flattened forward weights, where these are other tensors than the master weights."""
-        for start, stretch in self.live(parameter):
-            here, there = overlap(elements, start, stretch.numel())
-            stretch[here] = values[there].to(stretch)
+    def copies(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
+        """Its forward weights as in `live`, where these are other tensors than the master weights: whoever changes
+        the master weights changes these, too."""
+        return self.live(parameter)
+
+    def refresh(self, parameter: nn.Parameter, values: Tensor) -> None:
+        """Set the whole flattened forward weights, where these are other tensors than the master weights."""
+        for start, stretch in self.copies(parameter):
+            stretch.copy_(values[start : start + stretch.numel()])
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """The whole gradient of the coming optimizer step, the mean over workers. Call after backward."""
@@ -73,7 +77,7 @@ class OptimizerAccess(ABC):
         shard, whole = self.shard(parameter), state.tensors()
         for name, tensor in shard.tensors().items():
             tensor.copy_(shard.of(whole[name]))
-        self.refresh(parameter, slice(0, state.value.numel()), state.value.flatten())
+        self.refresh(parameter, state.value.flatten())
 
     def _whole(self, parameter: nn.Parameter, parts: list[Tensor]) -> list[Tensor]:
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -146,8 +150,9 @@ class TorchAccess(OptimizerAccess):
                 )
         return Shard(0, parameter.detach().view(-1), {name: tensor.view(-1) for name, tensor in tensors.items()})
 
-    def refresh(self, parameter: nn.Parameter, elements: slice, values: Tensor) -> None:
-        """Nothing: the forward weights are the ones that the optimizer steps."""
+    def copies(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
+        """None: the forward weights are the ones that the optimizer steps."""
+        return iter(())
 
     def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self._optimizer.param_groups:

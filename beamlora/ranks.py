@@ -37,6 +37,10 @@ class Factor:
             return slice(rank * self.size, (rank + 1) * self.size)
         return slice(rank, rank + self.size * self.shape[1], self.shape[1])
 
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether all ranks lie in `shard`, so that many of them are one indexed copy."""
+        return shard.start == 0 and shard.value.numel() == self.shape[0] * self.shape[1]
+
     def part(self, rank: int, shard: Shard) -> tuple[slice, slice]:
         """Of a rank's elements those that lie in `shard`: as a slice of the shard, and as a slice of the rank."""
         return overlap(self.whole(rank), shard.start, shard.value.numel())
@@ -45,6 +49,12 @@ class Factor:
 def read_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Sequence[str], out: Tensor) -> None:
     """Copy this worker's elements of `ranks` into `out` [names, ranks, size]; the others are left as they are."""
     tensors = shard.tensors()
+    if factor.is_whole(shard):
+        chosen = torch.tensor(ranks).to(shard.value.device)
+        for i, name in enumerate(names):
+            found = tensors[name].view(factor.shape).index_select(factor.rank_dim, chosen)
+            out[i].copy_(found if factor.rank_dim == 0 else found.T)
+        return
     for j, rank in enumerate(ranks):
         here, there = factor.part(rank, shard)
         for i, name in enumerate(names):
@@ -54,6 +64,13 @@ def read_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Sequen
 def write_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Sequence[str], values: Tensor) -> None:
     """Set this worker's elements of `ranks` from `values` [names, ranks, size]."""
     tensors = shard.tensors()
+    if factor.is_whole(shard):
+        chosen = torch.tensor(ranks).to(shard.value.device)
+        for i, name in enumerate(names):
+            new = values[i].to(tensors[name])
+            new = new if factor.rank_dim == 0 else new.T
+            tensors[name].view(factor.shape).index_copy_(factor.rank_dim, chosen, new)
+        return
     for j, rank in enumerate(ranks):
         here, there = factor.part(rank, shard)
         for i, name in enumerate(names):

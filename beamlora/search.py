@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,7 @@ class BeamSearch:
             operated, expansion=config.expansion, history=config.history, copy_moments=config.copy_moments
         )
         if config.expansion:
-            for name, found in pairs.items():
-                self._average_scores(self._scores_of(self._layers[name]), raw[name], found)
+            self._average_scores(raw, pairs)
         self._exchange.drop_snapshot()
         moved = moved if self._access.sharded and worker_count(self._access.group) > 1 else 0
         report = BeamReport(self._step, threshold, operated, moved)
@@ -221,16 +221,28 @@ class BeamSearch:
         return report
 
     def _weights(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: score_weights(g.cpu().double(), self.temperature, "unit") for name, g in raw.items()}
+        sizes = [len(g) for g in raw.values()]
+        parts = torch.cat(list(raw.values())).cpu().double().split(sizes)
+        return {name: score_weights(g, self.temperature, "unit") for name, g in zip(raw, parts, strict=True)}
 
     @torch.no_grad()
-    def _average_scores(self, parameter: nn.Parameter, raw: Tensor, pairs: RankPairs) -> None:
-        shard, averaged = self._access.shard(parameter), average_scores(raw, pairs)
-        shard.value.copy_(shard.of(averaged))
-        self._access.refresh(parameter, slice(0, averaged.numel()), averaged)
-        if self.config.reset_score_moments:
-            for moment in shard.moments.values():
-                moment.zero_()
+    def _average_scores(self, raw: Mapping[str, Tensor], pairs: Mapping[str, RankPairs]) -> None:
+        """The pairs' scores, of all modules at once; then those of each module that has such pairs are written."""
+        if not pairs:
+            return
+        sizes = [len(raw[name]) for name in pairs]
+        starts = accumulate(sizes[:-1], initial=0)
+        moved = [(p.pruned + start, p.parents + start) for p, start in zip(pairs.values(), starts, strict=True)]
+        together = RankPairs(*(torch.cat(ranks) for ranks in zip(*moved, strict=True)))
+        averaged = average_scores(torch.cat([raw[name] for name in pairs]), together)
+        for name, new in zip(pairs, averaged.split(sizes), strict=True):
+            parameter = self._scores_of(self._layers[name])
+            shard = self._access.shard(parameter)
+            shard.value.copy_(shard.of(new))
+            self._access.refresh(parameter, new)
+            if self.config.reset_score_moments:
+                for moment in shard.moments.values():
+                    moment.zero_()
 
     def _raw_scores(self) -> dict[str, Tensor]:
         """The raw scores g [r] of every module, whole: one collective for all."""

@@ -24,10 +24,12 @@ measure() {
 
 # The paper's dropout, adapters in float32 as PEFT makes them.
 measure --dropout 0.05 --again --ways lora,beamlora,limit,dora,adalora,full
-# Without dropout, adapters in bfloat16 as DeepSpeed has them: the least that fusing can save.
+# Without dropout; and with adapters in bfloat16 as DeepSpeed has them, where fusing can save the least.
+measure --ways lora,beamlora,limit
 measure --adapters base --ways lora,beamlora,limit
 # With what lies around the layers, on padded examples of which a quarter is the answer.
-measure --varied --answer 0.25 --ways lora,beamlora+counted+packed+adamw,limit+counted+packed
+around=beamlora,beamlora+counted,beamlora+packed,beamlora+adamw,beamlora+counted+packed+adamw
+measure --varied --answer 0.25 --ways "lora,$around,limit+counted+packed"
 # If time is left.
-measure --checkpointing --ways lora,beamlora,limit
+measure --dropout 0.05 --checkpointing --ways lora,beamlora,limit
 echo "written: $json, $text"

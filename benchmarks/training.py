@@ -109,26 +109,28 @@ def measure(arguments: argparse.Namespace, rank: str) -> dict[str, Row]:
     """Way -> {seconds, bytes, ...} of its median step; of those that ran out of memory, {}."""
     ways = arguments.ways.split(",")
     if arguments.device == "cuda":
-        found = {way: alone(arguments, way, rank) for way in ways}
-        if arguments.again:
-            found[f"{ways[0]} again"] = alone(arguments, ways[0], rank)
-        return found
+        names = [*ways, f"{ways[0]} again"] if arguments.again else ways
+        # All import what they need at once; each builds its model when its turn comes.
+        waiting = {name: start(name.removesuffix(" again"), rank) for name in names}
+        return {name: alone(process, arguments.rounds) for name, process in waiting.items()}
     processes = {way: start(way, rank) for way in ways}
     steps: dict[str, list[Row]] = {way: [] for way in ways}
+    for process in processes.values():
+        ask(process, "build")
     for _ in range(arguments.rounds + 2):
         for way, process in processes.items():
             steps[way].append(ask(process, "step"))
     found = {way: summary(steps[way], ask(process, "end")) for way, process in processes.items()}
     for way in ways:
         # What is freed is given back to the system, and not measured; it takes time.
-        exact = alone(arguments, way, rank, rounds=1, MALLOC_MMAP_THRESHOLD_="65536")
+        exact = alone(start(way, rank, MALLOC_MMAP_THRESHOLD_="65536"), rounds=1)
         found[way]["bytes"] = exact["bytes"]
     return found
 
 
-def alone(arguments: argparse.Namespace, way: str, rank: str, *, rounds: int | None = None, **environment: str) -> Row:
-    process = start(way, rank, **environment)
-    steps = [ask(process, "step") for _ in range((rounds or arguments.rounds) + 2)]
+def alone(process: subprocess.Popen[str], rounds: int) -> Row:
+    ask(process, "build")
+    steps = [ask(process, "step") for _ in range(rounds + 2)]
     found = summary(steps, ask(process, "end"))
     process.wait()
     return found
@@ -189,7 +191,8 @@ OUT_OF_MEMORY = 3
 
 
 def worker(arguments: argparse.Namespace, way: str, rank: str) -> None:
-    """Answers `step` with its seconds, and `end` with the most bytes it took and what a beam step takes."""
+    """Answers `build` when the model is there, `step` with its seconds, and `end` with the most bytes it took and what
+    a beam step takes."""
     import torch
 
     try:
@@ -200,10 +203,13 @@ def worker(arguments: argparse.Namespace, way: str, rank: str) -> None:
 
 def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     import torch
+    from peft import get_peft_model  # noqa: F401  what is slow, before it is the turn of this process
+    from transformers import LlamaForCausalLM  # noqa: F401
 
     from beamplatform.training.loss import summed_loss
     from beamplatform.training.packing import attend_by_boundaries
 
+    assert sys.stdin.readline().strip() == "build"
     way, *added = way.split("+")
     device = torch.device(arguments.device)
     torch.manual_seed(0)
@@ -232,6 +238,7 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     if optimizer is not None and way != "full":
         model.enable_input_require_grads()  # as trainers do, and as the limit has it
     taken = 0
+    print("={}", flush=True)
     for line in sys.stdin:
         if line.strip() == "end":
             most = torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM") - before

@@ -87,7 +87,7 @@ def test_dropout_s_mask_is_that_of_the_seed_and_scaled() -> None:
     layer = Operands(torch.zeros(50, 50), None, torch.eye(50), torch.eye(50), torch.ones(50))
     (first,) = beam_products(x, [layer], rate)
     torch.testing.assert_close(first.unique(), torch.tensor([0.0, 1 / (1 - rate)]))
-    assert first.count_nonzero() / first.numel() == pytest.approx(1 - rate, abs=0.01)
+    assert float(first.count_nonzero()) / first.numel() == pytest.approx(1 - rate, abs=0.01)
     (again,) = beam_products(x, [layer], rate)
     assert not torch.equal(first, again), "another draw"
     torch.manual_seed(4)

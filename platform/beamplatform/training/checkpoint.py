@@ -124,7 +124,7 @@ def _read(folder: Path, engine: Any, method: Method, place: Place, seed: int) ->
             for entry, tensor in shard.tensors().items():
                 tensor.copy_(fragments.read(f"parameter/{name}/{entry}", shard.start, tensor.numel()))
             whole = fragments.whole(f"parameter/{name}/value")
-            access.refresh(parameter, slice(0, whole.numel()), whole)
+            access.refresh(parameter, whole)
     method.restore(state["method"], fragments.below("method/"))
     engine.global_steps = state["step"]
     progress = Progress(step=state["step"], rows=[(step, metrics) for step, metrics in state["rows"]])
