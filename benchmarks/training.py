@@ -206,8 +206,8 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     from peft import get_peft_model  # noqa: F401  what is slow, before it is the turn of this process
     from transformers import LlamaForCausalLM  # noqa: F401
 
+    from beamplatform.training.attention import attend_within_examples
     from beamplatform.training.loss import summed_loss
-    from beamplatform.training.packing import attend_by_boundaries
 
     assert sys.stdin.readline().strip() == "build"
     way, *added = way.split("+")
@@ -223,7 +223,7 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     head: Any = next((name for name in ("counted", "chunked") if name in added), "all")
     batch, tokens = make_batch(arguments, device, packed="packed" in added)
     if "packed" in added and device.type == "cuda":
-        attend_by_boundaries(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        attend_within_examples(model.get_base_model() if hasattr(model, "get_base_model") else model)
     targets = int((batch["labels"][:, 1:] != -100).sum())
 
     def forward(**inputs: Any) -> Any:
@@ -268,24 +268,19 @@ def make_batch(arguments: argparse.Namespace, device: Any, *, packed: bool) -> t
     """A batch as the platform makes it, and how many of its tokens are no padding."""
     import torch
 
-    from beamplatform.training.packing import boundaries
+    from beamplatform.data.batches import collate, pack
+    from beamplatform.data.examples import IGNORED, Example
 
     longest, count = arguments.sequence, arguments.tokens // arguments.sequence
-    shortest = longest // 2 if arguments.varied else longest
-    lengths = torch.linspace(shortest, longest, count).round().long()
-    ids = torch.randint(VOCABULARY[arguments.shape], (count, longest))
-    places = torch.arange(longest).expand(count, longest)
-    real = places < lengths[:, None]
-    answer = real & (places >= (lengths * (1 - arguments.answer)).long()[:, None])
-    labels = torch.where(answer, ids, -100)
-    told = {}
-    if packed:
-        labels[:, 0] = -100  # no token of the example before it predicts this one
-        ids, labels = (each[real][None] for each in (ids, labels))
-        told = boundaries(lengths.tolist(), device)
-    elif arguments.varied:
-        told = {"attention_mask": real.long().to(device)}
-    return {"input_ids": ids.to(device), "labels": labels.to(device), **told}, int(real.sum())
+    examples = []
+    for length in torch.linspace(longest // 2 if arguments.varied else longest, longest, count).round().int().tolist():
+        ids = torch.randint(VOCABULARY[arguments.shape], (length,)).tolist()
+        prompt = int(length * (1 - arguments.answer))
+        examples.append(Example(ids, [IGNORED] * prompt + ids[prompt:]))
+    batch = pack(examples, device) if packed else collate(examples, 0, device)
+    if not packed and not arguments.varied:
+        del batch["attention_mask"]
+    return batch, sum(len(example.ids) for example in examples)
 
 
 def build(arguments: argparse.Namespace, way: str, rank: int, device: Any) -> Any:

@@ -31,12 +31,14 @@ class ModelShapes:
         parameters: how many values it has.
         linear: name -> (d_out, d_in) of its linear layers but the head.
         config: numbers of its configuration; None where it has none of that name.
+        exchangeable_attention: whether transformers lets other attention functions take the place of its own.
     """
 
     name: str
     parameters: int
     linear: Mapping[str, Shape]
     config: Mapping[str, Any]
+    exchangeable_attention: bool = True
 
 
 def model_shapes(path: str, content: str) -> ModelShapes:
@@ -48,7 +50,7 @@ def model_shapes(path: str, content: str) -> ModelShapes:
     source = Path(__file__).read_text(encoding="utf-8")
     found = known("shapes", (content, version("transformers"), source), lambda: asdict(_read(path)))
     linear = {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in found["linear"].items()}
-    return ModelShapes(found["name"], found["parameters"], linear, found["config"])
+    return ModelShapes(**found | {"linear": linear})
 
 
 def _read(path: str) -> ModelShapes:
@@ -64,4 +66,5 @@ def _read(path: str) -> ModelShapes:
         elif isinstance(module, Conv1D):
             linear[name] = (module.weight.shape[1], module.weight.shape[0])
     config = {name: getattr(model.config, name, None) for name in _CONFIG}
-    return ModelShapes(type(model).__name__, sum(p.numel() for p in model.parameters()), linear, config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return ModelShapes(type(model).__name__, count, linear, config, bool(model._supports_attention_backend))

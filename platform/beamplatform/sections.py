@@ -107,6 +107,11 @@ class TrainingSection(Section):
         description="of which tokens the vocabulary's scores are computed: of those that the loss counts, at once or "
         "in chunks (less memory where vocabularies are large; not under ZeRO-3), or of all; the loss is the same",
     )
+    packing: bool = Field(
+        False,
+        description="the examples of a micro-batch in one row without padding; on a GPU in bfloat16 by PyTorch's "
+        "variable-length attention. For models of transformers with exchangeable attention (Llama, Qwen, Mistral)",
+    )
     fused_adamw: bool = Field(False, description="PyTorch's fused AdamW: one pass over the adapter and its moments")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from beamplatform.data.batches import BatchPlan, collate, micro_batches
+from beamplatform.data.batches import BatchPlan, collate, micro_batches, pack
 from beamplatform.data.examples import IGNORED, Example
 
 LENGTHS = [10 + (7 * i) % 40 for i in range(103)]
@@ -55,3 +55,12 @@ def test_collate_pads_on_the_right_and_never_counts_padding() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
+
+
+def test_packed_examples_stand_in_one_row_and_none_predicts_the_next() -> None:
+    batch = pack([Example([5, 6, 7], [5, 6, 7]), Example([8, 9], [IGNORED, 9])], device="cpu")
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 3, 5]
+    assert batch["max_length_q"] == batch["max_length_k"] == 3 and "attention_mask" not in batch

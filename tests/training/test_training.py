@@ -70,7 +70,12 @@ def test_bfloat16_with_gradient_checkpointing(trial, train) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss_head": "chunked"}, {"loss_head": "all"}, {"fused_adamw": True, "zero_stage": 2, "workers": 2}],
+    [
+        {"loss_head": "chunked"},
+        {"loss_head": "all"},
+        {"fused_adamw": True, "zero_stage": 2, "workers": 2},
+        {"packing": True, "zero_stage": 3, "workers": 2},
+    ],
     ids=str,
 )
 def test_what_saves_time_and_memory_changes_no_number(changes, alone, trial, train) -> None:

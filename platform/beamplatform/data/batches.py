@@ -1,7 +1,7 @@
 """Which examples form which batch, on which worker: a pure function of the seed, so that every worker agrees.
 
-Length bucketing: examples of like length stand in one batch, so that little of it is padding. (Packing several
-examples into one row would save the rest, but lets them see each other unless the attention kernel masks it.)
+Length bucketing: examples of like length stand in one batch, so that little of it is padding. Packing them into one row
+saves that, too; then their boundaries keep them apart.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.examples import IGNORED, Example
 
@@ -76,4 +76,25 @@ def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device
         "input_ids": torch.tensor([e.ids + [pad_id] * gap for e, gap in rows], device=device),
         "attention_mask": torch.tensor([[1] * len(e.ids) + [0] * gap for e, gap in rows], device=device),
         "labels": torch.tensor([e.labels + [IGNORED] * gap for e, gap in rows], device=device),
+    }
+
+
+def pack(examples: Sequence[Example], device: str | torch.device) -> dict[str, Any]:
+    """Tensors [1, tokens of all examples], one after the other without padding: input_ids, labels, and position_ids,
+    which begin at 0 with each; and the boundaries by the names that transformers' attention functions know."""
+    import torch
+
+    lengths = [len(example.ids) for example in examples]
+    ids = [token for example in examples for token in example.ids]
+    # No token of the example before it predicts an example's first.
+    labels = [label for example in examples for label in [IGNORED, *example.labels[1:]]]
+    ends, longest = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device), max(lengths)
+    return {
+        "input_ids": torch.tensor([ids], device=device),
+        "labels": torch.tensor([labels], device=device),
+        "position_ids": torch.tensor([[place for length in lengths for place in range(length)]], device=device),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
     }

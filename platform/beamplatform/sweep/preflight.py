@@ -23,6 +23,7 @@ from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
 from beamplatform.sweep.search import listed_points
 from beamplatform.tasks.predictions import digest as text_digest
 from beamplatform.tasks.predictions import document_hash
+from beamplatform.training.attention import check_packing
 from beamplatform.training.loss import check_loss_head
 from beamplatform.trial import Content, Trial, context, digest, make_trial
 
@@ -222,6 +223,8 @@ def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
     shapes = target_shapes(model, method.values)
     method.check_layers(shapes)
     check_loss_head(model.config, trial.training.loss_head)
+    if trial.training.packing:
+        check_packing(model)
     adapter = method.export_kind == "adapter" and isinstance(method.values, AdapterHyperparameters)
     rank = method.values.exported_rank if adapter else 0
     return Checked(trial, method.plan.total_steps, estimate(trial, method, model, shapes), rank)

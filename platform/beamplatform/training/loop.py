@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.data.batches import BatchPlan, collate, micro_batches
+from beamplatform.data.batches import BatchPlan, collate, micro_batches, pack
 from beamplatform.data.examples import IGNORED, Example
 from beamplatform.metrics import KEPT, MEMORY, SECONDS, TRAIN_LOSS, VALIDATION_LOSS
 from beamplatform.training.loss import LossHead, summed_loss
@@ -100,6 +100,10 @@ class Progress:
     meter: Meter = field(default_factory=Meter)
 
 
+Collate = Callable[[Sequence[Example]], dict[str, Any]]
+"""Makes one batch of some examples."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where this worker stands: its number, how many there are, and its device."""
@@ -132,6 +136,10 @@ def train(
     training, total = trial.training, method.plan.total_steps
     plan = BatchPlan([len(e.ids) for e in examples], training.global_batch, trial.seed)
     batches = plan.from_step(progress.step)
+
+    def collated(part: Sequence[Example]) -> dict[str, Any]:
+        return pack(part, place.device) if training.packing else collate(part, pad_id, place.device)
+
     peak = trial.hyperparameters["learning_rate"]
     meter = progress.meter
     meter.started = time.perf_counter()
@@ -145,7 +153,7 @@ def train(
         parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
         losses = []
         for number, part in enumerate(parts, start=1):
-            inputs = collate([examples[i] for i in part], pad_id, place.device)
+            inputs = collated([examples[i] for i in part])
             loss = summed_loss(engine, inputs, training.loss_head) / targets
             losses.append(loss.detach())
             # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
@@ -168,7 +176,7 @@ def train(
         validate = last or (training.validate_every is not None and progress.step % training.validate_every == 0)
         if validate:
             metrics[VALIDATION_LOSS] = validation_loss(
-                engine, validation, place, training.micro_batch, pad_id, training.loss_head
+                engine, validation, place, training.micro_batch, collated, training.loss_head
             )
         if metrics:
             progress.rows.append((progress.step, metrics))
@@ -179,7 +187,7 @@ def train(
 
 
 def validation_loss(
-    engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, pad_id: int, head: LossHead
+    engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, collated: Collate, head: LossHead
 ) -> float:
     """Mean cross-entropy over the counted tokens of all validation examples; a collective of all workers."""
     import torch
@@ -198,7 +206,7 @@ def validation_loss(
             ends_here = start + micro_batch >= len(own)
             if ends_here and padded and place.worker >= place.workers - padded:
                 part[-1] = Example(part[-1].ids, [IGNORED] * len(part[-1].ids))
-            counted[0] += summed_loss(engine, collate(part, pad_id, place.device), head).double()
+            counted[0] += summed_loss(engine, collated(part), head).double()
             counted[1] += sum(example.targets for example in part)
     distributed.all_reduce(counted)
     engine.train()

@@ -13,6 +13,7 @@ from beamplatform.data.examples import Example, tokenise
 from beamplatform.data.splits import training_records
 from beamplatform.models import load_base, load_tokenizer, torch_dtype
 from beamplatform.storage import put_folder
+from beamplatform.training.attention import attend_within_examples
 from beamplatform.training.checkpoint import load_checkpoint, save_checkpoint
 from beamplatform.training.checkpoint_store import CheckpointStore
 from beamplatform.training.engine import make_engine, sharding_from_the_start, whole_model, whole_parameters
@@ -119,6 +120,8 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
         # The adapter's first values come from the seed alone, so that they are the same on every worker.
         torch.manual_seed(trial.seed)
         model = method.build(base)
+    if trial.training.packing and on_gpu and bf16:
+        attend_within_examples(base)
     if trial.model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = method.make_optimizer(
