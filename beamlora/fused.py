@@ -66,8 +66,14 @@ class _BeamProducts(torch.autograd.Function):
             hidden = list((flat @ torch.cat(weighted).T).split([len(d) for d in weighted], 1))
         outputs = []
         for layer, h in zip(layers, hidden, strict=True):
-            y = torch.nn.functional.linear(flat, layer.weight, layer.bias)
-            outputs.append(y.addmm_(h, layer.b.to(x.dtype).T).view(*x.shape[:-1], -1))
+            y = x.new_empty(*x.shape[:-1], len(layer.weight))  # not a view, so that models may change it in place
+            rows = y.view(-1, len(layer.weight))
+            if layer.bias is None:
+                torch.mm(flat, layer.weight.T, out=rows)
+            else:
+                torch.addmm(layer.bias, flat, layer.weight.T, out=rows)
+            rows.addmm_(h, layer.b.to(x.dtype).T)
+            outputs.append(y)
         ctx.save_for_backward(x, *hidden, *parts)
         ctx.dropout, ctx.seeds = dropout, seeds
         ctx.set_materialize_grads(False)

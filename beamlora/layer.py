@@ -156,16 +156,17 @@ class BeamLinear(LoraLinear):
     def _fusable(self, x: Tensor) -> str | None:
         """The name of the adapter that `beam_products` can do, whose conditions these are; else None.
 
-        A compiler fuses the plain path by itself, and autocast chooses types by itself.
+        A compiler fuses the plain path by itself, and autocast chooses types by itself: where it would choose x's,
+        nothing is left to choose.
         """
-        base = self.get_base_layer()
+        base, device = self.get_base_layer(), x.device.type
         if (
             self.disable_adapters
             or self.merged
             or len(self.active_adapters) != 1
             or type(base) is not nn.Linear
             or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(x.device.type)
+            or (torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != x.dtype)
         ):
             return None
         name = self.active_adapters[0]

@@ -157,14 +157,17 @@ def test_where_it_cannot_be_the_plain_path_is_taken(randomized, device: str) -> 
     torch.testing.assert_close(torch.compile(plain, backend="eager")(x), torch.compile(fused, backend="eager")(x))
 
 
-def test_float32_adapters_on_a_bfloat16_base(randomized) -> None:
-    """PEFT's default; the products are taken in bfloat16, the parameters and their gradients stay as they are."""
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float32_adapters_on_a_bfloat16_base(autocast: bool, randomized, device: str) -> None:
+    """PEFT's default; the products are taken in bfloat16, the parameters and their gradients stay as they are. Under
+    autocast the plain path takes the adapter's products in bfloat16, too."""
     x, found = torch.randn(50, 64).bfloat16(), []
     for model in pair(64, 32, randomized):
         (layer,) = (module for module in model.modules() if isinstance(module, BeamLinear))
         layer.base_layer.to(torch.bfloat16)
-        found.append(gradients(model, x))
-    assert is_fused(pair(64, 32, randomized, torch.bfloat16)[0], x)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            assert is_fused(model, x) == model.peft_config["default"].fused
+            found.append(gradients(model, x))
     for ours, theirs in zip(*found, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.02 * float(theirs.abs().max()))
@@ -244,7 +247,23 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(4, 4) for _ in range(3))
 
     def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return self.q_proj(x) + self.k_proj(other) * self.v_proj(other)
+        return self.q_proj(x).mul_(2) + self.k_proj(other) * self.v_proj(other)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
+def test_models_may_change_outputs_in_place(shape: tuple[int, ...], randomized) -> None:
+    """`Attention` multiplies its queries in place; one layer's output, and one of three that are computed together."""
+    x, found = torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape), []
+    for fused in (True, False):
+        for targets in (["q_proj"], ["q_proj", "k_proj", "v_proj"]):
+            torch.manual_seed(0)
+            config = BeamLoraConfig(r=2, target_modules=targets, fused=fused)
+            model = randomized(get_beamlora_model(nn.Sequential(OrderedDict(a=Attention())), config))
+            loss = model.base_model.model.a(x, x).square().sum()
+            assert operations(loss) == (1 if fused else 0)
+            found.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+    for ours, theirs in zip(found[0] + found[1], found[2] + found[3], strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_layers_that_only_look_like_siblings_are_computed_alone(randomized) -> None:
