@@ -51,6 +51,8 @@ format: .venv/.installed
 
 .venv/.installed: pyproject.toml scripts/install.sh
 	@scripts/install.sh .venv platform,dev
+	@# That it works; and what a first look at the shipped model finds out is known from then on.
+	@$(PYTHON) pipelines/sweep.py --suite commonsense --preset tiny --dry-run > /dev/null
 	@touch $@
 
 # vLLM's engine for the CPU, where this machine can have it; elsewhere one line says why not and its tests are skipped.

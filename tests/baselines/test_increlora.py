@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from beamplatform.baselines.increlora import (
-    GrowingAdamW,
-    GrowthPlan,
+from beamplatform.baselines.increlora.growth import RankGrowth
+from beamplatform.baselines.increlora.layer import (
     IncreLoraConfig,
-    RankGrowth,
-    choose_modules,
     folded_factors,
     get_increlora_model,
     increlora_layers,
-    plan_growth,
 )
+from beamplatform.baselines.increlora.optimizer import GrowingAdamW
+from beamplatform.baselines.increlora.plan import GrowthPlan, choose_modules, plan_growth
 
 MODULES, CAPACITY, ALPHA = 3, 6, 5
 

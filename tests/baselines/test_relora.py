@@ -10,7 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from beamplatform.baselines.relora import ReLora, RestartSchedule, equal_cycles, keep_drawn, keep_largest
+from beamplatform.baselines.relora.merging import ReLora
+from beamplatform.baselines.relora.moments import keep_drawn, keep_largest
+from beamplatform.baselines.relora.schedule import RestartSchedule, equal_cycles
 
 R = 4
 

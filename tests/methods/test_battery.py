@@ -12,7 +12,7 @@ import torch
 from asking import complete
 from engines import needs_vllm, vllm_answers
 
-from beamplatform.baselines.relora import RestartSchedule
+from beamplatform.baselines.relora.schedule import RestartSchedule
 from beamplatform.data import splits
 from beamplatform.inference import Export, check_export, create_engine
 from beamplatform.methods import METHODS, get_method

@@ -73,14 +73,14 @@ class IncreLora(Method):
         return 4 * (sum(d_out * d_in for d_out, d_in in shapes.values()) + 3 * adapter)
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
-        from beamplatform.baselines.increlora import IncreLoraConfig, get_increlora_model
+        from beamplatform.baselines.increlora.layer import IncreLoraConfig, get_increlora_model
 
         values = self.values
         arguments = values.lora_arguments() | {"r": values.largest_rank}
         return get_increlora_model(base, IncreLoraConfig(init_r=values.init_r, **arguments))
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
-        from beamplatform.baselines.increlora import GrowingAdamW
+        from beamplatform.baselines.increlora.optimizer import GrowingAdamW
 
         warmup = self.values.new_warmup
         return GrowingAdamW(
@@ -91,7 +91,8 @@ class IncreLora(Method):
         )
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
-        from beamplatform.baselines.increlora import RankGrowth, increlora_layers
+        from beamplatform.baselines.increlora.growth import RankGrowth
+        from beamplatform.baselines.increlora.layer import increlora_layers
 
         super().attach(model, optimizer)
         self._layers = increlora_layers(self.model)
@@ -135,7 +136,7 @@ class IncreLora(Method):
 
     def export(self, model: Any, folder: Path) -> None:
         """A plain LoRA: E and the scaling folded into A, all modules padded with zeros to the largest rank."""
-        from beamplatform.baselines.increlora import folded_factors
+        from beamplatform.baselines.increlora.layer import folded_factors
         from beamplatform.methods.plain import save_plain_lora
 
         save_plain_lora(folded_factors(model), base=model.base_model.model, folder=folder)
@@ -145,7 +146,7 @@ class IncreLora(Method):
         return interval if isinstance(interval, int) else max(1, round(interval * self.plan.total_steps))
 
     def _plan(self, modules: int) -> Any:
-        from beamplatform.baselines.increlora.growth import plan_growth
+        from beamplatform.baselines.increlora.plan import plan_growth
 
         values, total = self.values, self.plan.total_steps
         return plan_growth(

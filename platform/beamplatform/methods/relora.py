@@ -57,7 +57,7 @@ class Relora(Method):
         return get_peft_model(base, LoraConfig(**self.values.lora_arguments()))
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
-        from beamplatform.baselines.relora import ReLora
+        from beamplatform.baselines.relora.merging import ReLora
 
         super().attach(model, optimizer)
         self._relora = ReLora(

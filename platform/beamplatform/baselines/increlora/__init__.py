@@ -23,27 +23,6 @@ Two things differ from the authors' code, and why:
   gradients: a parameter that appears in mid-training cannot be sharded by DeepSpeed ZeRO.
 - The last growth adds what is left and no more, so that the total meets the target exactly; theirs ends only if it
   happens to.
+
+In files: `plan.py` (when which modules grow), `layer.py`, `optimizer.py` and `growth.py`.
 """
-
-from beamplatform.baselines.increlora.growth import GrowthPlan, RankGrowth, choose_modules, plan_growth
-from beamplatform.baselines.increlora.layer import (
-    IncreLinear,
-    IncreLoraConfig,
-    folded_factors,
-    get_increlora_model,
-    increlora_layers,
-)
-from beamplatform.baselines.increlora.optimizer import GrowingAdamW
-
-__all__ = [
-    "GrowingAdamW",
-    "GrowthPlan",
-    "IncreLinear",
-    "IncreLoraConfig",
-    "RankGrowth",
-    "choose_modules",
-    "folded_factors",
-    "get_increlora_model",
-    "increlora_layers",
-    "plan_growth",
-]

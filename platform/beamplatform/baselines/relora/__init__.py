@@ -14,10 +14,6 @@ cosine over the whole run ("jagged cosine", Figure 2). As rank(X + Y) <= rank(X)
 to (k + 1) r after k merges. Defaults are those of the authors' code (torchrun_main.py,
 peft_pretraining/training_utils.py): moments below the 90th percentile of magnitude pruned, or 99.9 % of them at random;
 a first warm-up of 500 and re-warm-ups of 100 steps; a cosine to 0.1 of the peak.
+
+In files: `schedule.py` (restarts and the learning rate), `moments.py` (what is left of them) and `merging.py`.
 """
-
-from beamplatform.baselines.relora.merging import ReLora
-from beamplatform.baselines.relora.moments import keep_drawn, keep_largest, prune_moments
-from beamplatform.baselines.relora.schedule import RestartSchedule, equal_cycles
-
-__all__ = ["ReLora", "RestartSchedule", "equal_cycles", "keep_drawn", "keep_largest", "prune_moments"]
