@@ -85,7 +85,9 @@ def test_dropout_s_mask_is_that_of_the_seed_and_scaled() -> None:
     x, rate = torch.ones(400, 50), 0.3
     torch.manual_seed(4)
     layer = Operands(torch.zeros(50, 50), None, torch.eye(50), torch.eye(50), torch.ones(50))
+    gpus = [torch.cuda.get_rng_state()] if x.is_cuda else []
     (first,) = beam_products(x, [layer], rate)
+    assert all(torch.equal(torch.cuda.get_rng_state(), state) for state in gpus), "the GPU's own generator goes on"
     torch.testing.assert_close(first.unique(), torch.tensor([0.0, 1 / (1 - rate)]))
     assert float(first.count_nonzero()) / first.numel() == pytest.approx(1 - rate, abs=0.01)
     (again,) = beam_products(x, [layer], rate)
