@@ -19,6 +19,7 @@ How it is laid out, from the inside out:
     rules.py             the numbers: scores, the choice of ranks, the beam step (pure functions)
     config.py layer.py   the PEFT configuration and layer
     fused.py siblings.py the layer as one operation, those of one input together
+    dropout.py           masks that are drawn again instead of kept
     optimizer_access.py  reading and writing weights and moments, wherever the optimizer keeps them
     search.py            when to take a snapshot and when to operate
     model.py             building, loading, exporting
