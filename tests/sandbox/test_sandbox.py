@@ -31,9 +31,9 @@ WRONG = "def f(x):\n    return 0\n"
 def sandboxed() -> list[int]:
     """The processes of sandboxes on this machine (they run under users of their own where the tests run as root)."""
     found = []
-    for process in psutil.process_iter(["uids"]):
-        uids = process.info["uids"]
-        if uids and _USER <= uids.real < _USER + _USERS and process.status() != psutil.STATUS_ZOMBIE:
+    for process in psutil.process_iter(["uids", "status"]):  # asked together: a process may end in between
+        uids, status = process.info["uids"], process.info["status"]
+        if uids and _USER <= uids.real < _USER + _USERS and status != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
     return found
 
