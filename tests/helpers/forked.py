@@ -1,0 +1,160 @@
+"""Runs Python programs in processes of their own that need not import torch, transformers and DeepSpeed anew.
+
+Such a process is forked off a server that has imported them once (`multiprocessing` has one). That saves 5 to 10
+seconds of processor time, which `python script.py` spends on imports. Everything else is as in a process that was
+started anew: arguments, environment, folder, standard output and error, signals, handlers at exit and exit code. What a
+program imports, and when, is not: a test that looks at imports starts a real `python`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PRELOADED = (
+    "torch.distributed", "transformers.models.llama.modeling_llama", "transformers.models.auto", "peft", "deepspeed",
+    "ray.train.torch", "ray.tune", "mlflow.tracking", "datasets", "beamplatform.training.run",
+    "beamplatform.inference.transformers_engine",
+)  # fmt: skip
+
+
+def preload() -> list[str]:
+    """The modules that the server imports: DeepSpeed settles at its import whether there is a GPU."""
+    return [name for name in PRELOADED if name != "deepspeed" or shutil.which("nvidia-smi") is None]
+
+
+class Program:
+    """A started program; its output is in the files `stdout` and `stderr`."""
+
+    def __init__(
+        self,
+        script: str | Path,
+        arguments: Sequence[object],
+        *,
+        stdout: Path,
+        stderr: Path,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        session: bool = False,
+    ) -> None:
+        """Start it.
+
+        Args:
+            script: the program's file.
+            arguments: of its command line.
+            stdout, stderr: files that take its output; they may be the same.
+            folder: where it runs (default: where this process does).
+            environment: all of its environment (default: this process's).
+            session: whether it leads a session and process group of its own.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(preload())
+        settings = {
+            "script": str(script), "arguments": [str(one) for one in arguments], "stdout": str(stdout),
+            "stderr": str(stderr), "folder": str(folder or Path.cwd()), "session": session,
+            "environment": dict(os.environ if environment is None else environment),
+        }  # fmt: skip
+        self.args = [str(script), *settings["arguments"]]
+        self.stdout, self.stderr = stdout, stderr
+        self._process = context.Process(target=_run, args=(settings,))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        pid = self._process.pid
+        assert pid is not None
+        return pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        """Its exit code; negative where a signal ended it."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What it wrote, after its end."""
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        return self.stdout.read_text(), self.stderr.read_text()
+
+
+def start(script: str | Path, *arguments: object, output: Path, **options: Any) -> Program:
+    """Start a program whose output goes to files of its own below the folder `output`."""
+    place = Path(tempfile.mkdtemp(dir=output, prefix=".output-"))
+    return Program(script, arguments, stdout=place / "stdout", stderr=place / "stderr", **options)
+
+
+def run(
+    script: str | Path, *arguments: object, timeout: float = 280, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, as `subprocess.run(..., capture_output=True, text=True)` does."""
+    with tempfile.TemporaryDirectory() as name:
+        program = start(script, *arguments, output=Path(name), **options)
+        stdout, stderr = program.communicate(timeout)
+        return subprocess.CompletedProcess(program.args, program.wait(1), stdout, stderr)
+
+
+def _run(settings: dict[str, Any]) -> None:
+    """In the forked process: become the program, and end as Python itself would."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        file = os.open(settings[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    if settings["session"]:
+        os.setsid()
+    # A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(settings["environment"])
+    os.chdir(settings["folder"])
+    sys.argv = [settings["script"], *settings["arguments"]]
+    sys.path.insert(0, str(Path(settings["script"]).resolve().parent))
+    code = 1
+    try:
+        runpy.run_path(settings["script"], run_name="__main__")
+        code = 0
+    except SystemExit as ending:
+        if ending.code is None or isinstance(ending.code, int):
+            code = ending.code or 0
+        else:
+            print(ending.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        threading._shutdown()
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
