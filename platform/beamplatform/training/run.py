@@ -17,6 +17,7 @@ from beamplatform.training.attention import attend_within_examples
 from beamplatform.training.checkpoint import load_checkpoint, save_checkpoint
 from beamplatform.training.checkpoint_store import CheckpointStore
 from beamplatform.training.engine import make_engine, sharding_from_the_start, whole_model, whole_parameters
+from beamplatform.training.host_memory import give_back_freed_blocks
 from beamplatform.training.loop import Place, Progress, train
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
     """
     import torch
 
+    if place.device.type == "cpu":
+        give_back_freed_blocks()
     tokenizer = load_tokenizer(trial.model.path)
     records = training_records(trial.data, trial.evaluation.tasks)
     examples, validation = (
