@@ -3,11 +3,15 @@
 #     make test                                    the checks and the tests
 #     make sweep ARGS="--methods beamlora,lora"    options go through ARGS
 
+# uv leaves it to Python to keep compiled modules, which this variable forbids (images of containers often set it): each process
+# would compile torch, transformers and Ray anew, for 20 seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON := .venv/bin/python
 ARGS ?=
 PYTEST_ARGS ?=
-# Processes of tests side by side. Half of a test's time is waiting, so there is one more than this machine has cores, up to 4.
-JOBS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n < 4 ? n : 4 )))
+# Processes of tests side by side.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS)
 
 .DEFAULT_GOAL := help
@@ -44,14 +48,18 @@ test: .venv/.installed
 pytest: .venv/.installed
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-all: test
-	@$(MAKE) --no-print-directory lock-check test-slow test-faults test-cluster
+# All of them, whichever fails.
+test-all:
+	@status=0; for part in test lock-check test-slow test-faults test-cluster; do \
+	    $(MAKE) --no-print-directory $$part || status=$$?; \
+	done; exit $$status
 
 test-slow: .venv/.installed
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
+# One after the other: they kill processes and fill disks.
 test-faults: .venv/.installed
-	$(PYTEST) -m faults $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m faults $(PYTEST_ARGS)
 
 test-cluster: .venv/.installed
 	scripts/in_a_box.sh $(PYTHON) -m pytest -m cluster $(PYTEST_ARGS)

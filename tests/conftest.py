@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Program
 from serving import free_port
 
 from beamplatform.suite import Override, load_preset
@@ -19,6 +18,9 @@ from beamplatform.trial import Trial
 from beamplatform.trial import make_trial as trial_at
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Ray starts workers with a lower priority (nice 15): beside other tests they would hardly come to their turn.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  the name that Ray reads
 
 
 @pytest.fixture(scope="session")
@@ -63,24 +65,24 @@ class Trained:
 def run_workers(script: str, spec: Mapping[str, Any], workers: int, folder: Path) -> str:
     """Run `tests/training/SCRIPT SPEC RANK WORLD PORT` in as many processes; returns what they printed."""
     (folder / "spec.json").write_text(json.dumps(spec))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     port = free_port()
-    command = [sys.executable, str(ROOT / "tests" / "training" / script), str(folder / "spec.json")]
     logs = [folder / f"output-{rank}.txt" for rank in range(workers)]
-    processes = []
+    programs: list[Program] = []
     try:
-        for rank, path in enumerate(logs):
-            # Files, not pipes: a worker whose pipe is full would wait, and all others in a collective for it.
-            with path.open("w") as log:
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                line = [*command, str(rank), str(workers), str(port)]
-                processes.append(subprocess.Popen(line, stdout=log, stderr=log, env=environment))
-        for process in processes:
-            process.wait(timeout=280)
+        for rank, log in enumerate(logs):
+            line = (folder / "spec.json", rank, workers, port)
+            program = Program(
+                ROOT / "tests" / "training" / script, line, stdout=log, stderr=log, environment=environment
+            )
+            programs.append(program)
+        for program in programs:
+            program.wait(timeout=900)
     finally:
-        for process in processes:  # one that died leaves the others waiting for it
-            process.kill()
+        for program in programs:  # one that died leaves the others waiting for it
+            program.kill()
     output = "\n".join(path.read_text() for path in logs)
-    assert all(process.returncode == 0 for process in processes), output[-4000:]
+    assert all(program.returncode == 0 for program in programs), output[-4000:]
     return output
 
 
@@ -160,6 +162,28 @@ def trained_under_ray() -> Callable[..., Outcome]:
 def trial() -> Callable[..., Trial]:
     """`make_trial` as a fixture: trials of the tiny preset."""
     return make_trial
+
+
+SIDE_BY_SIDE = {
+    "test_sweep.py": "sweep",  # the files that look at one sweep
+    "test_ui.py": "sweep",
+}
+FIRST = ("battery", "sweep", "test_deepspeed", "test_training")
+"""Groups that take longest: begun last, they would leave the other processes idle."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """pytest-xdist runs the tests of one group in one process: those of a file, which share fixtures, or as marked."""
+    places: dict[str, int] = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        group = mark.args[0] if mark else SIDE_BY_SIDE.get(item.path.name, item.path.stem)
+        if mark is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+        first = next((number for number, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))
+        places[item.nodeid] = first
+    items.sort(key=lambda item: places[item.nodeid])  # stable: otherwise in the order of files
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

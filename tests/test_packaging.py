@@ -36,7 +36,7 @@ def requirements(pyproject: Mapping[str, Any], extra: str | None = None) -> dict
 
 def python(code: str, folder: Path) -> str:
     """What `python -c` prints in `folder`, which is then the first entry of its import path."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

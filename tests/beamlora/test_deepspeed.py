@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from forked import Program
 from serving import free_port
 
 from beamlora import BeamSearch
@@ -89,18 +88,18 @@ def seen(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, list
 def run_workers(world: int, cases: list[str], folder: Path, root: Path) -> dict[str, list[dict]]:
     port = free_port()
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    processes = []
+    programs: list[Program] = []
     try:
         for rank in range(world):
-            with (folder / f"{rank}.log").open("w") as log:
-                command = [sys.executable, str(SCRIPT), str(rank), str(world), str(port), str(folder), *cases]
-                processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder))
-        for rank, process in enumerate(processes):
-            code = process.wait(timeout=300)
-            assert code == 0, (folder / f"{rank}.log").read_text()[-4000:]
+            log = folder / f"{rank}.log"
+            line = (rank, world, port, folder, *cases)
+            options = {"stdout": log, "stderr": log, "environment": environment, "folder": folder}
+            programs.append(Program(SCRIPT, line, **options))
+        for program in programs:
+            assert program.wait(timeout=900) == 0, program.stdout.read_text()[-4000:]
     finally:
-        for process in processes:
-            process.kill()
+        for program in programs:
+            program.kill()
     return {case: [torch.load(folder / f"{case}-{rank}.pt") for rank in range(world)] for case in cases}
 
 

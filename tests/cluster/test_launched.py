@@ -41,7 +41,7 @@ def test_the_head_s_own_folder_is_no_storage_for_nodes_to_come(tmp_path: Path, r
         line = [sys.executable, root / "pipelines" / "sweep.py", "--suite", "commonsense", "--preset", "tiny"]
         environment = {**os.environ, "RAY_ADDRESS": cluster.address}
         with autoscaler(tmp_path, configuration(2)):
-            done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     finally:
         cluster.shutdown()
     assert done.returncode == 2 and done.stdout == ""

@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from beamplatform.tracking import Tracker
 
-pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1200)]
 
 QUICK = [
     "--methods", "beamlora", "--name", "s", "--set", "evaluation.tasks=[boolq]", "--set", "evaluation.max_records=2",

@@ -27,7 +27,7 @@ from waiting import wait_until
 
 from beamplatform.tracking import Tracker
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 MLFLOW, DASHBOARD = 5000, 8265
 

@@ -156,7 +156,7 @@ def test_hub_data_set_is_read_by_configuration_or_by_file(root: Path, tmp_path: 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     boolq, piqa, missing, offline = done.stdout.splitlines()

@@ -31,14 +31,14 @@ def start_sweep(root: Path, folder: Path, address: str | None) -> subprocess.Pop
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     log = folder / "runs" / "killed" / "log.txt"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (log.exists() and log.read_text().count("Reporting training result") >= 2):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
         time.sleep(0.5)
     return process
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_ray_of_its_own_ends_with_the_driver(root: Path, tmp_path: Path) -> None:
     process = start_sweep(root, tmp_path, None)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -46,12 +46,12 @@ def test_a_ray_of_its_own_ends_with_the_driver(root: Path, tmp_path: Path) -> No
     assert "raylet" in names.values()
 
     process.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=900)
 
     # Ray's two agents hold nothing, and look for their dead server for a minute before they end.
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=900)
     assert all("Agent" in names[child.pid] for child in alive), [names[child.pid] for child in alive]
-    _, alive = psutil.wait_procs(alive, timeout=120)
+    _, alive = psutil.wait_procs(alive, timeout=900)
     assert not alive, [names[child.pid] for child in alive]
 
 
@@ -66,7 +66,7 @@ def address() -> Iterator[str]:
     cluster.shutdown()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_cluster_gets_everything_back(root: Path, tmp_path: Path, address: str, how: signal.Signals) -> None:
     process = start_sweep(root, tmp_path, address)
@@ -75,9 +75,9 @@ def test_a_cluster_gets_everything_back(root: Path, tmp_path: Path, address: str
     assert in_use and ray.available_resources().get("CPU", 0) < 2
 
     os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
-    assert process.wait(timeout=60) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert process.wait(timeout=900) == (130 if how == signal.SIGINT else -signal.SIGKILL)
 
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while True:
         groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
         # Ray's own service of the whole cluster stays; it holds no core.

@@ -74,7 +74,7 @@ def processes(class_name: str) -> list[int]:
     return [state.pid for state in found]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_trial_gives_way_to_the_next(
     trial: Callable[..., Trial], trained_under_ray: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -97,7 +97,7 @@ def test_every_trial_gives_way_to_the_next(
         assert set(outcome.failed) == {3, 5}, "a trial survives the loss of a worker, not of what stands above it"
         assert (tmp_path / trials[-1].name / "export" / "trial.json").exists()
         assert all(group["state"] == "REMOVED" for group in ray.util.placement_group_table().values())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while True:
             # The coordinator is Ray's own, one for the whole cluster, and not a trial's.
             left = actors(("state", "=", "ALIVE"), ("class_name", "!=", "_AutoscalingCoordinatorActor"))

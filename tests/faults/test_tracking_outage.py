@@ -25,7 +25,7 @@ OUTAGE = 60.0
 """Seconds."""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_minute_without_the_server(root: Path, tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.start()
@@ -42,7 +42,7 @@ def test_a_minute_without_the_server(root: Path, tmp_path: Path) -> None:
         wait(lambda: len(list(exports.glob("*/export/trial.json"))) == 2, sweep, tmp_path)  # trained without it
         time.sleep(max(0.0, OUTAGE - (time.monotonic() - killed)))
         server.start()
-        assert sweep.wait(timeout=240) == 0, (tmp_path / "output.txt").read_text()
+        assert sweep.wait(timeout=900) == 0, (tmp_path / "output.txt").read_text()
 
         client = MlflowClient(server.uri)
         experiment = client.get_experiment_by_name("commonsense")

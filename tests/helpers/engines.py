@@ -52,7 +52,7 @@ def vllm_answers(root: Path, folder: Path, job: dict[str, Any]) -> dict[str, Any
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())

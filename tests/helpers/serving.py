@@ -17,7 +17,7 @@ def free_port() -> int:
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path | None = None) -> None:
     """Until `url` answers; fails with the log when the process has ended, or after two minutes."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()

@@ -49,7 +49,7 @@ def test_fitting_exports_pass_without_loading_torch(root: Path, base: Path, adap
         env={**os.environ, "PYTHONPATH": f"{root}:{root / 'platform'}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,5 +1,8 @@
 """One battery for every registered method, at every ZeRO stage on two workers: train 20 steps, save, load and resume,
-export, equal logits. A new method is in by being registered."""
+export, equal logits. A new method is in by being registered.
+
+`make test` has one stage of ZeRO, resumed once; `make test-slow` all four, resumed from every point.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from beamplatform.baselines.relora.schedule import RestartSchedule
 from beamplatform.data import splits
 from beamplatform.inference import Export, check_export, create_engine
 from beamplatform.methods import METHODS, get_method
-from beamplatform.models import load_base, resolve_path
+from beamplatform.models import load_base, load_tokenizer
 from beamplatform.sections import ModelSection
 from beamplatform.tasks import TASKS
 
@@ -46,24 +49,43 @@ even steps from 4 on, IncreLoRA grows at even steps from 2 on."""
 INTERRUPTED = 7
 """The step between whose micro-batches a run is cut off, at ZeRO-2 (test_resume.py: at every stage)."""
 
-STAGES = range(4)
-TINY = ModelSection(path="tiny", dtype="float32")
+RUNS = [
+    pytest.param(2, (5,), id="2", marks=pytest.mark.xdist_group("battery")),
+    *(
+        pytest.param(stage, POINTS, id=f"{stage}-whole", marks=[pytest.mark.slow, pytest.mark.xdist_group("battery")])
+        for stage in range(4)
+    ),
+]
+"""ZeRO stage and the steps to resume from: one of each in `make test`, all in `make test-slow`."""
+LAYERS = 2
 IDS = torch.arange(3, 99).reshape(4, 24)
 """The tokens that the worker gives the trained model."""
 
 
 @pytest.fixture(scope="module")
-def battery(trial, workers, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the workers saw, once for every stage: stage -> (folder, {method: [of each worker]})."""
-    known: dict[int, Any] = {}
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The shipped model's first layers: what a method does to a third one is what it does to two."""
+    folder = str(tmp_path_factory.mktemp("base"))
+    model: Any = load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False)
+    del model.model.layers[LAYERS:]
+    model.config.num_hidden_layers = LAYERS
+    model.save_pretrained(folder)
+    load_tokenizer("tiny").save_pretrained(folder)
+    return folder
 
-    def run(stage: int, *, points: tuple[int, ...] = POINTS, **changes: Any) -> Any:
+
+@pytest.fixture(scope="module")
+def battery(trial, workers, base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the workers saw, once for every stage: stage -> (folder, {method: [of each worker]})."""
+    known: dict[Any, Any] = {}
+
+    def run(stage: int, points: tuple[int, ...], **changes: Any) -> Any:
         key = (stage, points, *sorted(changes.items()))
         if key not in known:
             folder = tmp_path_factory.mktemp(f"battery-{stage}")
-            setting = SETTING | {"training__zero_stage": stage} | changes
+            setting = SETTING | {"training__zero_stage": stage, "model__path": base} | changes
             trials = {method: trial(method, **setting).model_dump() for method in METHODS}
-            interrupt = INTERRUPTED if points and stage == 2 else None
+            interrupt = INTERRUPTED if points == POINTS and stage == 2 else None
             spec = {"trials": trials, "points": list(points), "interrupt": interrupt, "folder": str(folder)}
             workers("resume_worker.py", spec, 2, folder)
             seen = {method: [torch.load(folder / f"{method}-{rank}.pt") for rank in range(2)] for method in METHODS}
@@ -73,22 +95,27 @@ def battery(trial, workers, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
+def unsharded(battery, points: tuple[int, ...]) -> Any:
+    """What the runs without sharding saw: those that are resumed, too, where these are there."""
+    return battery(0, points if points == POINTS else ())[1]
+
+
 def losses(seen: Any) -> list[float]:
     return [row["train/loss"] for step in seen["whole"].values() for row in step["metrics"] if "train/loss" in row]
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_loss_falls_and_is_that_of_unsharded_training(battery, stage: int, method: str) -> None:
-    found = losses(battery(stage)[1][method][0])
+@pytest.mark.parametrize(("stage", "points"), RUNS)
+def test_the_loss_falls_and_is_that_of_unsharded_training(battery, stage: int, points: Any, method: str) -> None:
+    found = losses(battery(stage, points)[1][method][0])
     assert len(found) == 20 and sum(found[-5:]) < sum(found[:5])
-    assert found == pytest.approx(losses(battery(0)[1][method][0]), rel=1e-5)
+    assert found == pytest.approx(losses(unsharded(battery, points)[method][0]), rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_each_method_did_what_it_is_named_for(battery, trial, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "points"), RUNS)
+def test_each_method_did_what_it_is_named_for(battery, base: str, stage: int, points: Any) -> None:
     """What it says at its own steps, and the numbers of parameters that a comparison is judged by."""
-    _, seen = battery(stage)
+    _, seen = battery(stage, points)
 
     def series(method: str, metric: str) -> list[tuple[int, float]]:
         steps = seen[method][0]["whole"].items()
@@ -108,7 +135,7 @@ def test_each_method_did_what_it_is_named_for(battery, trial, stage: int) -> Non
     final = {method: series(method, "train/final_parameters")[-1][1] for method in METHODS}
     live = {method: seen[method][0]["final"]["live"] for method in METHODS}
     assert final["lora"] == sum(value.numel() for value in live["lora"].values())
-    assert final["full"] == sum(p.numel() for p in load_base(TINY, on_gpu=False).parameters())
+    assert final["full"] == sum(p.numel() for p in load(base).parameters())
     kept = 0
     for name, e in live["adalora"].items():
         if "lora_E" in name:
@@ -125,10 +152,10 @@ def test_each_method_did_what_it_is_named_for(battery, trial, stage: int) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_it_resumes_to_the_bit(battery, stage: int, method: str) -> None:
-    for worker in battery(stage)[1][method]:
-        for point in (*POINTS, "interrupted") if stage == 2 else POINTS:
+@pytest.mark.parametrize(("stage", "points"), RUNS)
+def test_it_resumes_to_the_bit(battery, stage: int, points: Any, method: str) -> None:
+    for worker in battery(stage, points)[1][method]:
+        for point in (*points, "interrupted") if (stage, points) == (2, POINTS) else points:
             steps = range(INTERRUPTED, 21) if point == "interrupted" else range(point + 1, point + 5)
             assert sorted(worker[point]) == list(steps)
             for step, seen in worker[point].items():
@@ -144,31 +171,33 @@ def test_it_resumes_to_the_bit(battery, stage: int, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_live_and_master_weights_agree_at_the_end(battery, stage: int, method: str) -> None:
-    for worker in battery(stage)[1][method]:
+@pytest.mark.parametrize(("stage", "points"), RUNS)
+def test_live_and_master_weights_agree_at_the_end(battery, stage: int, points: Any, method: str) -> None:
+    for worker in battery(stage, points)[1][method]:
         masters = worker["whole"][20]["tensors"]
         for name, live in worker["final"]["live"].items():
             assert torch.equal(live, masters[f"{name}/value"]), name
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_adaloras_masks_under_sharding_are_those_of_the_unsharded_run(battery, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "points"), [RUNS[0], *RUNS[-2:]])
+def test_adaloras_masks_under_sharding_are_those_of_the_unsharded_run(battery, stage: int, points: Any) -> None:
     """PEFT's own update loses them there. (Live weights equal the masters: see above.)"""
-    expected = battery(0)[1]["adalora"][0]["final"]["live"]
+    expected = unsharded(battery, points)["adalora"][0]["final"]["live"]
     masks = {name: value != 0 for name, value in expected.items() if "lora_E" in name}
     assert sum(int(mask.sum()) for mask in masks.values()) == 8 * len(masks) < sum(m.numel() for m in masks.values())
-    for worker in battery(stage)[1]["adalora"]:
+    for worker in battery(stage, points)[1]["adalora"]:
         for name, mask in masks.items():
             assert torch.equal(worker["final"]["live"][name] != 0, mask), name
             assert torch.equal(worker["whole"][20]["tensors"][f"{name}/value"] != 0, mask), name
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("battery-bfloat16")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_setting_of_the_paper_presets_on_a_cpu(battery, method: str) -> None:
     """bfloat16 with gradient checkpointing under ZeRO-2: the live weights are the rounded masters."""
     changes = {"model__dtype": "bfloat16", "model__gradient_checkpointing": True}
-    found = battery(2, points=(), **changes)[1][method]
+    found = battery(2, (), **changes)[1][method]
     curve = losses(found[0])
     assert len(curve) == 20 and sum(curve[-5:]) < sum(curve[:5])
     for worker in found:
@@ -178,24 +207,26 @@ def test_the_setting_of_the_paper_presets_on_a_cpu(battery, method: str) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_export_is_the_trained_model(battery, stage: int, method: str) -> None:
-    folder, seen = battery(stage)
+@pytest.mark.parametrize(("stage", "points"), RUNS)
+def test_the_export_is_the_trained_model(battery, base: str, stage: int, points: Any, method: str) -> None:
+    folder, seen = battery(stage, points)
     kind = get_method(method).export_kind
     path = folder / method / "export"
-    check_export(resolve_path("tiny"), Export(kind, str(path)))
+    check_export(base, Export(kind, str(path)))
     assert not list(path.glob("*.bin")) and list(path.glob("*.safetensors"))
-    logits = exported_logits(kind, str(path))
+    logits = exported_logits(base, kind, str(path))
     # Against the largest logit: relative to logits near zero no two orders of summation agree.
     assert (logits - seen[method][0]["final"]["logits"]).abs().max() / logits.abs().max() < 1e-5
-    base = exported_logits("base", resolve_path("tiny"))
-    assert (logits - base).abs().max() > 1e-2, "the export must be in use: it differs from the base model"
+    untrained = exported_logits(base, "merged", base)
+    assert (logits - untrained).abs().max() > 1e-2, "the export must be in use: it differs from the base model"
 
 
 @needs_vllm
-def test_vllm_serves_every_export(battery, trial, tmp_path: Path, root: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.xdist_group("battery")
+def test_vllm_serves_every_export(battery, base: str, trial, tmp_path: Path, root: Path) -> None:
     """In float32 it says what transformers says with the same export, and that is not what the base model says."""
-    folder, _ = battery(2)
+    folder, _ = battery(2, POINTS)
     kinds = {method: get_method(method).export_kind for method in METHODS}
     order = [None, *sorted(METHODS, key=lambda method: kinds[method])]  # adapters first: a merged model is an engine
     requests = [
@@ -206,23 +237,24 @@ def test_vllm_serves_every_export(battery, trial, tmp_path: Path, root: Path) ->
     questions = splits.test_records(wanted.data, wanted.evaluation.tasks, 4)
     prompts = [TASKS[task].prompt(record) for task, records in questions.items() for record in records]
     options = {"dtype": "float32", "batch_size": 32, "max_adapters": 1, "max_lora_rank": 32}
-    job = {"base": resolve_path("tiny"), "prompts": prompts, "options": options, "requests": requests}
+    job = {"base": base, "prompts": prompts, "options": options, "requests": requests}
     served = dict(zip(order, vllm_answers(root, tmp_path, job)["answers"], strict=True))
-    engine = create_engine("transformers", resolve_path("tiny"), **options)
+    engine = create_engine("transformers", base, **options)
     for method, request in zip(order, requests, strict=True):
         export = Export(*request["export"]) if request["export"] else None
         assert served[method] == complete(engine, prompts, export=export, max_new_tokens=6), method
         assert method is None or served[method] != served[None], f"{method}: the base model answered"
 
 
-def exported_logits(kind: str, folder: str) -> torch.Tensor:
+def load(path: str) -> Any:
+    return load_base(ModelSection(path=path, dtype="float32"), on_gpu=False)
+
+
+def exported_logits(base: str, kind: str, folder: str) -> torch.Tensor:
     """Loaded as a stranger would, with PEFT or transformers alone."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    if kind == "adapter":
-        model = PeftModel.from_pretrained(load_base(TINY, on_gpu=False), folder)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder)
+    model = PeftModel.from_pretrained(load(base), folder) if kind == "adapter" else None
     with torch.no_grad():
-        return model.eval()(IDS).logits
+        return (model or AutoModelForCausalLM.from_pretrained(folder)).eval()(IDS).logits

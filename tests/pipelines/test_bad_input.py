@@ -7,19 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 TINY = ["--suite", "commonsense", "--preset", "tiny"]
 
 
 def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, root / "pipelines" / pipeline, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return forked.run(root / "pipelines" / pipeline, *arguments, folder=folder, timeout=900)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +140,7 @@ def test_all_nine_methods(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pipeline", ["sweep.py", "train.py", "evaluate.py", "compare.py"])
 def test_help(root: Path, tmp_path: Path, pipeline: str) -> None:
-    done = run(root, tmp_path, pipeline, "--help")
+    """In a process that is all its own."""
+    line = [sys.executable, root / "pipelines" / pipeline, "--help"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0 and "--suite" in done.stdout and "usage:" in done.stdout

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import forked
 import pytest
 
 from beamplatform.errors import UserError
@@ -66,14 +66,8 @@ def main(root: Path) -> Main:
 
 
 def compare(root: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(root / "pipelines" / "compare.py"), *arguments],
-        cwd=folder,
-        env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return forked.run(root / "pipelines" / "compare.py", *arguments, folder=folder, environment=environment)
 
 
 def test_the_table_the_files_and_the_way_to_the_ui(root: Path, store: Path, tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_adapters import two_adapters_and_a_merged_model
 
@@ -25,18 +24,15 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [*found, merged]
 
 
-def start(root: Path, folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    line = [sys.executable, root / "pipelines" / "evaluate.py", *TINY, *map(str, arguments)]
-    return subprocess.Popen(
-        line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+def start(root: Path, folder: Path, *arguments: object) -> forked.Program:
+    output = folder.with_name(f"{folder.name}-output")
+    output.mkdir(exist_ok=True)
+    return forked.start(root / "pipelines" / "evaluate.py", *TINY, *arguments, output=output, folder=folder)
 
 
 def run(root: Path, folder: Path, *arguments: object) -> str:
     process = start(root, folder, *arguments)
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return output
 
@@ -79,8 +75,7 @@ def test_every_model_has_a_run_in_mlflow_and_none_in_a_comparison(
     files = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "predictions")}
     assert files == {f"{task}.{end}" for task in ("boolq", "piqa") for end in ("json", "parquet")}
     assert '"type": "table"' in found.data.tags["mlflow.loggedArtifacts"]
-    compare = [sys.executable, root / "pipelines" / "compare.py", "--suite", "commonsense"]
-    done = subprocess.run(compare, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = forked.run(root / "pipelines" / "compare.py", "--suite", "commonsense", folder=tmp_path)
     assert done.returncode == 2 and "has no sweeps" in done.stderr
 
 
@@ -93,7 +88,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     while len(lines(tmp_path)) < 20 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), errors
     if how == signal.SIGINT:
         assert "the same command goes on from there" in errors and "Traceback" not in errors
@@ -117,7 +112,7 @@ def test_what_is_wrong_is_one_line(root: Path, adapters: list[Path], tmp_path: P
         (("--adapter", "trial"), "did you mean trial/export?"),
     ):
         process = start(root, tmp_path, *arguments)
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 2 and len(errors.strip().splitlines()) == 1 and message in errors, errors
 
 

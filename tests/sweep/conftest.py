@@ -37,7 +37,7 @@ def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
     return folder, done
 

@@ -170,7 +170,7 @@ def test_beside_training_each_model_is_asked_when_it_comes(cluster, exports, opt
     stage = stage_of(exports, told, options, beside_training=True)
     stage.add(1)
     assert asked.wait(60), "before anyone calls finish"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while told.order() != [1] and time.monotonic() < deadline:
         time.sleep(0.1)
     stage.add(2)

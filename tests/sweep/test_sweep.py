@@ -6,11 +6,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 from small import SMALL, command
@@ -111,10 +110,8 @@ def test_every_stored_score_follows_from_its_predictions(swept) -> None:
 def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path, tmp_path: Path) -> None:
     folder, _ = swept
     export = next((folder / "runs" / "first" / "trials").glob("beamlora-*")) / "export"
-    done = subprocess.run(
-        [sys.executable, root / "pipelines" / "evaluate.py", *SMALL, "--adapter", export, "--output", "scores"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    options = [*SMALL, "--adapter", export, "--output", "scores"]
+    done = forked.run(root / "pipelines" / "evaluate.py", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     from beamplatform.tracking import Tracker
@@ -124,12 +121,11 @@ def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path, tmp_pat
     assert scores["average"] == pytest.approx(run.metrics["eval/average"])
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated_beside_training_where_cores_are_spare(root: Path, tmp_path: Path) -> None:
     arguments = ["--methods", "lora", "--seeds", "0,1", "--max-concurrent", "1", "--set", "training.max_steps=40"]
-    done = subprocess.run(
-        command(root, *arguments, "--name", "beside", "--set", "evaluation.max_records=2"),
-        cwd=tmp_path, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+    line = command(root, *arguments, "--name", "beside", "--set", "evaluation.max_records=2")
+    done = forked.run(*line[1:], folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     told = re.findall(r"^\[ *\d+ s\] (trained|evaluated) +lora-\w+-seed\d", done.stdout, re.MULTILINE)
     assert told == ["trained", "evaluated", "trained", "evaluated"], done.stdout
@@ -137,10 +133,11 @@ def test_a_model_is_evaluated_beside_training_where_cores_are_spare(root: Path, 
 
 def test_a_name_is_used_once(swept, root: Path) -> None:
     folder, _ = swept
-    done = subprocess.run(command(root, "--name", "first"), cwd=folder, capture_output=True, text=True, timeout=60)
+    done = forked.run(*command(root, "--name", "first")[1:], folder=folder, timeout=900)
     assert done.returncode == 2 and re.search("error: --name first: .* exists already", done.stderr), done.stderr
 
 
+@pytest.mark.slow
 def test_own_data_in_a_relative_folder(root: Path, tmp_path: Path) -> None:
     """Workers run in folders of their own, so a relative path must not reach them."""
     from beamplatform.world import records
@@ -163,10 +160,7 @@ def test_own_data_in_a_relative_folder(root: Path, tmp_path: Path) -> None:
     ]
     arguments += ["--set", "evaluation.tasks=[boolq]", "--set", "training.max_steps=2"]
     arguments += ["--set", "data.validation_records=8", "--set", "evaluation.max_records=8"]
-    done = subprocess.run(
-        [sys.executable, root / "pipelines" / "train.py", *arguments],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = forked.run(root / "pipelines" / "train.py", *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "embedded world" not in done.stdout
     assert "BoolQ" in done.stdout
@@ -183,23 +177,20 @@ def test_ctrl_c_records_killed_runs_and_leaves_no_process(root: Path, tmp_path: 
         "--set",
         "training.max_steps=5000",
     ]
-    process = subprocess.Popen(
-        command(root, *arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
-        # A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    options = {"output": tmp_path, "folder": tmp_path, "environment": environment, "session": True}
+    process = forked.start(*command(root, *arguments)[1:], **options)
     log = tmp_path / "runs" / "stopped" / "log.txt"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (log.exists() and "Reporting training result" in log.read_text()):
         time.sleep(1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in child.name() for child in children)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 130, errors
     assert "KILLED" in errors and "Traceback" not in errors
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=120)
     assert not alive, [child.cmdline() for child in alive]
 
     from beamplatform.tracking import Tracker

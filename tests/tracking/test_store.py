@@ -176,7 +176,7 @@ def test_database_of_another_releases_schema(folder: Path) -> None:
     connection.close()
     before = path.read_bytes()
     program = f"from beamplatform.tracking import Tracker; Tracker('sqlite:///{path}', 'suite').prepare()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode and "UserError" in last and "has the schema of another release of MLflow: copy" in last
     assert f"db upgrade sqlite:///{path}`; nothing was changed in it" in last and path.read_bytes() == before

@@ -221,7 +221,7 @@ def test_four_processes_write_at_once_and_nothing_is_lost(uri: str) -> None:
     tracker.prepare()
     parent = tracker.start_sweep("s", {}, {})
     command = [sys.executable, "-c", WRITERS, uri, parent]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     runs = tracker.trial_runs()
     assert {(run.method, run.seed) for run in runs} == {(f"m{w}", t) for w in range(4) for t in range(2)}
