@@ -21,6 +21,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Program:
             session: whether it leads a session and process group of its own.
         """
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["preloaded"])
+        _start_server(context)
         settings = {
             "script": str(script), "arguments": [str(one) for one in arguments], "stdout": str(stdout),
             "stderr": str(stderr), "folder": str(folder or Path.cwd()), "session": session,
@@ -98,6 +99,20 @@ class Program:
         return self.stdout.read_text(), self.stderr.read_text()
 
 
+def _start_server(context: Any) -> None:
+    """Unless it runs already. It finds `preloaded` by the environment: Python 3.11's does not look at sys.path."""
+    context.set_forkserver_preload(["preloaded"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def start(script: str | Path, *arguments: object, output: Path, **options: Any) -> Program:
     """Start a program whose output goes to files of its own below the folder `output`."""
     place = Path(tempfile.mkdtemp(dir=output, prefix=".output-"))
@@ -130,7 +145,7 @@ def _run(settings: dict[str, Any]) -> None:
     os.chdir(settings["folder"])
     sys.argv = [settings["script"], *settings["arguments"]]
     sys.path.insert(0, str(Path(settings["script"]).resolve().parent))
-    code = 1
+    code, interrupted = 1, False
     try:
         runpy.run_path(settings["script"], run_name="__main__")
         code = 0
@@ -139,12 +154,16 @@ def _run(settings: dict[str, Any]) -> None:
             code = ending.code or 0
         else:
             print(ending.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        interrupted = isinstance(error, KeyboardInterrupt)
     with contextlib.suppress(BaseException):
         threading._shutdown()
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if interrupted:  # Python ends by the signal itself, too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)
