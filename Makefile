@@ -20,7 +20,7 @@ PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS)
 help:
 	@echo "make sweep                 compare the methods: pipelines/sweep.py --suite commonsense \$$(ARGS)"
 	@echo "make check                 lint, types and import rules: within a minute"
-	@echo "make test                  make check, and the tests of every kind: within 10 minutes on 2 cores"
+	@echo "make test                  make check, and the tests of every kind"
 	@echo "make test-all              make test, then the slow rest, faults and a cluster: what CI runs"
 	@echo "make test-slow             only what make test leaves out: more ZeRO stages, more sweeps"
 	@echo "make test-faults           only real runs interrupted and resumed, killed, out of disk"

@@ -178,7 +178,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places: dict[str, int] = {}
     for item in items:
         mark = item.get_closest_marker("xdist_group")
-        group = mark.args[0] if mark else SIDE_BY_SIDE.get(item.path.name, item.path.stem)
+        # One after the other: those of a cluster look at the autoscaler's process, of which this machine has one.
+        own = "cluster" if item.path.parent.name == "cluster" else SIDE_BY_SIDE.get(item.path.name, item.path.stem)
+        group = mark.args[0] if mark else own
         if mark is None:
             item.add_marker(pytest.mark.xdist_group(group))
         first = next((number for number, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))

@@ -39,7 +39,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, address: str, training: TrainingSec
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
         check_cluster(training)
-    assert time.monotonic() - started < 10 and "\n" not in str(caught.value)
+    # Ray by itself tries for minutes.
+    assert time.monotonic() - started < 60 and "\n" not in str(caught.value)
     return str(caught.value)
 
 

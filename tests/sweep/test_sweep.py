@@ -123,7 +123,7 @@ def test_one_adapter_is_scored_as_the_sweep_scored_it(swept, root: Path, tmp_pat
 
 @pytest.mark.slow
 def test_a_model_is_evaluated_beside_training_where_cores_are_spare(root: Path, tmp_path: Path) -> None:
-    arguments = ["--methods", "lora", "--seeds", "0,1", "--max-concurrent", "1", "--set", "training.max_steps=40"]
+    arguments = ["--methods", "lora", "--seeds", "0,1", "--max-concurrent", "1", "--set", "training.max_steps=80"]
     line = command(root, *arguments, "--name", "beside", "--set", "evaluation.max_records=2")
     done = forked.run(*line[1:], folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
