@@ -61,3 +61,11 @@ def test_it_has_torch_at_once_and_no_thread_of_the_server(tmp_path: Path) -> Non
     script = tmp_path / "loaded.py"
     script.write_text("import sys, threading\nprint('torch' in sys.modules, threading.active_count())")
     assert forked.run(script).stdout == "True 1\n"
+
+
+def test_what_libraries_read_while_they_are_imported_is_the_programs_own(tmp_path: Path) -> None:
+    script = tmp_path / "asks.py"
+    script.write_text("import sys; from huggingface_hub import constants; print(constants.ENDPOINT, sys.argv[1:])")
+    mirror = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1"}
+    assert forked.run(script, "a b", environment=mirror).stdout == "http://127.0.0.1:1 ['a b']\n"
+    assert "127.0.0.1" not in forked.run(script).stdout

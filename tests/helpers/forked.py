@@ -4,6 +4,9 @@ Such a process is forked off a server that has imported them once (`multiprocess
 seconds of processor time, which `python script.py` spends on imports. Everything else is as in a process that was
 started anew: arguments, environment, folder, standard output and error, signals, handlers at exit and exit code. What a
 program imports, and when, is not: a test that looks at imports starts a real `python`.
+
+Some libraries read the environment while they are imported (huggingface_hub takes its server and its cache from it). A
+program whose variables of theirs differ from the server's is started by a real `python`, too.
 """
 
 from __future__ import annotations
@@ -59,28 +62,29 @@ class Program:
         }  # fmt: skip
         self.args = [str(script), *settings["arguments"]]
         self.stdout, self.stderr = stdout, stderr
-        self._process = context.Process(target=_run, args=(settings,))
-        self._process.start()
+        self._process: _Forked | _Fresh
+        if _read_at_import(settings["environment"]) == _SERVERS_OWN:
+            self._process = _Forked(context, settings)
+        else:
+            self._process = _Fresh(settings)
 
     @property
     def pid(self) -> int:
-        pid = self._process.pid
-        assert pid is not None
-        return pid
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        return self.poll()
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self._process.exit_code(0)
 
     def wait(self, timeout: float) -> int:
         """Its exit code; negative where a signal ended it."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        code = self._process.exit_code(timeout)
+        if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
-        return self._process.exitcode
+        return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -99,18 +103,70 @@ class Program:
         return self.stdout.read_text(), self.stderr.read_text()
 
 
+class _Forked:
+    """A process that the server forks off."""
+
+    def __init__(self, context: Any, settings: Mapping[str, Any]) -> None:
+        self._process = context.Process(target=_run, args=(settings,))
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def exit_code(self, timeout: float) -> int | None:
+        self._process.join(timeout)
+        code: int | None = self._process.exitcode
+        return code
+
+
+class _Fresh:
+    """A process of a real `python`."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        with open(settings["stdout"], "ab") as stdout, open(settings["stderr"], "ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, settings["script"], *settings["arguments"]],
+                cwd=settings["folder"],
+                env=settings["environment"],
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=settings["session"],
+                preexec_fn=_heed_interrupts,
+            )
+        self.pid = self._process.pid
+
+    def exit_code(self, timeout: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout)
+        return None
+
+
+def _heed_interrupts() -> None:
+    """A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that libraries of `preloaded` read while they are imported."""
+    prefixes = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE_HOME")
+    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+
+
+_SERVERS_OWN = _read_at_import(os.environ)
+"""As they were before any test changed them."""
+
+
 def _start_server(context: Any) -> None:
     """Unless it runs already. It finds `preloaded` by the environment: Python 3.11's does not look at sys.path."""
     context.set_forkserver_preload(["preloaded"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    before = dict(os.environ)
+    paths = [str(Path(__file__).parent), *([before["PYTHONPATH"]] if before.get("PYTHONPATH") else [])]
+    for name in _read_at_import(before):
+        del os.environ[name]
+    os.environ.update(_SERVERS_OWN, PYTHONPATH=os.pathsep.join(paths))
     try:
         forkserver.ensure_running()
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def start(script: str | Path, *arguments: object, output: Path, **options: Any) -> Program:
@@ -138,8 +194,7 @@ def _run(settings: dict[str, Any]) -> None:
         os.close(file)
     if settings["session"]:
         os.setsid()
-    # A shell's background job, which the tests themselves may be, ignores SIGINT and hands that down.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _heed_interrupts()
     os.environ.clear()
     os.environ.update(settings["environment"])
     os.chdir(settings["folder"])
