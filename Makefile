@@ -57,9 +57,8 @@ test-all:
 test-slow: .venv/.installed
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-# One after the other: they kill processes and fill disks.
 test-faults: .venv/.installed
-	$(PYTHON) -m pytest -m faults $(PYTEST_ARGS)
+	$(PYTEST) -m faults $(PYTEST_ARGS)
 
 test-cluster: .venv/.installed
 	scripts/in_a_box.sh $(PYTHON) -m pytest -m cluster $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 """What loading a base model into ZeRO-3 takes of each worker: `python benchmarks/loading.py`.
 
 A Llama of random weights (by default of about 1 GiB) is written to a temporary folder and loaded by two workers, a LoRA
-put on it and DeepSpeed's engine around it, each way in fresh processes:
+put on it and DeepSpeed's engine around it, each way in processes of its own:
 
     whole    every worker loads all of it, then the engine keeps its shard
     shards   as the platform does it: straight into shards, worker 0 filling them layer by layer from the mapped file
@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from forked_workers import run_workers
 
 WAYS = ("whole", "shards")
 WORKERS = 2
@@ -38,17 +37,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker is not None:
-        worker(*arguments.worker.split("|"))
-        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = write_model(arguments, folder / "model")
         found: dict[str, Any] = {"model_bytes": size}
         for way in WAYS:
-            found[way] = run_workers(way, folder)
+            found[way] = measure(way, folder)
         show(found)
         if arguments.json:
             arguments.json.write_text(json.dumps(found, indent=1))
@@ -69,20 +64,10 @@ def write_model(arguments: argparse.Namespace, folder: Path) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-def run_workers(way: str, folder: Path) -> list[dict[str, float]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(WORKERS):
-        with (folder / f"log-{rank}").open("w") as log:
-            line = [sys.executable, __file__, "--worker", f"{way}|{rank}|{port}|{folder}"]
-            # Without it the C library keeps what is freed, up to blocks of 32 MiB, and that would be measured.
-            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-            processes.append(subprocess.Popen(line, stdout=log, stderr=log, env=environment))
-    codes = [process.wait() for process in processes]
-    if any(codes):
-        sys.exit((folder / f"log-{codes.index(next(filter(None, codes)))}").read_text())
+def measure(way: str, folder: Path) -> list[dict[str, float]]:
+    """What each worker says of itself."""
+    # Without it the C library keeps what is freed, up to blocks of 32 MiB, and that would be measured.
+    run_workers(partial(worker, way), WORKERS, folder, {"MALLOC_MMAP_THRESHOLD_": "131072"})
     return [json.loads((folder / f"{way}-{rank}.json").read_text()) for rank in range(WORKERS)]
 
 
@@ -110,9 +95,7 @@ class Peak:
         return int(line.split()[1]) * 1024
 
 
-def worker(way: str, rank: str, port: str, place: str) -> None:
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(WORKERS), "OMP_NUM_THREADS": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+def worker(way: str, rank: int, workers: int, folder: Path) -> None:
     # What the libraries take is not the model's.
     import deepspeed  # noqa: F401
     import torch
@@ -126,8 +109,8 @@ def worker(way: str, rank: str, port: str, place: str) -> None:
     from beamplatform.training.engine import make_engine, sharding_from_the_start, whole_model
 
     distributed.init_process_group("gloo")
-    training = TrainingSection(max_steps=1, workers=WORKERS, zero_stage=3, global_batch=WORKERS, micro_batch=1)
-    section = ModelSection(path=f"{place}/model", dtype="float32")
+    training = TrainingSection(max_steps=1, workers=workers, zero_stage=3, global_batch=workers, micro_batch=1)
+    section = ModelSection(path=str(folder / "model"), dtype="float32")
     torch.ones(512, 512) @ torch.ones(512, 512)
     peak = Peak()
     peak.start()
@@ -146,14 +129,13 @@ def worker(way: str, rank: str, port: str, place: str) -> None:
         distributed.barrier()
         peak.start()
         began = time.perf_counter()
-        with whole_model(engine, here=rank == "0") as whole:
-            if rank == "0":
-                whole.merge_and_unload().save_pretrained(f"{place}/merged")
+        with whole_model(engine, here=rank == 0) as whole:
+            if rank == 0:
+                whole.merge_and_unload().save_pretrained(folder / "merged")
         distributed.barrier()
         found |= {"export_bytes": float(peak.read()), "export_seconds": time.perf_counter() - began}
-    (Path(place) / f"{way}-{rank}.json").write_text(json.dumps(found))
+    (folder / f"{way}-{rank}.json").write_text(json.dumps(found))
     distributed.barrier()
-    os._exit(0)
 
 
 def show(found: dict[str, Any]) -> None:

@@ -24,14 +24,16 @@ allocator (GPU). It needs torch, transformers and peft; --zero also DeepSpeed.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +77,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--again", action="store_true", help="GPU: the first way a second time at the end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add what was measured to this file")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.dtype is None:
         arguments.dtype = "float32" if arguments.device == "cpu" else "bfloat16"
-    if arguments.worker is not None:
-        worker(arguments, *arguments.worker.split("|"))
-        return
     arguments.ways = AROUND if arguments.ways == "around" else arguments.ways
     unknown = {part for way in arguments.ways.split(",") for part in way.split("+")} - {*WAYS.split(","), *ADDED}
     if unknown:
@@ -100,7 +98,7 @@ def main() -> None:
         show(rows, rank)
         if arguments.json:
             known = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
-            setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "worker"}
+            setting = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
             known.append({"machine": machine, "setting": setting, "rank": int(rank), "rows": rows})
             arguments.json.write_text(json.dumps(known, indent=1))
 
@@ -110,30 +108,29 @@ def measure(arguments: argparse.Namespace, rank: str) -> dict[str, Row]:
     ways = arguments.ways.split(",")
     if arguments.device == "cuda":
         names = [*ways, f"{ways[0]} again"] if arguments.again else ways
-        # All import what they need at once; each builds its model when its turn comes.
-        waiting = {name: start(name.removesuffix(" again"), rank) for name in names}
-        return {name: alone(process, arguments.rounds) for name, process in waiting.items()}
-    processes = {way: start(way, rank) for way in ways}
+        found = {}
+        for name in names:
+            found[name] = alone(Worker(arguments, name.removesuffix(" again"), rank), arguments.rounds)
+        return found
+    workers = {way: Worker(arguments, way, rank) for way in ways}
     steps: dict[str, list[Row]] = {way: [] for way in ways}
-    for process in processes.values():
-        ask(process, "build")
+    for one in workers.values():
+        one.ask("build")
     for _ in range(arguments.rounds + 2):
-        for way, process in processes.items():
-            steps[way].append(ask(process, "step"))
-    found = {way: summary(steps[way], ask(process, "end")) for way, process in processes.items()}
+        for way, one in workers.items():
+            steps[way].append(one.ask("step"))
+    found = {way: summary(steps[way], one.end()) for way, one in workers.items()}
     for way in ways:
         # What is freed is given back to the system, and not measured; it takes time.
-        exact = alone(start(way, rank, MALLOC_MMAP_THRESHOLD_="65536"), rounds=1)
+        exact = alone(Worker(arguments, way, rank, gives_back=True), rounds=1)
         found[way]["bytes"] = exact["bytes"]
     return found
 
 
-def alone(process: subprocess.Popen[str], rounds: int) -> Row:
-    ask(process, "build")
-    steps = [ask(process, "step") for _ in range(rounds + 2)]
-    found = summary(steps, ask(process, "end"))
-    process.wait()
-    return found
+def alone(one: Worker, rounds: int) -> Row:
+    one.ask("build")
+    steps = [one.ask("step") for _ in range(rounds + 2)]
+    return summary(steps, one.end())
 
 
 def summary(steps: list[Row], end: Row) -> Row:
@@ -167,49 +164,66 @@ def show(rows: dict[str, Row], rank: str) -> None:
             break
 
 
-def start(way: str, rank: str, **environment: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}", **environment}
-    line = [sys.executable, __file__, *sys.argv[1:], "--worker", f"{way}|{rank}"]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+class Worker:
+    """A process that trains in one way. It is forked off one that has imported what is slow, and has done no more."""
+
+    def __init__(self, arguments: argparse.Namespace, way: str, rank: str, *, gives_back: bool = False) -> None:
+        paths = [str(ROOT), str(ROOT / "platform"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["peft", "transformers.models.llama.modeling_llama", *LIBRARIES])
+        self._name = f"{way}, rank {rank}"
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=worker, args=(theirs, arguments, way, rank, gives_back), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, what: str) -> Row:
+        """Its answer; {} where it ran out of memory."""
+        try:
+            self._connection.send(what)
+            return self._connection.recv()  # type: ignore[no-any-return]
+        except (EOFError, ConnectionError):
+            self._process.join()
+        if self._process.exitcode == OUT_OF_MEMORY:
+            return {}
+        sys.exit(f"the worker of {self._name} ended with exit code {self._process.exitcode}")
+
+    def end(self) -> Row:
+        """Its last answer; its memory is free then."""
+        found = self.ask("end")
+        self._process.join()
+        return found
 
 
-def ask(process: subprocess.Popen[str], what: str) -> Row:
-    """A worker's answer; {} where it ran out of memory."""
-    assert process.stdin is not None and process.stdout is not None
-    if process.poll() is None:
-        process.stdin.write(what + "\n")
-        process.stdin.flush()
-    while line := process.stdout.readline():
-        if line.startswith("="):
-            return json.loads(line[1:])  # type: ignore[no-any-return]
-    if process.wait() == OUT_OF_MEMORY:
-        return {}
-    sys.exit(f"a worker ended with exit code {process.returncode}: {process.args}")
-
-
+LIBRARIES = ("beamplatform.training.attention", "beamplatform.training.loss", "beamlora")
 OUT_OF_MEMORY = 3
+"""Exit code."""
+M_MMAP_THRESHOLD = -3
+"""The number of the option in glibc's malloc.h."""
 
 
-def worker(arguments: argparse.Namespace, way: str, rank: str) -> None:
+def worker(questions: Connection, arguments: argparse.Namespace, way: str, rank: str, gives_back: bool) -> None:
     """Answers `build` when the model is there, `step` with its seconds, and `end` with the most bytes it took and what
     a beam step takes."""
     import torch
 
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no part of the table
+    if gives_back:  # each block of 64 KiB is freed for good, as it is not by glibc's own thresholds
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
     try:
-        serve(arguments, way, int(rank))
+        serve(questions, arguments, way, int(rank))
     except torch.OutOfMemoryError:
         os._exit(OUT_OF_MEMORY)
 
 
-def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
+def serve(questions: Connection, arguments: argparse.Namespace, way: str, rank: int) -> None:
     import torch
-    from peft import get_peft_model  # noqa: F401  what is slow, before it is the turn of this process
-    from transformers import LlamaForCausalLM  # noqa: F401
 
     from beamplatform.training.attention import attend_within_examples
     from beamplatform.training.loss import summed_loss
 
-    assert sys.stdin.readline().strip() == "build"
+    assert questions.recv() == "build"
     way, *added = way.split("+")
     device = torch.device(arguments.device)
     torch.manual_seed(0)
@@ -238,12 +252,12 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
     if optimizer is not None and way != "full":
         model.enable_input_require_grads()  # as trainers do, and as the limit has it
     taken = 0
-    print("={}", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "end":
+    questions.send({})
+    while True:
+        if questions.recv() == "end":
             most = torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM") - before
             beam = beam_seconds(model, optimizer, device) if way == "beamlora" and engine is None else None
-            print("=" + json.dumps({"bytes": most, "beam_seconds": beam}), flush=True)
+            questions.send({"bytes": most, "beam_seconds": beam})
             return
         wait(device)
         started = time.perf_counter()
@@ -261,7 +275,7 @@ def serve(arguments: argparse.Namespace, way: str, rank: int) -> None:
                 optimizer.zero_grad()
         wait(device)
         seconds = time.perf_counter() - started
-        print("=" + json.dumps({"seconds": seconds, "tokens": tokens}), flush=True)
+        questions.send({"seconds": seconds, "tokens": tokens})
 
 
 def make_batch(arguments: argparse.Namespace, device: Any, *, packed: bool) -> tuple[dict[str, Any], int]:

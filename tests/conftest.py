@@ -19,6 +19,11 @@ from beamplatform.trial import make_trial as trial_at
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Side by side, each process computes on one core: else threads wait for each other while other processes have the
+# cores, and most of the time goes there. Read when torch is imported, here and in the programs that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Ray starts workers with a lower priority (nice 15): beside other tests they would hardly come to their turn.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  the name that Ray reads
 
@@ -168,7 +173,17 @@ SIDE_BY_SIDE = {
     "test_sweep.py": "sweep",  # the files that look at one sweep
     "test_ui.py": "sweep",
 }
-FIRST = ("battery", "sweep", "test_deepspeed", "test_training")
+FIRST = (
+    "battery",
+    "sweep",
+    "test_deepspeed",
+    "test_training",
+    "faults",
+    "test_stopping",
+    "test_two_stages",
+    "test_evaluate",
+    "test_loading",
+)
 """Groups that take longest: begun last, they would leave the other processes idle."""
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from safetensors.torch import load_file
 from small import command
@@ -58,10 +59,11 @@ def test_a_sweep_keeps_everything_there_and_is_resumed_from_there(bucket: str, r
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     arguments = ["--methods", "lora", "--seeds", "0", "--name", "s", "--storage", f"{bucket}/sweeps"]
     quick = ["--set", "training.max_steps=20", "--set", "training.checkpoint_every=5"]
-    done = subprocess.run(
-        command(root, *arguments, *quick, "--set", "evaluation.max_records=2"),
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = forked.run(
+        *command(root, *arguments, *quick, "--set", "evaluation.max_records=2")[1:],
+        folder=tmp_path,
+        environment=environment,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (entry,) = json.loads(read_text(f"{bucket}/sweeps/s/ledger.json") or "")
     (trial,) = list_folders(f"{bucket}/sweeps/s/trials")
@@ -74,13 +76,10 @@ def test_a_sweep_keeps_everything_there_and_is_resumed_from_there(bucket: str, r
     # From another folder, which knows nothing of the first, but the tracking store.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    line = [sys.executable, root / "pipelines" / "sweep.py", "--suite", "commonsense", "--resume"]
+    line = [root / "pipelines" / "sweep.py", "--suite", "commonsense", "--resume"]
     store = ["--storage", f"{bucket}/sweeps", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    again = subprocess.run([*line, *store], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=900)
+    again = forked.run(*line, *store, folder=elsewhere, environment=environment)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Going on with sweep s: 1 trials" in again.stdout and "] trained" not in again.stdout
-    bad = subprocess.run(
-        [*line[:-1], "--storage", "s3://no-such-bucket/x"],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    bad = forked.run(*line[:-1], "--storage", "s3://no-such-bucket/x", folder=elsewhere, environment=environment)
     assert bad.returncode == 2 and "error: --storage s3://no-such-bucket/x: cannot be " in bad.stderr, bad.stderr

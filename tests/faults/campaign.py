@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), str(Path(__file__).parent)]
 
 STEPS, CHECKPOINT, BEAM_STEPS = 40, 5, (8, 16, 24)
 SETTING: dict[str, Any] = {
@@ -124,9 +123,6 @@ def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
     return wrong
 
 
-SWEEP = [
-    sys.executable, str(ROOT / "pipelines" / "sweep.py"), "--suite", "commonsense",
-]  # fmt: skip
 SWEPT = [
     "--preset", "tiny", "--methods", "beamlora,lora", "--seeds", "0", "--name", "s", "--no-probe",
     "--set", f"training.max_steps={STEPS}", "--set", f"training.checkpoint_every={CHECKPOINT}",
@@ -136,16 +132,19 @@ SWEPT = [
 
 def run_sweep(arguments: list[str], folder: Path, kill_after: float | None = None) -> tuple[int, float, str]:
     """Exit code (-9 when it was killed), seconds and output of one driver in `folder`."""
+    import forked
+
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     started = time.monotonic()
-    with (folder / "output.txt").open("a") as output:
-        process = subprocess.Popen([*SWEEP, *arguments], cwd=folder, env=environment, stdout=output, stderr=output)
-        try:
-            process.wait(kill_after if kill_after is not None else 600)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    return process.returncode, time.monotonic() - started, (folder / "output.txt").read_text()
+    script, output = ROOT / "pipelines" / "sweep.py", folder / "output.txt"
+    line = ["--suite", "commonsense", *arguments]
+    process = forked.Program(script, line, stdout=output, stderr=output, folder=folder, environment=environment)
+    try:
+        code = process.wait(kill_after if kill_after is not None else 900)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait(60)
+    return code, time.monotonic() - started, output.read_text()
 
 
 def kill_drivers(moments: list[float], folder: Path) -> list[str]:

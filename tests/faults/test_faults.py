@@ -14,10 +14,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import campaign
+import forked
 
 pytestmark = pytest.mark.faults
 
 
+@pytest.mark.xdist_group("faults-workers")
 @pytest.mark.timeout(1200)
 def test_killed_workers_change_nothing(tmp_path: Path) -> None:
     """In a beam step, in a checkpoint (the other worker waits for this one), and before the first checkpoint."""
@@ -25,6 +27,7 @@ def test_killed_workers_change_nothing(tmp_path: Path) -> None:
     assert campaign.kill_workers(points, tmp_path) == []
 
 
+@pytest.mark.xdist_group("faults-driver")
 @pytest.mark.timeout(1200)
 def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
     assert campaign.kill_drivers([0.55], tmp_path) == []
@@ -50,14 +53,14 @@ def test_where_all_trials_fail_that_is_said_and_nothing_is_compared(tmp_path: Pa
     """Every point of the search diverges: no final trial is begun, and `compare` has one line to say."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     overflow = f"methods.dora.lora_alpha={{choice: [{10**44}, {10**45}]}}"
-    line = [sys.executable, str(root / "pipelines" / "sweep.py"), *FAILING, "--methods", "dora", "--set", overflow]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    line = [*FAILING, "--methods", "dora", "--set", overflow]
+    done = forked.run(root / "pipelines" / "sweep.py", *line, folder=tmp_path, environment=environment)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "all 2 trials failed (details in" in done.stdout and done.stdout.count("is not finite at step 1") >= 2
     assert "Try those again with: python pipelines/sweep.py --suite commonsense --resume s" in done.stdout
     assert "Traceback" not in done.stderr and "Accuracy" not in done.stdout
-    compare = [sys.executable, str(root / "pipelines" / "compare.py"), "--suite", "commonsense"]
-    done = subprocess.run(compare, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    compare = (root / "pipelines" / "compare.py", "--suite", "commonsense")
+    done = forked.run(*compare, folder=tmp_path, environment=environment)
     assert done.returncode == 2
     assert "sweep 's': no finished trial with scores to compare: 2 FAILED (sweeps" in done.stderr
 
@@ -71,7 +74,7 @@ def test_failing_trials_are_named_and_the_others_go_on(tmp_path: Path, root: Pat
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     line = [sys.executable, str(root / "pipelines" / "sweep.py"), *FAILING]
     wide = environment | {"COLUMNS": "250"}
-    dry = subprocess.run([*line, "--dry-run"], cwd=tmp_path, env=wide, capture_output=True, text=True, timeout=900)
+    dry = forked.run(*line[1:], "--dry-run", folder=tmp_path, environment=wide)
     name = next(word for word in dry.stdout.split() if word.startswith("beamlora-"))
     checkpoints = tmp_path / "storage" / "s" / "trials" / name / "checkpoints"
     checkpoints.mkdir(parents=True)

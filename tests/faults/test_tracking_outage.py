@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from forked import Program
 from mlflow.tracking import MlflowClient
 from mlflow_server import Server
 
@@ -30,9 +29,10 @@ def test_a_minute_without_the_server(root: Path, tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.start()
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}
-    line = [sys.executable, str(root / "pipelines" / "sweep.py"), *SWEEP]
-    with (tmp_path / "output.txt").open("w") as output:
-        sweep = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=output)
+    output = tmp_path / "output.txt"
+    sweep = Program(
+        root / "pipelines" / "sweep.py", SWEEP, stdout=output, stderr=output, folder=tmp_path, environment=environment
+    )
     try:
         log = tmp_path / "runs" / "s" / "log.txt"
         wait(lambda: log.exists() and log.read_text().count("Reporting training result") >= 2, sweep, tmp_path)
@@ -66,7 +66,7 @@ def test_a_minute_without_the_server(root: Path, tmp_path: Path) -> None:
         server.kill()
 
 
-def wait(reached, sweep: subprocess.Popen[bytes], folder: Path, seconds: float = 240) -> None:
+def wait(reached, sweep: Program, folder: Path, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert sweep.poll() is None and time.monotonic() < deadline, (folder / "output.txt").read_text()

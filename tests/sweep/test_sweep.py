@@ -29,9 +29,13 @@ def test_it_ends_well_and_prints_a_table(swept) -> None:
     assert "mlflow ui" in done.stdout and "127.0.0.1" in done.stdout
     assert str(folder / "runs" / "first" / "log.txt") in done.stdout
     probe = re.search(
-        r"^Probe \(20 steps of (\w+)\): (\S+) s a step, .* Training takes about", done.stdout, re.MULTILINE
+        r"^Probe \(20 steps of (\w+)\): (\S+) s a step, .* to start, (\S+) GiB for a worker at most "
+        r"\(estimated (\S+) GiB\)\. Training takes about",
+        done.stdout,
+        re.MULTILINE,
     )
     assert probe and probe[1] == "dora" and 0 < float(probe[2]) < 10
+    assert 0.85 <= float(probe[3]) / float(probe[4]) <= 1.15, "the whole of a worker's process, against the plan"
     assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
     assert "RayTrainWorker" in (folder / "runs" / "first" / "log.txt").read_text()
 

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from small import RATES, command
 
@@ -28,9 +28,9 @@ SWEEP = [
 
 def run(root: Path, folder: Path, *arguments: str) -> str:
     """With no more options than these: the sweep itself knows the others."""
-    line = [*command(root)[:2], "--suite", "commonsense", "--max-concurrent", "2", *arguments]
+    line = [command(root)[1], "--suite", "commonsense", "--max-concurrent", "2", *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = forked.run(*line, folder=folder, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -47,10 +47,9 @@ def ledger(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.timeout(1200)
 def test_a_search_is_interrupted_resumed_and_extended(root: Path, tmp_path: Path) -> None:
     # Interrupted after its first trial.
-    process = subprocess.Popen(
-        command(root, *SWEEP, "--name", "s"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    process = forked.start(
+        *command(root, *SWEEP, "--name", "s")[1:], output=tmp_path, folder=tmp_path, session=True,
+        environment={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
     )  # fmt: skip
     deadline = time.monotonic() + 600
     file = tmp_path / "runs" / "s" / "ledger.json"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from beamplatform.training.host_memory import allocator_of_workers
 
 GROWTH = """
 import ctypes, os
@@ -47,3 +50,24 @@ def test_freed_blocks_go_back_to_the_system() -> None:
 
 def test_what_the_environment_says_counts() -> None:
     assert run(True, MALLOC_MMAP_THRESHOLD_="1073741824")[0] == "False"
+
+
+def test_workers_have_jemalloc_where_it_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    chosen = allocator_of_workers()
+    if sys.platform != "linux" or not chosen:
+        pytest.skip("Ray's wheel brings no jemalloc for this machine")
+    look = "import ctypes; print(hasattr(ctypes.CDLL(None), 'mallctl'))"
+    done = subprocess.run([sys.executable, "-c", look], env=chosen, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert run(True, **chosen)[0] == "False", "and glibc is left alone"
+
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert allocator_of_workers() == {}, "a Ray that has none"
+    monkeypatch.undo()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert allocator_of_workers() == {}, "somebody has chosen already"

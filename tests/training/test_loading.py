@@ -81,6 +81,7 @@ def test_a_model_that_is_not_for_everybody(served: Hub, monkeypatch: pytest.Monk
     assert done.stdout == "" and "hf_secret" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_worker_holds_the_whole_model(root: Path, tmp_path: Path) -> None:
     """By the benchmark, for 430 MiB: a half each, and one large layer more while it is filled."""
     line = [sys.executable, root / "benchmarks" / "loading.py", "--layers", "6", "--vocabulary", "16000"]

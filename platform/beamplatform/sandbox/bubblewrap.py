@@ -37,7 +37,8 @@ class Limits:
     """What one program may use.
 
     Attributes:
-        seconds: wall time, from the start of the interpreter to the verdict.
+        seconds: wall time, from the start of the interpreter to the verdict. Far more than the CPU time, so that a
+            program that computes has the same verdict on a busy machine; this one ends programs that wait.
         cpu_seconds: CPU time of each process.
         memory: bytes of address space of each process.
         processes: processes and threads at a time, the interpreter included. It is set by the script in its sandbox,
@@ -46,7 +47,7 @@ class Limits:
         disk: bytes of all files, and of each.
     """
 
-    seconds: float = 10.0
+    seconds: float = 40.0
     cpu_seconds: int = 8
     memory: int = 1024 * 2**20
     processes: int = 8

@@ -36,6 +36,8 @@ def print_plan(plan: Plan, console: Console) -> None:
             trial = Text.assemble(name, (f"\n  {values}" if values else "", "dim"))
             table.add_row(trial, str(one.steps), *map(_size, parts))
     console.print(table)
+    if process := plan.largest.memory.process:
+        console.print(f"Of all, {_size(process)} are the worker's process and its libraries.", highlight=False)
     for method in plan.methods:
         if plan.points[method] != []:
             console.print(f"{method}: {_search_in_words(plan, method)}", highlight=False, soft_wrap=True)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError, first_line
+from beamplatform.options import has_gpu
 from beamplatform.sweep.credentials import adopted
 from beamplatform.sweep.groups import held_resources
 from beamplatform.sweep.launched import launched
 from beamplatform.sweep.network import meet_on_rays_network
+from beamplatform.training.host_memory import allocator_of_workers
 
 if TYPE_CHECKING:
     from beamplatform.sections import TrainingSection
@@ -84,7 +86,12 @@ def start_ray() -> Cluster:
     else:
         # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
         # "local": a new one, whatever an interrupted sweep has left on this machine.
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1")
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            runtime_env={"env_vars": {} if has_gpu() else allocator_of_workers()},
+        )
     return cluster_now()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
 from beamplatform.sections import ModelSection, TrainingSection
-from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
+from beamplatform.sweep.memory import MemoryEstimate, computes_on_cpu, estimate, target_shapes
 from beamplatform.tracking.environment import gpus
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _changes(trial: Trial) -> Iterator[tuple[str, Any]]:
         yield "model.gradient_checkpointing", True
     if training.zero_stage < 3 and training.least_workers > 1:
         yield "training.zero_stage", 3
-    if training.zero_stage > 0 and not training.offload_optimizer and training.device != "cpu":
+    if training.zero_stage > 0 and not training.offload_optimizer and not computes_on_cpu(training):
         yield "training.offload_optimizer", True
     if trial.model.dtype == "float32":
         yield "model.dtype", "bfloat16"

@@ -1,4 +1,4 @@
-"""An estimate of the GPU memory one worker of a trial needs, from the model's shapes alone."""
+"""An estimate of the memory one worker of a trial needs, from the model's shapes alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from beamplatform.errors import UserError
 from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method
 from beamplatform.model_shapes import ModelShapes, Shape
+from beamplatform.options import has_gpu
+from beamplatform.sections import TrainingSection
 
 if TYPE_CHECKING:
     from beamplatform.trial import Trial
@@ -17,23 +19,37 @@ LIVE = 10**9
 """Values of gathered weights that ZeRO-3 keeps at most: DeepSpeed's default of stage3_max_live_parameters."""
 
 
+PROCESS = 750 * 2**20
+"""Bytes of a worker's process on a CPU: Python, torch, transformers, DeepSpeed, Ray, and their workspaces.
+
+A real worker of the shipped model, which itself is small, tells it: `benchmarks/memory.py`.
+"""
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one worker. An estimate: allocator gaps and library workspaces (about 1 GiB) come on top.
+    """Bytes on one worker. On a GPU allocator gaps and library workspaces (about 1 GiB) come on top.
 
     Attributes:
         weights: the model's.
         adapter: what is trained, or all weights' part of it where they are trained: weights, gradients, optimizer.
         activations: of one micro-batch; or gradients on their way, where these are more.
+        process: of the process itself and its libraries, where the worker computes on a CPU.
     """
 
     weights: int
     adapter: int
     activations: int
+    process: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.activations
+        return self.weights + self.adapter + self.activations + self.process
+
+
+def computes_on_cpu(training: TrainingSection) -> bool:
+    """Whether the workers have no GPU: as the preset says, or by the machine that plans where it leaves that open."""
+    return training.device == "cpu" or (training.device == "auto" and not has_gpu())
 
 
 def target_shapes(model: ModelShapes, values: Hyperparameters) -> dict[str, Shape]:
@@ -82,14 +98,16 @@ def estimate(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str,
     gathered = min(total, LIVE) * width if stage == 3 and workers > 1 else 0
     weights = total * width // workers + gathered if gathered else total * width
     of_optimizer = 8 + (4 if stage or width == 2 else 0) + (4 if width == 2 else 0)
-    offloaded = training.offload_optimizer and training.device != "cpu"
+    on_cpu = computes_on_cpu(training)
+    offloaded = training.offload_optimizer and not on_cpu
     optimizer = 0 if offloaded else trained * of_optimizer // (workers if stage else 1)
     kept = trained * width // (workers if stage >= 2 else 1)
     on_their_way = trained * width * (2 if stage >= 2 else 1)
-    if training.device == "cpu":
+    if on_cpu:
         on_their_way += gathered  # gloo gathers into a buffer of its own first
     adapter = own + kept + optimizer + method.extra_memory(shapes)
-    return MemoryEstimate(weights, adapter, max(_activations(trial, method, model, shapes), on_their_way))
+    activations = max(_activations(trial, method, model, shapes), on_their_way)
+    return MemoryEstimate(weights, adapter, activations, PROCESS if on_cpu else 0)
 
 
 def _activations(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str, Shape]) -> int:
