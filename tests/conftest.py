@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked_workers
 import pytest
 from forked import Program
 from serving import free_port
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # cores, and most of the time goes there. Read when torch is imported, here and in the programs that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+forked_workers.prepare()
 
 # Ray starts workers with a lower priority (nice 15): beside other tests they would hardly come to their turn.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  the name that Ray reads

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import forked
+import forked_workers
 import pytest
 from safetensors.torch import load_file
 from small import command
@@ -56,7 +57,8 @@ def test_checkpoints(bucket: str) -> None:
 
 @pytest.mark.timeout(1200)
 def test_a_sweep_keeps_everything_there_and_is_resumed_from_there(bucket: str, root: Path, tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    with forked_workers.use():
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     arguments = ["--methods", "lora", "--seeds", "0", "--name", "s", "--storage", f"{bucket}/sweeps"]
     quick = ["--set", "training.max_steps=20", "--set", "training.checkpoint_every=5"]
     done = forked.run(

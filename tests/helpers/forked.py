@@ -145,7 +145,7 @@ def _heed_interrupts() -> None:
 
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that libraries of `preloaded` read while they are imported."""
+    """The variables that libraries of `preloaded_with_ray` read while they are imported."""
     prefixes = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE_HOME")
     return {name: value for name, value in environment.items() if name.startswith(prefixes)}
 
@@ -155,8 +155,8 @@ _SERVERS_OWN = _read_at_import(os.environ)
 
 
 def _start_server(context: Any) -> None:
-    """Unless it runs already. It finds `preloaded` by the environment: Python 3.11's does not look at sys.path."""
-    context.set_forkserver_preload(["preloaded"])
+    """Unless it runs already. It finds what to import by PYTHONPATH: Python 3.11's does not look at sys.path."""
+    context.set_forkserver_preload(["preloaded_with_ray"])
     before = dict(os.environ)
     paths = [str(Path(__file__).parent), *([before["PYTHONPATH"]] if before.get("PYTHONPATH") else [])]
     for name in _read_at_import(before):

@@ -1,4 +1,4 @@
-"""What the server of `forked` imports before it forks: nothing here may start a thread or compute."""
+"""What servers import before they fork: nothing here may start a thread or compute, and Ray is not among it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import shutil
 import datasets  # noqa: F401
 import mlflow.tracking  # noqa: F401
 import peft  # noqa: F401
-import ray.train.torch
-import ray.tune  # noqa: F401
 import torch.distributed  # noqa: F401
 import transformers.models.auto.modeling_auto
 import transformers.models.llama.modeling_llama  # noqa: F401

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_workers
 import pytest
 from small import command
 
@@ -31,15 +32,24 @@ def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
     ]
     workers = ["--set", "training.workers=2", "--set", "training.micro_batch=8"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    done = subprocess.run(
-        command(root, *arguments, *workers, probe=True),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    with forked_workers.use():
+        environment |= {name: os.environ[name] for name in ("RAY_RUNTIME_ENV_HOOK", "PYTHONPATH")}
+        done = subprocess.run(
+            command(root, *arguments, *workers, probe=True),
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
     return folder, done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_are_forked() -> Iterator[None]:
+    """Ray's workers here need not import all libraries anew."""
+    with forked_workers.use():
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from beamplatform.metrics import MEMORY, SECONDS
@@ -46,11 +49,27 @@ class Probe:
         return total / concurrent
 
 
+def _beside(work: Callable[[], object]) -> None:
+    """Do it in another thread: on the main one Ray Train takes Ctrl-C over for good, and ends the program by itself."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # an interrupt does not wait for it
+    done.result()
+
+
 def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     """Train the largest trial for 20 steps on Ray, which is running, and throw the result away.
 
     Raises:
         ray.train.TrainingFailedError: it cannot be trained.
+        KeyboardInterrupt: at once on Ctrl-C; the caller shuts Ray down.
     """
     largest = plan.largest
     how = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
@@ -58,7 +77,8 @@ def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     trial = largest.trial.model_copy(update={"training": training.with_workers(training.least_workers)})
     folder = join(storage, "probe", str(time.time_ns()), "export")
     began = time.monotonic()
-    fit(trial, Destination(folder, join(storage, "train"), weights=False), use_gpu=use_gpu, max_failures=0, until=STEPS)
+    destination = Destination(folder, join(storage, "train"), weights=False)
+    _beside(lambda: fit(trial, destination, use_gpu=use_gpu, max_failures=0, until=STEPS))
     wall = time.monotonic() - began
     text = read_text(join(folder, METRICS))
     remove_folder(join(storage, "probe"))
