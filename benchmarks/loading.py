@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forked_workers import run_workers
+from processes import run_workers
 
 WAYS = ("whole", "shards")
 WORKERS = 2

@@ -22,13 +22,14 @@ import json
 import os
 import platform
 import random
-import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from processes import free_port, status
 
 MIB = 2**20
 BEST, WORST = 0.85, 1.15
@@ -165,9 +166,7 @@ def predict_and_measure(case: Case, folder: Path) -> tuple[int, int]:
     expected = estimate(trial, method, model, target_shapes(model, method.values))
     predicted = expected.total if case.whole else expected.total - expected.process
     (folder / "case.json").write_text(json.dumps(asdict(case)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(case.workers):
         with (folder / f"log-{rank}").open("w") as log:
@@ -301,12 +300,6 @@ def without_products() -> Any:
     }.items():
         library.impl(name, instead, "CPU")
     return library
-
-
-def status(key: str) -> int:
-    """Bytes, of this process, as the kernel tells them."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

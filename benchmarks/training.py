@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import multiprocessing
 import os
 import platform
 import statistics
@@ -36,6 +35,8 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from processes import forking, status
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = "limit,lora,beamlora,beamlora-plain,dora,adalora,full"
@@ -51,6 +52,11 @@ SHAPES = {
 VOCABULARY = {"small": 4000, "llama2-7b": 32000, "llama2-13b": 32000}
 BEAM_INTERVAL = 1000
 """Optimizer steps between two beam steps, by which their share of the time is told."""
+
+LIBRARIES = (
+    "peft", "transformers.models.llama.modeling_llama", "beamlora", "beamplatform.training.attention",
+    "beamplatform.training.loss",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -108,10 +114,7 @@ def measure(arguments: argparse.Namespace, rank: str) -> dict[str, Row]:
     ways = arguments.ways.split(",")
     if arguments.device == "cuda":
         names = [*ways, f"{ways[0]} again"] if arguments.again else ways
-        found = {}
-        for name in names:
-            found[name] = alone(Worker(arguments, name.removesuffix(" again"), rank), arguments.rounds)
-        return found
+        return {name: alone(Worker(arguments, name.removesuffix(" again"), rank), arguments.rounds) for name in names}
     workers = {way: Worker(arguments, way, rank) for way in ways}
     steps: dict[str, list[Row]] = {way: [] for way in ways}
     for one in workers.values():
@@ -168,10 +171,7 @@ class Worker:
     """A process that trains in one way. It is forked off one that has imported what is slow, and has done no more."""
 
     def __init__(self, arguments: argparse.Namespace, way: str, rank: str, *, gives_back: bool = False) -> None:
-        paths = [str(ROOT), str(ROOT / "platform"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["peft", "transformers.models.llama.modeling_llama", *LIBRARIES])
+        context = forking(LIBRARIES, {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"})
         self._name = f"{way}, rank {rank}"
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker, args=(theirs, arguments, way, rank, gives_back), daemon=True)
@@ -196,7 +196,6 @@ class Worker:
         return found
 
 
-LIBRARIES = ("beamplatform.training.attention", "beamplatform.training.loss", "beamlora")
 OUT_OF_MEMORY = 3
 """Exit code."""
 M_MMAP_THRESHOLD = -3
@@ -382,12 +381,6 @@ def wait(device: Any) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-def status(key: str) -> int:
-    """Bytes, of this process, as the kernel tells them."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
 
 
 def device_name(device: str) -> str:

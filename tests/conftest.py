@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,13 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
         return Trained(folder, trial, rows, torch.load(folder / "final.pt", weights_only=True), output)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def forked_ray() -> Iterator[None]:
+    """Ray's workers need not import all libraries anew; not for tests that look at processes, memory or mounts."""
+    with forked_workers.use():
+        yield
 
 
 @dataclass

@@ -41,7 +41,8 @@ def test_an_unknown_way_is_refused(root: Path) -> None:
 
 
 @pytest.fixture
-def benchmark(root: Path) -> Any:
+def benchmark(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(root / "benchmarks")
     spec = spec_from_file_location("training_benchmark", root / "benchmarks" / "training.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import forked
-import forked_workers
 import pytest
 from safetensors.torch import load_file
 from small import command
@@ -17,7 +16,7 @@ from small import command
 from beamplatform.storage import list_folders, local_folder, put_folder, read_text, remove_folder, write_text
 from beamplatform.training.checkpoint_store import CheckpointStore, describe
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("forked_ray")]
 
 
 def test_files_and_folders(bucket: str, tmp_path: Path) -> None:
@@ -57,8 +56,7 @@ def test_checkpoints(bucket: str) -> None:
 
 @pytest.mark.timeout(1200)
 def test_a_sweep_keeps_everything_there_and_is_resumed_from_there(bucket: str, root: Path, tmp_path: Path) -> None:
-    with forked_workers.use():
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     arguments = ["--methods", "lora", "--seeds", "0", "--name", "s", "--storage", f"{bucket}/sweeps"]
     quick = ["--set", "training.max_steps=20", "--set", "training.checkpoint_every=5"]
     done = forked.run(

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import campaign
 import forked
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("forked_ray")]
 
 
 @pytest.mark.xdist_group("faults-workers")

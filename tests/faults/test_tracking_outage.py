@@ -13,7 +13,7 @@ from forked import Program
 from mlflow.tracking import MlflowClient
 from mlflow_server import Server
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("forked_ray")]
 
 SWEEP = [
     "--suite", "commonsense", "--preset", "tiny", "--methods", "beamlora,lora", "--seeds", "0", "--name", "s",

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Program:
@@ -186,23 +186,31 @@ def run(
 
 
 def _run(settings: dict[str, Any]) -> None:
-    """In the forked process: become the program, and end as Python itself would."""
+    """In the forked process: take the program's output files, and become the program."""
     gc.freeze()  # what the server imported is not garbage; looking through it takes half a second each time
     for name, number in (("stdout", 1), ("stderr", 2)):
         file = os.open(settings[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, number)
         os.close(file)
-    if settings["session"]:
+    become(**{key: settings[key] for key in ("script", "arguments", "folder", "environment", "session")})
+
+
+def become(
+    script: str, arguments: Sequence[str], folder: str, environment: Mapping[str, str], *, session: bool
+) -> NoReturn:
+    """Make of this forked process what `python SCRIPT ARGUMENTS` would be, and end as Python itself would."""
+    if session:
         os.setsid()
     _heed_interrupts()
     os.environ.clear()
-    os.environ.update(settings["environment"])
-    os.chdir(settings["folder"])
-    sys.argv = [settings["script"], *settings["arguments"]]
-    sys.path.insert(0, str(Path(settings["script"]).resolve().parent))
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [script, *arguments]
+    paths = [str(Path(script).resolve().parent), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     code, interrupted = 1, False
     try:
-        runpy.run_path(settings["script"], run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as ending:
         if ending.code is None or isinstance(ending.code, int):

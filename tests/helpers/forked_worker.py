@@ -10,13 +10,14 @@ import socket
 import sys
 import time
 
-place, *arguments = sys.argv[1:]
+place, script, *arguments = sys.argv[1:]
 deadline = time.monotonic() + 300
 while not os.path.exists(place) and time.monotonic() < deadline:
     time.sleep(0.1)
 server = socket.socket(socket.AF_UNIX)
 server.connect(place)
-message = json.dumps({"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+asked = {"script": script, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+message = json.dumps(asked).encode()
 socket.send_fds(server, [b"%-8d" % len(message)], [0, 1, 2])
 server.sendall(message)
 code = int(server.recv(16) or -signal.SIGKILL)

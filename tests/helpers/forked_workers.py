@@ -11,24 +11,26 @@ preloaded is not there.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
 import json
 import os
-import runpy
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from forked import become
 
 HERE = Path(__file__).resolve().parent
 FOLDER, OWNER = "BEAMLORA_TESTS_FORKED_WORKERS", "BEAMLORA_TESTS_OWNER"
@@ -39,6 +41,7 @@ def prepare() -> None:
     """To be called once in the process that starts all others of a run of tests."""
     if FOLDER not in os.environ:
         os.environ |= {FOLDER: tempfile.mkdtemp(prefix="forked-"), OWNER: str(os.getpid())}
+        atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -46,7 +49,6 @@ def use() -> Iterator[None]:
     """`ray.init`, in this process and in programs that it starts meanwhile, takes forked workers."""
     import pytest  # not in the drivers, which import this for `hook`
 
-    _start_server()
     paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_RUNTIME_ENV_HOOK", "forked_workers.hook")
@@ -55,7 +57,8 @@ def use() -> Iterator[None]:
 
 
 def hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
-    """What `ray.init` makes of its runtime environment."""
+    """What `ray.init` makes of its runtime environment; the server is started for the first one that asks."""
+    _start_server()
     place = Path(os.environ[FOLDER]) / "socket"
     words = [sys.executable, "-S", str(HERE / "forked_worker.py"), str(place)]
     return {**(runtime_env or {}), "py_executable": shlex.join(words)}
@@ -90,8 +93,10 @@ def serve(place: str, owner: int) -> None:
             asking, _ = listening.accept()
             if os.fork() == 0:
                 listening.close()
-                with contextlib.suppress(BaseException):
+                try:
                     _serve_one(asking)
+                except BaseException:
+                    traceback.print_exc()
                 os._exit(1)
             asking.close()
 
@@ -106,49 +111,21 @@ def _serve_one(asking: socket.socket) -> None:
     worker = os.fork()
     if worker == 0:
         asking.close()
-        _become(json.loads(message), descriptors)
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        # A session of its own: the raylet ends a worker with its process group.
+        become(**json.loads(message), session=True)
     for descriptor in descriptors:
         os.close(descriptor)
     ended = os.pidfd_open(worker)
-    while True:
-        ready, _, _ = select.select([ended, asking], [], [])
-        if ended in ready:
-            break
+    ready, _, _ = select.select([ended, asking], [], [])
+    if ended not in ready:
         os.kill(worker, signal.SIGKILL)  # whoever asked was killed
-        asking.close()
-        break
     code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     with contextlib.suppress(OSError):
         asking.sendall(str(code).encode())
     os._exit(0)
-
-
-def _become(asked: dict[str, Any], descriptors: list[int]) -> None:
-    code = 1
-    os.setsid()  # the raylet ends a worker with its process group
-    try:
-        for number, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        os.chdir(asked["folder"])
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        sys.argv = asked["arguments"]
-        sys.path[0] = str(Path(sys.argv[0]).parent)
-        for path in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
-            if path and path not in sys.path:
-                sys.path.insert(1, path)
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    with contextlib.suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
         "training.max_steps=20",
     ]
     workers = ["--set", "training.workers=2", "--set", "training.micro_batch=8"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     with forked_workers.use():
-        environment |= {name: os.environ[name] for name in ("RAY_RUNTIME_ENV_HOOK", "PYTHONPATH")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         done = subprocess.run(
             command(root, *arguments, *workers, probe=True),
             cwd=folder,
@@ -43,13 +42,6 @@ def swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
             timeout=900,
         )
     return folder, done
-
-
-@pytest.fixture(scope="module", autouse=True)
-def workers_are_forked() -> Iterator[None]:
-    """Ray's workers here need not import all libraries anew."""
-    with forked_workers.use():
-        yield
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> list[Export]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(forked_ray: None) -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()

@@ -68,7 +68,7 @@ def fault_hook(faults: Path) -> Callable[[], None]:
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def faults(forked_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Ray with two cores, and the file that says what befalls which trial: {name: [step, "killed"]}."""
     path = tmp_path_factory.mktemp("faults") / "faults.json"
     path.write_text("{}")

@@ -18,6 +18,8 @@ from waiting import wait_until
 from beamplatform.tasks import TASKS
 from beamplatform.tasks.predictions import read_predictions
 
+pytestmark = pytest.mark.usefixtures("forked_ray")
+
 
 def test_it_ends_well_and_prints_a_table(swept) -> None:
     folder, done = swept

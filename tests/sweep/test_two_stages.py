@@ -17,7 +17,7 @@ from small import RATES, command
 from beamplatform.tracking import Tracker
 from beamplatform.tracking.runs import TrialRun
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("forked_ray")]
 
 SWEEP = [
     "--methods", "lora", "--search", "asha", "--trials", "4", "--seeds", "0", "--max-concurrent", "1",

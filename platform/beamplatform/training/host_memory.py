@@ -22,14 +22,14 @@ OWN_MAPPING = 2**20
 _M_MMAP_THRESHOLD = -3
 """The number of the option in glibc's malloc.h."""
 
-_CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
+_CHOSEN = frozenset({"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"})
 """Variables with which whoever starts a program has chosen an allocator or its thresholds."""
 
 
 def allocator_of_workers() -> dict[str, str]:
     """Environment variables with which a process of this machine has jemalloc; none where it has not got it."""
     spec = find_spec("ray")
-    if spec is None or spec.origin is None or any(name in os.environ for name in _CHOSEN):
+    if spec is None or spec.origin is None or _CHOSEN & os.environ.keys():
         return {}
     chosen = {"LD_PRELOAD": str(Path(spec.origin).parent / "core" / "libjemalloc.so")}
     # A missing file is a complaint of each process; one built for another size of pages would end it at its start.
@@ -44,7 +44,7 @@ def give_back_freed_blocks() -> bool:
         Whether this was done. It is not under another C library, nor where the environment sets glibc's thresholds or
         brings another allocator.
     """
-    if any(name in os.environ for name in _CHOSEN):
+    if _CHOSEN & os.environ.keys():
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

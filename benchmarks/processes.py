@@ -1,4 +1,4 @@
-"""Worker processes of a benchmark, forked off one that has imported the libraries and done no more."""
+"""Processes of benchmarks: what they say of themselves, and workers forked off one that has imported the libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 LIBRARIES = (
@@ -17,6 +18,27 @@ LIBRARIES = (
     "beamplatform.models",
     "beamplatform.training.run",
 )
+
+
+def status(key: str) -> int:
+    """Bytes, of this process, as the kernel tells them."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def forking(libraries: Sequence[str], environment: Mapping[str, str]) -> ForkServerContext:
+    """For processes with these libraries, forked off one that the first call starts with this environment."""
+    os.environ.update(environment)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(libraries))
+    return context
 
 
 def run_workers(
@@ -33,12 +55,8 @@ def run_workers(
     Raises:
         SystemExit: one has failed; with what it printed.
     """
-    os.environ.update(environment, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LIBRARIES))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    context = forking(LIBRARIES, {**environment, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
+    port = free_port()
     logs = [folder / f"log-{rank}" for rank in range(workers)]
     places = [(work, rank, workers, port, folder, str(log)) for rank, log in enumerate(logs)]
     processes = [context.Process(target=_run, args=place) for place in places]
