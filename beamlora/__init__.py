@@ -18,8 +18,11 @@ How it is laid out, from the inside out:
     schedule.py          when beam steps happen, and p(t)
     rules.py             the numbers: scores, the choice of ranks, the beam step (pure functions)
     config.py layer.py   the PEFT configuration and layer
-    fused.py siblings.py the layer as one operation, those of one input together
+    fused.py fusable.py  the layer as one operation, and when that may be
     dropout.py           masks that are drawn again instead of kept
+    peft_support.py      what PEFT's own functions do with these adapters
+    rollback.py          a model is as before where an adapter is refused
+    optimizer_check.py   which optimizers a beam step can work on
     optimizer_access.py  reading and writing weights and moments, wherever the optimizer keeps them
     search.py            when to take a snapshot and when to operate
     model.py             building, loading, exporting
@@ -28,7 +31,10 @@ How it is laid out, from the inside out:
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,3 +64,40 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'beamlora' has no attribute {name!r}")
     return getattr(import_module(f"beamlora.{_MODULES[name]}"), name)
+
+
+class _WhenPeftIsImported:
+    """Imports `beamlora.config` after PEFT, which thereby knows BeamLoRA's adapters in every program that imports both.
+
+    Importing PEFT at once would do as well, but takes seconds, which `beamlora.schedule` alone does not need.
+    """
+
+    _looking = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Called by whoever imports a module, and by whoever only asks whether it is there."""
+        if name != "peft" or self._looking:
+            return None
+        self._looking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._looking = False
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: Any) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            import_module("beamlora.config")
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
+    import_module("beamlora.config")
+else:
+    sys.meta_path.insert(0, _WhenPeftIsImported())

@@ -9,10 +9,11 @@ from peft import LoraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from beamlora.layer import BeamLinear
+from beamlora.layer import BeamLinear, refuse_layer
+from beamlora.peft_support import register
 
-# What a saved adapter calls itself. PEFT does not know the name, so it refuses the adapter instead of loading
-# it as a LoRA without its scores.
+# What a saved adapter calls itself: a PEFT that has not heard of beamlora refuses the adapter, instead of loading it
+# as a LoRA without its scores.
 PEFT_TYPE = "BEAMLORA"
 
 # Options of LoraConfig that change what A and B mean, or that the exported plain adapter could not carry.
@@ -34,8 +35,10 @@ _INCOMPATIBLE = (
     "lora_bias",
 )
 
+_INITS = (True, False, "gaussian", "orthogonal")
 
-def _option(default: Any, help: str, source: str, choices: tuple[str, ...] = ()) -> Any:
+
+def _option(default: Any, help: str, source: str, choices: tuple[Any, ...] = ()) -> Any:
     return field(default=default, metadata={"help": help, "source": source, "choices": choices})
 
 
@@ -76,9 +79,10 @@ class BeamLoraConfig(LoraConfig):
         ("window", "total"),
     )
     threshold_schedule: Literal["cosine", "linear", "constant", "match_lr"] = _option(
-        "match_lr",
-        "How the threshold rises. 'constant' is the ablation without dynamic threshold.",
-        "Section 3.3: tied to the learning-rate schedule",
+        "cosine",
+        "How the threshold rises. 'match_lr' follows the learning-rate schedule; 'constant' is the ablation without "
+        "dynamic threshold.",
+        "reference, also where the learning rate falls linearly; Section 3.3: match_lr",
         ("cosine", "linear", "constant", "match_lr"),
     )
     threshold_scope: Literal["global", "module"] = _option(
@@ -97,7 +101,13 @@ class BeamLoraConfig(LoraConfig):
         2 / 3, "Share of all steps that may operate, in (0, 1].", "reference: two of three epochs"
     )
     copy_moments: bool = _option(True, "Children take their parents' optimizer moments.", "Eq. 12")
-    reset_score_moments: bool = _option(True, "A beam step sets the moments of the scores to zero.", "reference")
+    reset_score_moments: Literal["all", "operated", False] = _option(
+        "all",
+        "Whose scores' moments are set to zero: of all modules, at every multiple of the interval with at least an "
+        "interval left, also after the operating window; or of the modules that a beam step operates on; or none.",
+        "reference",
+        ("all", "operated", False),
+    )
     expansion: bool = _option(True, "False: the ablation that only prunes.", "Table 3")
     assessment: bool = _option(True, "False: the ablation that draws pruned and expanded ranks at random.", "Table 3")
     history: bool = _option(True, "False: the ablation that copies current values, not the snapshot's.", "Eq. 9, 10")
@@ -117,7 +127,7 @@ class BeamLoraConfig(LoraConfig):
         super().__post_init__()
         self._check_own_fields()
         self._check_base_fields()
-        self._register_custom_module({nn.Linear: BeamLinear, Conv1D: BeamLinear})
+        self._register_custom_module({nn.Linear: BeamLinear, Conv1D: BeamLinear, nn.Module: refuse_layer})
 
     def _check_own_fields(self) -> None:
         for option in fields(self):
@@ -125,7 +135,7 @@ class BeamLoraConfig(LoraConfig):
             choices = option.metadata.get("choices")
             if choices and value not in choices:
                 raise ValueError(f"{option.name}={value!r}: must be one of {', '.join(map(repr, choices))}")
-        for name in ("copy_moments", "reset_score_moments", "expansion", "assessment", "history"):
+        for name in ("copy_moments", "expansion", "assessment", "history", "fused"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be true or false")
         if not (_is_number(self.p_init) and 0 < self.p_init <= 1):
@@ -149,9 +159,10 @@ class BeamLoraConfig(LoraConfig):
                 raise ValueError(
                     f"{name}={r!r}: must be a whole number, at least 2 (half of the ranks can be replaced)"
                 )
-        if self.init_lora_weights is not True:
+        if self.init_lora_weights not in _INITS:
             raise ValueError(
-                f"init_lora_weights={self.init_lora_weights!r}: must be True for BeamLoRA (Kaiming-uniform A, zero B)"
+                f"init_lora_weights={self.init_lora_weights!r}: must be True for BeamLoRA (Kaiming-uniform A, zero B), "
+                "or another start that leaves the base weights alone: False, 'gaussian', 'orthogonal'"
             )
         if self.bias != "none":
             raise ValueError(f"bias={self.bias!r}: must be 'none' for BeamLoRA")
@@ -182,6 +193,9 @@ class BeamLoraConfig(LoraConfig):
                 "(saved by a newer version of peft or beamlora?)"
             )
         return cls(**kwargs)
+
+
+register(PEFT_TYPE, BeamLoraConfig, BeamLinear.adopt)
 
 
 def _is_number(value: object) -> bool:

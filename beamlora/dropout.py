@@ -34,6 +34,11 @@ def scale(x: Tensor, rate: float) -> float:
     return 1.0 if x.is_cuda else 1 / (1 - round(rate * _LEVELS) / _LEVELS)
 
 
+def keeps_some(rate: float) -> bool:
+    """Whether a rate leaves elements whose scale is a number: not 1, nor what is 1 in 16 bits."""
+    return round(rate * _LEVELS) < _LEVELS
+
+
 def _mask(x: Tensor, rate: float, seed: int) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(seed)
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)

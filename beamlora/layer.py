@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -10,12 +10,12 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from beamlora.fused import Operands, beam_products
+from beamlora.fusable import fused_adapter
+from beamlora.fused import Operands, beam_product
 from beamlora.rules import score_weights
 
 if TYPE_CHECKING:
     from beamlora.config import BeamLoraConfig
-    from beamlora.siblings import Siblings
 
 # Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first
 # optimizer step, and zeros divided by any temperature give equal weights.
@@ -67,7 +67,7 @@ class BeamVariant(DeltaVariant):
         config: BeamLoraConfig = kwargs["config"]
         temperature = DEFAULT_TEMPERATURE if config.temperature == "auto" else config.temperature
         device = module.lora_A[adapter_name].weight.device
-        module.lora_score[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
+        module.lora_beam[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
         module.fused[adapter_name] = config.fused
 
     @staticmethod
@@ -75,7 +75,24 @@ class BeamVariant(DeltaVariant):
         lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
         hidden = lora_a(module.lora_dropout[active_adapter](x))
         weights = module.scores(active_adapter)().to(hidden.dtype)
+        if hidden.shape[-1] != weights.shape[0]:
+            raise ValueError(
+                f"adapter {active_adapter!r} has {hidden.shape[-1]} ranks and {weights.shape[0]} scores: "
+                "prepare_model_for_compiled_hotswap cannot pad scores; write a plain LoRA adapter (export_lora)"
+            )
         return result + lora_b(hidden * weights) * module.scaling[active_adapter]
+
+
+def refuse_layer(target: nn.Module, adapter_name: str, *, target_name: str = "", **kwargs: Any) -> NoReturn:
+    """Called by PEFT for a targeted layer of any other kind, which would get a plain LoRA without scores.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"layer {target_name!r} is a {type(target).__name__}: BeamLoRA adapts nn.Linear and transformers' Conv1D only "
+        "(name other target_modules, or add it to exclude_modules)"
+    )
 
 
 class BeamLinear(LoraLinear):
@@ -85,9 +102,9 @@ class BeamLinear(LoraLinear):
     Parameter names keep the prefix lora_, by which PEFT finds what to train, save and load.
     """
 
-    adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_score")
-    siblings: Siblings | None = None
-    """The layers that share its input; `get_beamlora_model` sets it."""
+    # Not called lora_score: PEFT puts into modules_to_save whatever ends with "score", the name of many classifiers.
+    adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_beam")
+    other_param_names = (*LoraLinear.other_param_names, "fused")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
         is_conv1d = isinstance(base_layer, Conv1D)
@@ -113,10 +130,19 @@ class BeamLinear(LoraLinear):
                 f"layer {target_name!r} maps {d_in} to {d_out} features: r={r} is too large, "
                 f"at most {largest} is allowed (lower r, or set rank_pattern for this layer)"
             )
-        if not hasattr(self, "lora_score"):
-            self.lora_score = nn.ModuleDict()
-            self.fused: dict[str, bool] = {}
+        self._have_scores()
         super().update_layer(adapter_name, r, *args, target_name=target_name, **kwargs)
+
+    @classmethod
+    def adopt(cls, layer: LoraLinear) -> None:
+        """Make of PEFT's layer one of this class, in place, so that it can have adapters with scores beside its own."""
+        layer.__class__ = cls
+        cast(BeamLinear, layer)._have_scores()
+
+    def _have_scores(self) -> None:
+        if not hasattr(self, "lora_beam"):
+            self.lora_beam = nn.ModuleDict()
+            self.fused: dict[str, bool] = {}
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
         from beamlora.config import BeamLoraConfig
@@ -125,62 +151,21 @@ class BeamLinear(LoraLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The frozen layer and all active adapters; one adapter alone as one operation, where that is possible."""
-        if args or kwargs:
-            return super().forward(x, *args, **kwargs)
-        if self.siblings is not None and (known := self.siblings.take(self, x)) is not None:
-            return known
-        name = self._fusable(x)
+        name = None if args or kwargs else fused_adapter(self, x)
         if name is None:
-            return super().forward(x)
-        layers = [self, *self._computed_with(x, name)]
-        outputs = beam_products(x, [layer._operands(name) for layer in layers], self._dropout(name))
-        if self.siblings is not None and len(layers) > 1:
-            self.siblings.keep(x, layers[1:], outputs[1:])
-        return outputs[0]
-
-    def _computed_with(self, x: Tensor, name: str) -> list[BeamLinear]:
-        """The layers whose outputs are computed in one operation with this one's."""
-        others = self.siblings.followers(self) if self.siblings is not None else []
-        alike = all(layer._fusable(x) == name and layer._dropout(name) == self._dropout(name) for layer in others)
-        # Under ZeRO-3 a layer's parameters are whole only while it is called itself.
-        return others if alike and not any(hasattr(layer.get_base_layer().weight, "ds_id") for layer in others) else []
-
-    def _operands(self, name: str) -> Operands:
+            return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
-        return Operands(base.weight, base.bias, *self.factors(name), self.scores(name)() * self.scaling[name])
+        operands = Operands(base.weight, base.bias, *self.factors(name), self.scores(name)() * self.scaling[name])
+        return beam_product(x, operands, self.dropout_rate(name))
 
-    def _dropout(self, name: str) -> float:
-        module = self.lora_dropout[name]
-        return module.p if self.training and isinstance(module, nn.Dropout) else 0.0
-
-    def _fusable(self, x: Tensor) -> str | None:
-        """The name of the adapter that `beam_products` can do, whose conditions these are; else None.
-
-        A compiler fuses the plain path by itself, and autocast chooses types by itself: where it would choose x's,
-        nothing is left to choose.
-        """
-        base, device = self.get_base_layer(), x.device.type
-        if (
-            self.disable_adapters
-            or self.merged
-            or len(self.active_adapters) != 1
-            or type(base) is not nn.Linear
-            or torch.compiler.is_compiling()
-            or (torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != x.dtype)
-        ):
-            return None
-        name = self.active_adapters[0]
-        if not isinstance(self.lora_variant.get(name), BeamVariant) or not self.fused.get(name, False):
-            return None
-        a, b = self.factors(name)
-        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-        here = x.device == base.weight.device == a.device == b.device  # not where weights are fetched by a hook
-        typed = x.dtype == base.weight.dtype and a.dtype == b.dtype in (x.dtype, torch.float32)
-        return name if frozen and here and typed else None
+    def dropout_rate(self, adapter_name: str) -> float:
+        """The share of an adapter's input that is dropped now: 0 unless its Dropout module is in training mode."""
+        dropout = self.lora_dropout[adapter_name]
+        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
     def scores(self, adapter_name: str) -> RankScores:
         """The rank scores of one adapter."""
-        return cast(RankScores, self.lora_score[adapter_name])
+        return cast(RankScores, self.lora_beam[adapter_name])
 
     def factors(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """A [r, d_in] and B [d_out, r] of one adapter."""
@@ -195,7 +180,7 @@ class BeamLinear(LoraLinear):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What merging adds to the base weight, in the base weight's layout."""
-        if adapter not in self.lora_score:
+        if adapter not in self.lora_beam:
             return super().get_delta_weight(adapter)
         weight_a, weight_b = self.weighted_a(adapter), self.factors(adapter)[1]
         delta = weight_b.to(weight_a.dtype) @ weight_a * self.scaling[adapter]

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from beamlora.config import BeamLoraConfig
 from beamlora.layer import BeamLinear
-from beamlora.siblings import find_siblings
+from beamlora.rollback import unchanged_on_failure
 
 
 def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
     """Put a fresh BeamLoRA adapter into `base_model`, in place, and return PEFT's model around it.
 
-    PEFT's own get_peft_model and add_adapter work with a BeamLoraConfig too; this adds the check that every
-    targeted layer has rank scores. PEFT's add_weighted_adapter does not know them: export first.
+    PEFT's own get_peft_model, add_adapter and load_adapter work with a BeamLoraConfig too, also on a model that has
+    adapters already. PEFT's add_weighted_adapter refuses BeamLoRA adapters, since it does not know rank scores.
 
     Raises:
         ValueError: a targeted layer cannot be adapted (its kind, its weights, or r above its smaller side),
@@ -39,21 +39,8 @@ def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_na
     adapted = next((name for name, m in base_model.named_modules() if isinstance(m, BaseTunerLayer)), None)
     if adapted is not None:
         raise ValueError(f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter")
-    trainable = {name for name, parameter in base_model.named_parameters() if parameter.requires_grad}
-    try:
+    with unchanged_on_failure(base_model):
         model = get_peft_model(base_model, config, adapter_name=adapter_name)
-        for name, layer in base_model.named_modules():
-            if isinstance(layer, BaseTunerLayer) and not isinstance(layer, BeamLinear):
-                kind = type(layer.get_base_layer()).__name__
-                raise ValueError(f"layer {name!r} is a {kind}: BeamLoRA adapts nn.Linear and transformers' Conv1D only")
-    except Exception:
-        _remove_adapters(base_model)
-        for name, parameter in base_model.named_parameters():
-            parameter.requires_grad_(name in trainable)
-        raise
-    for siblings in find_siblings(base_model):
-        for layer in siblings.layers:
-            layer.siblings = siblings
     return model
 
 
@@ -63,20 +50,21 @@ def load_beamlora_model(
     """Load an adapter with its scores, as `save_pretrained` wrote it, into `base_model`.
 
     Raises:
-        ValueError: no BeamLoRA adapter at `path`, or one that does not fit the base model.
+        ValueError: no BeamLoRA adapter at `path`, or one that does not fit the base model, which is then as before.
     """
     config = BeamLoraConfig.from_pretrained(str(path))
     config.inference_mode = not is_trainable
-    model = get_beamlora_model(base_model, config, adapter_name)
-    try:
-        result = model.load_adapter(str(path), adapter_name, is_trainable=is_trainable)
-    except RuntimeError as error:
-        raise ValueError(f"the adapter at {path} does not fit this base model: {error}") from error
-    if result.missing_keys or result.unexpected_keys:
-        raise ValueError(
-            f"the adapter at {path} does not fit this base model: "
-            f"missing {sorted(result.missing_keys)}, unexpected {sorted(result.unexpected_keys)}"
-        )
+    with unchanged_on_failure(base_model):
+        model = get_beamlora_model(base_model, config, adapter_name)
+        try:
+            result = model.load_adapter(str(path), adapter_name, is_trainable=is_trainable)
+        except RuntimeError as error:
+            raise ValueError(f"the adapter at {path} does not fit this base model: {error}") from error
+        if result.missing_keys or result.unexpected_keys:
+            raise ValueError(
+                f"the adapter at {path} does not fit this base model: "
+                f"missing {sorted(result.missing_keys)}, unexpected {sorted(result.unexpected_keys)}"
+            )
     return model
 
 
@@ -112,7 +100,7 @@ def lora_state_dict(model: PeftModel, adapter_name: str = "default") -> dict[str
         for name, layer in _layers(model, adapter_name):
             weight = tensors[f"{name}.lora_A.weight"]
             tensors[f"{name}.lora_A.weight"] = layer.weighted_a(adapter_name).to(weight.dtype)
-            del tensors[f"{name}.lora_score.weight"]
+            del tensors[f"{name}.lora_beam.weight"]
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -125,7 +113,7 @@ def _lora_config(config: BeamLoraConfig) -> dict[str, object]:
 
 def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, BeamLinear]]:
     for name, module in model.named_modules():
-        if isinstance(module, BeamLinear) and adapter_name in module.lora_score:
+        if isinstance(module, BeamLinear) and adapter_name in module.lora_beam:
             yield name, module
 
 
@@ -139,12 +127,3 @@ def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[obj
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(sharded)
-
-
-def _remove_adapters(base_model: nn.Module) -> None:
-    """Put the original layers back into a model whose adaptation failed half way."""
-    # One at a time: PEFT's adapter of nn.MultiheadAttention holds another one inside.
-    while found := next((item for item in base_model.named_modules() if isinstance(item[1], BaseTunerLayer)), None):
-        name, layer = found
-        parent, _, child = name.rpartition(".")
-        setattr(base_model.get_submodule(parent), child, layer.get_base_layer())

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from beamlora.optimizer_check import check_optimizer, moments
 from beamlora.state import ParameterState, Shard
 from beamlora.workers import join_parts
 
@@ -33,6 +34,14 @@ class OptimizerAccess(ABC):
     @abstractmethod
     def holds(self, parameter: nn.Parameter) -> bool:
         """Whether the optimizer trains this parameter."""
+
+    @abstractmethod
+    def check(self, parameter: nn.Parameter) -> None:
+        """Refuse what `shard` would refuse after the first optimizer step.
+
+        Raises:
+            TypeError: moments that cannot be copied rank by rank.
+        """
 
     @abstractmethod
     def shard(self, parameter: nn.Parameter) -> Shard:
@@ -131,24 +140,17 @@ class TorchAccess(OptimizerAccess):
     def holds(self, parameter: nn.Parameter) -> bool:
         return any(p is parameter for group in self._optimizer.param_groups for p in group["params"])
 
+    def check(self, parameter: nn.Parameter) -> None:
+        check_optimizer(self._optimizer, parameter)
+
     def shard(self, parameter: nn.Parameter) -> Shard:
         """As in OptimizerAccess.
 
         Raises:
-            TypeError: the optimizer's moments are factored or quantized, so that a rank's share cannot be
-            copied.
+            TypeError: moments that cannot be copied rank by rank.
         """
-        # Tensors of one element are step counts, which a beam step leaves alone.
-        state = self._optimizer.state.get(parameter, {})
-        tensors = {name: t for name, t in state.items() if isinstance(t, Tensor) and (t.ndim > 0 or t.numel() > 1)}
-        for name, tensor in tensors.items():
-            if tensor.shape != parameter.shape or not tensor.is_floating_point():
-                raise TypeError(
-                    f"{type(self._optimizer).__qualname__} keeps {name!r} as {tensor.dtype} "
-                    f"{list(tensor.shape)} for a parameter of shape {list(parameter.shape)}: a beam step "
-                    "copies moments rank by rank and needs them in that shape (AdamW, SGD with momentum)"
-                )
-        return Shard(0, parameter.detach().view(-1), {name: tensor.view(-1) for name, tensor in tensors.items()})
+        found = moments(self._optimizer, self._optimizer.state.get(parameter, {}), parameter.shape)
+        return Shard(0, parameter.detach().view(-1), {name: tensor.view(-1) for name, tensor in found.items()})
 
     def copies(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
         """None: the forward weights are the ones that the optimizer steps."""
@@ -169,6 +171,9 @@ class _DeepSpeedAccess(OptimizerAccess):
         self._optimizer = optimizer
         self._flats = flats
 
+    def check(self, parameter: nn.Parameter) -> None:
+        check_optimizer(self._optimizer.optimizer, max(self._flats, key=Tensor.numel))
+
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         from deepspeed.utils import safe_get_full_grad
 
@@ -181,13 +186,20 @@ class _DeepSpeedAccess(OptimizerAccess):
 
     def _views(self, flat: Tensor, offset: int, size: int, start: int) -> Shard:
         """The shard that lies in `flat` from `offset` on."""
-        state = self._optimizer.optimizer.state.get(flat, {})
-        moments = {
-            name: t.narrow(0, offset, size)
-            for name, t in sorted(state.items())
-            if isinstance(t, Tensor) and t.shape == flat.shape
-        }
-        return Shard(start, flat.detach().narrow(0, offset, size), moments)
+        found = self._moments(flat)
+        return Shard(
+            start, flat.detach().narrow(0, offset, size), {name: t.narrow(0, offset, size) for name, t in found.items()}
+        )
+
+    def _moments(self, flat: Tensor) -> dict[str, Tensor]:
+        """The moments of master weights. What has another shape (a compressor's buffers) is no moment.
+
+        Raises:
+            TypeError: quantized moments.
+        """
+        inner = self._optimizer.optimizer
+        state = sorted(inner.state.get(flat, {}).items())
+        return moments(inner, {n: t for n, t in state if isinstance(t, Tensor) and t.shape == flat.shape}, flat.shape)
 
 
 class Zero12Access(_DeepSpeedAccess):
@@ -252,9 +264,8 @@ class MasterCopyAccess(_DeepSpeedAccess):
 
     def shard(self, parameter: nn.Parameter) -> Shard:
         master = self._masters[id(parameter)]
-        state = self._optimizer.optimizer.state.get(master, {})
-        moments = {n: t.view(-1) for n, t in sorted(state.items()) if isinstance(t, Tensor) and t.shape == master.shape}
-        return Shard(0, master.detach().view(-1), moments)
+        found = self._moments(master)
+        return Shard(0, master.detach().view(-1), {name: t.view(-1) for name, t in found.items()})
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         return OptimizerAccess.gradient(self, parameter)

@@ -68,6 +68,11 @@ class BeamSchedule:
         last = min(self.window_end, self.total_steps - self.interval)
         return tuple(t for t in range(self.interval, last + 1, self.interval) if self.threshold(t) < 1)
 
+    def reset_steps(self) -> tuple[int, ...]:
+        """The steps at which the reference zeroes the moments of all scores: every `interval`, an interval before the
+        end, after the operating window too."""
+        return tuple(range(self.interval, self.total_steps - self.interval + 1, self.interval))
+
     def snapshot_step(self, beam_step: int) -> int:
         """The step after which the parents of `beam_step` are copied: half an interval before (footnote 3).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import LoraConfig
-from peft.tuners.lora.layer import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from beamlora.exchange import LayerFactors, RankExchange
 from beamlora.fragments import Fragments, write_fragments
 from beamlora.layer import BeamLinear
 from beamlora.optimizer_access import optimizer_access
+from beamlora.optimizer_check import check_whole
 from beamlora.ranks import Factor
 from beamlora.rules import (
     RankPairs,
@@ -63,6 +63,9 @@ class BeamSearch:
     Steps are optimizer steps counted from 1: p(t) is taken at t, and the snapshot after the update t with
     t % interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the
     snapshot is taken one update later, because its counters lag behind; the difference is far below noise.
+    The reference also takes no snapshot at all for an odd interval, sorts equal scores in no fixed order, and keeps
+    the scores in bfloat16 in its math and code runs. Here an odd interval's half is rounded down, equal scores keep
+    their order, and scores are kept in float32.
 
     Under ZeRO, `step` and `scores` are collective: every worker calls them. Snapshots stay sharded, and a beam
     step moves the operated ranks alone between workers.
@@ -78,7 +81,7 @@ class BeamSearch:
 
     Raises:
         ValueError: an adapter or optimizer that do not fit, or settings under which no beam step can happen.
-        TypeError: an optimizer of an unknown kind.
+        TypeError: an optimizer of an unknown kind, or one whose moments cannot be copied rank by rank.
     """
 
     def __init__(
@@ -99,17 +102,21 @@ class BeamSearch:
         self._layers = _beam_layers(model, adapter_name)
         self._access = optimizer_access(optimizer)
         for name, layer in self._layers.items():
+            check_whole(name, _shapes(layer, adapter_name))
             for parameter in (*layer.factors(adapter_name), self._scores_of(layer)):
                 if not (parameter.requires_grad and self._access.holds(parameter)):
                     raise ValueError(
                         f"layer {name!r}: adapter {adapter_name!r} is not trained by this optimizer "
                         "(build the optimizer from the trainable parameters, after the adapter was added)"
                     )
+        factors = [parameter for layer in self._layers.values() for parameter in layer.factors(adapter_name)]
+        self._access.check(max(factors, key=nn.Parameter.numel))  # small ones an 8-bit optimizer keeps in 32 bits
         self.schedule = plan_schedule(self.config, total_steps, lr_schedule)
         self.temperature = self._resolve_temperature(optimizer, learning_rate)
         self._beam_steps = frozenset(self.schedule.beam_steps())
         needs_snapshot = self.config.expansion and self.config.history
         self._snapshot_steps = {self.schedule.snapshot_step(t): t for t in self._beam_steps if needs_snapshot}
+        self._reset_steps = frozenset(self.schedule.reset_steps())
         self._step = 0
         layers = {name: _layer_factors(layer, adapter_name) for name, layer in self._layers.items()}
         self._exchange = RankExchange(self._access, layers, self.config.snapshot_device)
@@ -128,7 +135,12 @@ class BeamSearch:
         self._step += 1
         if self._step in self._snapshot_steps:
             self._exchange.take_snapshot()
-        return self._operate() if self._step in self._beam_steps else None
+        report = self._operate() if self._step in self._beam_steps else None
+        if self.config.reset_score_moments == "all" and self._step in self._reset_steps:
+            self._reset_score_moments(self._layers)
+        elif self.config.reset_score_moments == "operated" and report is not None:
+            self._reset_score_moments(report.operated)
+        return report
 
     def scores(self) -> dict[str, Tensor]:
         """The softmax scores s [r] of every module, summing to 1, in float64 on the CPU."""
@@ -240,9 +252,11 @@ class BeamSearch:
             shard = self._access.shard(parameter)
             shard.value.copy_(shard.of(new))
             self._access.refresh(parameter, new)
-            if self.config.reset_score_moments:
-                for moment in shard.moments.values():
-                    moment.zero_()
+
+    def _reset_score_moments(self, layers: Iterable[str]) -> None:
+        for name in layers:
+            for moment in self._access.shard(self._scores_of(self._layers[name])).moments.values():
+                moment.zero_()
 
     def _raw_scores(self) -> dict[str, Tensor]:
         """The raw scores g [r] of every module, whole: one collective for all."""
@@ -287,6 +301,13 @@ def _layer_factors(layer: BeamLinear, adapter_name: str) -> LayerFactors:
     return LayerFactors(layer.factors(adapter_name), (Factor((r, d_in), 0), Factor((d_out, r), 1)))
 
 
+def _shapes(layer: BeamLinear, adapter_name: str) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """The adapter's parameters in one layer, each with the shape that it must have."""
+    r, d_in, d_out = (int(size) for size in (layer.r[adapter_name], layer.in_features, layer.out_features))
+    a, b = layer.factors(adapter_name)
+    return {"A": (a, (r, d_in)), "B": (b, (d_out, r)), "scores": (layer.scores(adapter_name).weight, (r,))}
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The PEFT model inside DistributedDataParallel, DeepSpeed's engine or torch.compile."""
     while (inner := model._modules.get("module") or model._modules.get("_orig_mod")) is not None:
@@ -308,11 +329,8 @@ def _beam_config(model: nn.Module, adapter_name: str) -> BeamLoraConfig:
 
 def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
     """The adapter's layers by their name in the base model, in model order."""
-    layers = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and adapter_name in module.r:
-            name = name.removeprefix("base_model.model.")
-            if not isinstance(module, BeamLinear):
-                raise ValueError(f"layer {name!r}: a {type(module).__name__} without rank scores cannot be searched")
-            layers[name] = module
-    return layers
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, BeamLinear) and adapter_name in module.lora_beam
+    }

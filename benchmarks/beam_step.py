@@ -146,7 +146,7 @@ def worker(arguments: argparse.Namespace) -> None:
             torch.cuda.synchronize()
         return time.perf_counter() - started, result
 
-    layers = [module for module in engine.module.modules() if hasattr(module, "lora_score")]
+    layers = [module for module in engine.module.modules() if hasattr(module, "lora_beam")]
     inputs = {size: torch.randn(2, size, device=device) for size in (HIDDEN, INTERMEDIATE)}
 
     def forward() -> Any:

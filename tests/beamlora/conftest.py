@@ -58,7 +58,7 @@ def randomized() -> Callable[[nn.Module], nn.Module]:
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                scale = 0.05 if "lora_score" in name else 0.3
+                scale = 0.05 if "lora_beam" in name else 0.3
                 parameter.data.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") * scale)
         return model
 

@@ -12,10 +12,13 @@ from transformers import Trainer, TrainingArguments
 from beamlora import BeamLoraCallback, BeamLoraConfig, BeamReport, get_beamlora_model
 
 
-def trainer(tiny_llama, folder: Path, callback: BeamLoraCallback, **options: object) -> Trainer:
+def trainer(
+    tiny_llama, folder: Path, callback: BeamLoraCallback, threshold_schedule: str = "cosine", **options: object
+) -> Trainer:
     config = BeamLoraConfig(
-        r=4, lora_dropout=0.1, target_modules="all-linear", p_init=0.5, interval=3, task_type="CAUSAL_LM"
-    )
+        r=4, lora_dropout=0.1, target_modules="all-linear", p_init=0.5, interval=3, task_type="CAUSAL_LM",
+        threshold_schedule=threshold_schedule,
+    )  # fmt: skip
     torch.manual_seed(1)
     model = get_beamlora_model(tiny_llama(), config)
     ids = torch.randint(0, 64, (16, 8), generator=torch.Generator().manual_seed(2))
@@ -76,7 +79,7 @@ def test_resumed_training_is_the_uninterrupted_training_bitwise(tiny_llama, tmp_
 def test_curve_follows_the_trainers_schedule(tiny_llama, tmp_path: Path) -> None:
     callback = BeamLoraCallback(seed=5)
     linear = {"lr_scheduler_type": "linear", "warmup_steps": 2, "max_steps": 6, "save_strategy": "no"}
-    trainer(tiny_llama, tmp_path, callback, **linear).train()
+    trainer(tiny_llama, tmp_path, callback, threshold_schedule="match_lr", **linear).train()
     assert callback.search is not None
     assert callback.search.seed == 5
     assert callback.search.schedule.curve == "linear"

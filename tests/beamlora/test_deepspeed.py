@@ -294,7 +294,7 @@ def test_export_gathers_the_whole_adapter(seen, case: str) -> None:
         "2.lora_A.weight": [5, 9],
         "2.lora_B.weight": [7, 5],
     }
-    weights = 5 * torch.softmax(ours["live"]["base_model.model.0.lora_score.default.weight"].float() / 0.05, 0)
+    weights = 5 * torch.softmax(ours["live"]["base_model.model.0.lora_beam.default.weight"].float() / 0.05, 0)
     expected = weights[:, None] * ours["live"]["base_model.model.0.lora_A.default.weight"]
     exported = ours["export"]["base_model.model.0.lora_A.weight"]
     torch.testing.assert_close(exported, expected.to(exported.dtype))

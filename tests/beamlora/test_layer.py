@@ -29,7 +29,7 @@ def plain_formula(
 ) -> torch.Tensor:
     """Eq. 4 and 5 written out."""
     a, b = adapted.lora_A["default"].weight, adapted.lora_B["default"].weight
-    g = adapted.lora_score["default"].weight
+    g = adapted.lora_beam["default"].weight
     r = len(g)
     exponentials = torch.exp(g / temperature)
     s = exponentials / exponentials.sum()
@@ -72,7 +72,7 @@ def test_bf16_base_with_float32_scores(tiny_llama, randomized) -> None:
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     assert loss.isfinite()
-    scores = [p for name, p in model.named_parameters() if "lora_score" in name]
+    scores = [p for name, p in model.named_parameters() if "lora_beam" in name]
     assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in scores)
 
 
@@ -82,7 +82,7 @@ def test_bf16_adapter_keeps_float32_scores(tiny_llama) -> None:
     config = BeamLoraConfig(r=4, target_modules=["q_proj"])
     model = get_peft_model(tiny_llama(torch.bfloat16), config, autocast_adapter_dtype=False)
     dtypes = {name.split(".")[-3]: p.dtype for name, p in model.named_parameters() if p.requires_grad}
-    assert dtypes == {"lora_A": torch.bfloat16, "lora_B": torch.bfloat16, "lora_score": torch.float32}
+    assert dtypes == {"lora_A": torch.bfloat16, "lora_B": torch.bfloat16, "lora_beam": torch.float32}
     assert model(input_ids=torch.zeros(1, 3, dtype=torch.long)).logits.dtype == torch.bfloat16
 
 
@@ -139,7 +139,7 @@ def test_several_adapters_of_both_kinds_merge_together(randomized) -> None:
     model.add_adapter("second", BeamLoraConfig(r=2, target_modules=["0"], temperature=0.03))
     model.add_adapter("plain", LoraConfig(r=2, target_modules=["0"]))
     randomized(model)
-    assert list(adapted.lora_score) == ["default", "second"]
+    assert list(adapted.lora_beam) == ["default", "second"]
     x = torch.randn(4, 6)
     outputs = {}
     for name in ("default", "second", "plain"):
@@ -157,7 +157,7 @@ def test_several_adapters_of_both_kinds_merge_together(randomized) -> None:
     for i, name in enumerate(names):
         torch.testing.assert_close(mixed[i], outputs.get(name, base)[i])
     model.delete_adapter("second")
-    assert list(adapted.lora_score) == ["default"]
+    assert list(adapted.lora_beam) == ["default"]
 
 
 def test_switching_adapters_trains_the_active_one_only(randomized) -> None:
@@ -195,7 +195,7 @@ def test_gpt2_conv1d_layers(randomized) -> None:
 def test_ranks_by_layer(tiny_llama, randomized) -> None:
     config = BeamLoraConfig(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 6})
     model = randomized(get_beamlora_model(tiny_llama(), config))
-    sizes = {n.split(".")[-4]: p.numel() for n, p in model.named_parameters() if "lora_score" in n}
+    sizes = {n.split(".")[-4]: p.numel() for n, p in model.named_parameters() if "lora_beam" in n}
     assert sizes == {"q_proj": 4, "down_proj": 6}
     assert model(input_ids=torch.zeros(1, 3, dtype=torch.long)).logits.isfinite().all()
 

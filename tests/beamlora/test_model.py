@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
 from torch import nn
 
@@ -83,7 +84,7 @@ def test_second_building_and_foreign_config_are_refused(tiny_llama) -> None:
 def test_only_the_adapter_is_trainable(tiny_llama) -> None:
     model = get_beamlora_model(tiny_llama(), BeamLoraConfig(r=4, target_modules=["q_proj"]))
     kinds = {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad}
-    assert kinds == {"lora_A", "lora_B", "lora_score"}
+    assert kinds == {"lora_A", "lora_B", "lora_beam"}
 
 
 def test_initial_values(tiny_llama) -> None:
@@ -110,11 +111,13 @@ def test_saved_adapter_loads_with_its_scores(tiny_llama, randomized, tmp_path) -
     assert loaded.peft_config["default"].temperature == 0.04
     trainable = load_beamlora_model(tiny_llama(), tmp_path, "again", is_trainable=True)
     kinds = {name.split(".")[-3] for name, p in trainable.named_parameters() if p.requires_grad}
-    assert kinds == {"lora_A", "lora_B", "lora_score"}
+    assert kinds == {"lora_A", "lora_B", "lora_beam"}
     assert torch.equal(trainable.eval()(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-def test_stock_peft_refuses_a_saved_adapter(tiny_llama, randomized, tmp_path) -> None:
+def test_stock_peft_refuses_a_saved_adapter(tiny_llama, randomized, tmp_path, monkeypatch) -> None:
+    """A PEFT that has not heard of beamlora does not load it as a LoRA without its scores."""
+    monkeypatch.delitem(PEFT_TYPE_TO_CONFIG_MAPPING, "BEAMLORA")
     adapted(tiny_llama, randomized).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "BEAMLORA"
     with pytest.raises(KeyError, match="BEAMLORA"):

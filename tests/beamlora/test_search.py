@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +41,9 @@ def test_whole_run(tiny_net: Callable[..., nn.Module], interval: int) -> None:
         states[step] = before
         assert (report is not None) == (step in search.planned_steps)
         if report is None:
-            assert all(torch.equal(before[name], after[name]) for name in before)
+            reset = score_moments(before) if step in (*range(interval, 30 - interval + 1, interval),) else set()
+            assert all(not after[name].any() for name in reset)
+            assert all(torch.equal(before[name], after[name]) for name in before.keys() - reset)
             continue
         reports.append(report)
         snapshot = states[step - interval + interval // 2]
@@ -52,7 +56,7 @@ def check_beam_step(report: BeamReport, before, after, snapshot) -> None:
     for layer, pairs in report.operated.items():
         pruned, parents = {i for i, _ in pairs}, {j for _, j in pairs}
         assert not pruned & parents
-        scores = before[key(layer, "score")]
+        scores = before[key(layer, "beam")]
         order = torch.argsort(scores, descending=True, stable=True).tolist()
         assert pruned == set(order[-len(pairs) :]) and parents == set(order[: len(pairs)])
         for child, parent in pairs:
@@ -60,16 +64,20 @@ def check_beam_step(report: BeamReport, before, after, snapshot) -> None:
                 assert equal(rank(after, layer, child, entry), rank(snapshot, layer, parent, entry))
                 assert not equal(rank(after, layer, child, entry), rank(before, layer, parent, entry))
             mean = (scores[child] + scores[parent]) / 2
-            assert after[key(layer, "score")][[child, parent]].tolist() == [mean.item()] * 2
+            assert after[key(layer, "beam")][[child, parent]].tolist() == [mean.item()] * 2
         for entry in ENTRIES:
             for i in set(range(len(scores))) - pruned:
                 assert equal(rank(after, layer, i, entry), rank(before, layer, i, entry))
         untouched = [i for i in range(len(scores)) if i not in pruned | parents]
-        assert torch.equal(after[key(layer, "score")][untouched], scores[untouched])
-        for moment in ("exp_avg", "exp_avg_sq"):
-            assert not after[key(layer, "score", moment)].any()
-        for kind in ("A", "B", "score"):
+        assert torch.equal(after[key(layer, "beam")][untouched], scores[untouched])
+        for kind in ("A", "B", "beam"):
             assert torch.equal(after[key(layer, kind, "step")], before[key(layer, kind, "step")])
+    assert all(not after[name].any() for name in score_moments(after))
+
+
+def score_moments(state: dict[str, Tensor]) -> set[str]:
+    """The names of the scores' moments, of every module."""
+    return {name for name in state if "lora_beam" in name and name.endswith(("exp_avg", "exp_avg_sq"))}
 
 
 def first_beam_step(model: nn.Module, **options: object):
@@ -97,11 +105,33 @@ def test_option_keep_moments(tiny_net) -> None:
             assert equal(rank(after, layer, child, entry), rank(before, layer, child, entry))
 
 
+@pytest.mark.parametrize("expansion", [True, False])
+@pytest.mark.parametrize("option", ["all", "operated", False])
+def test_whose_score_moments_are_reset(option: str | bool, expansion: bool, tiny_net) -> None:
+    """All modules' at every multiple of the interval with an interval left, or those of the modules operated on."""
+    pooled = {"r": 4, "p_init": 0.95, "threshold_scope": "global", "threshold_schedule": "constant"}
+    model = tiny_net(**pooled, operate_until=0.5, reset_score_moments=option, expansion=expansion)
+    dict(model.named_parameters())[key("2", "beam")].data = torch.tensor([0.05, 0.05, -0.05, -0.05])
+    optimizer, search = start(model, lr=1e-3)
+    seen = set()
+    for step, before, report, after in train(model, optimizer, search, range(1, 31)):
+        names = score_moments(before)
+        layers = {"all": {"0", "2"} if step in (4, 8, 12, 16, 20, 24) else set(), False: set()}
+        layers["operated"] = set(report.operated) if report else set()
+        for name in names:
+            reset = name.split(".")[2] in layers[option]
+            assert torch.equal(after[name], torch.zeros_like(after[name]) if reset else before[name])
+            assert before[name].any() or step < 3
+            seen.add((report is not None, len(report.operated) if report else None, reset))
+    assert (True, 1, option == "all") in seen, "a beam step that leaves a module alone"
+    assert (False, None, option == "all") in seen, "after the operating window, too"
+
+
 def test_option_keep_score_moments(tiny_net) -> None:
     report, _, before, after = first_beam_step(tiny_net(reset_score_moments=False))
     for layer, _, _ in each_pair(report):
         for entry in ENTRIES[1:]:
-            assert torch.equal(after[key(layer, "score", entry)], before[key(layer, "score", entry)])
+            assert torch.equal(after[key(layer, "beam", entry)], before[key(layer, "beam", entry)])
 
 
 def test_ablation_without_expansion(tiny_net) -> None:
@@ -110,8 +140,7 @@ def test_ablation_without_expansion(tiny_net) -> None:
         for entry in ENTRIES:
             assert not any(tensor.any() for tensor in rank(after, layer, child, entry))
     for layer in ("0", "2"):
-        for entry in ENTRIES:
-            assert torch.equal(after[key(layer, "score", entry)], before[key(layer, "score", entry)])
+        assert torch.equal(after[key(layer, "beam")], before[key(layer, "beam")])
 
 
 def test_ablation_without_history(tiny_net) -> None:
@@ -151,7 +180,7 @@ def test_scope_and_crossing(tiny_net, scope: str, crossing: str, counts: dict[st
     for _ in train(model, optimizer, search, range(1, 4)):
         pass
     for name, parameter in model.named_parameters():
-        if "lora_score" in name:
+        if "lora_beam" in name:
             parameter.data.zero_()
     assert {layer: len(pairs) for layer, pairs in search.step().operated.items()} == counts
 
@@ -184,7 +213,7 @@ def test_scores_and_report(tiny_net) -> None:
         pass
     for name, module in model.named_modules():
         if isinstance(module, BeamLinear):
-            g = module.lora_score["default"].weight.detach()
+            g = module.lora_beam["default"].weight.detach()
             expected = torch.softmax(g.double() / 0.1, 0)
             torch.testing.assert_close(search.scores()[name.removeprefix("base_model.model.")], expected)
 
@@ -218,7 +247,7 @@ def test_auto_temperature(tiny_net, tmp_path, lr: float, expected: float) -> Non
     model = tiny_net()
     _, search = start(model, lr=lr)
     assert search.temperature == expected
-    assert [m.lora_score["default"].temperature for m in model.modules() if isinstance(m, BeamLinear)] == [expected] * 2
+    assert [m.lora_beam["default"].temperature for m in model.modules() if isinstance(m, BeamLinear)] == [expected] * 2
     model.save_pretrained(tmp_path)
     assert BeamLoraConfig.from_pretrained(tmp_path).temperature == expected
 
@@ -260,7 +289,9 @@ def test_given_temperature_is_kept(tiny_net) -> None:
     ],
 )
 def test_match_lr(tiny_net, lr_schedule: str, curve: str) -> None:
-    assert start(tiny_net(), lr_schedule=lr_schedule)[1].schedule.curve == curve
+    matched = tiny_net(threshold_schedule="match_lr")
+    assert start(matched, lr_schedule=lr_schedule)[1].schedule.curve == curve
+    assert start(tiny_net(), lr_schedule=lr_schedule)[1].schedule.curve == "cosine"
     fixed = tiny_net(threshold_schedule="linear")
     assert start(fixed, lr_schedule=lr_schedule)[1].schedule.curve == "linear"
 
@@ -269,8 +300,8 @@ def test_match_lr_needs_a_known_schedule(tiny_net) -> None:
     with pytest.raises(
         ValueError, match="lr_schedule='polynomial': threshold_schedule='match_lr' follows cosine, linear"
     ):
-        start(tiny_net(), lr_schedule="polynomial")
-    start(tiny_net(threshold_schedule="cosine"), lr_schedule="polynomial")
+        start(tiny_net(threshold_schedule="match_lr"), lr_schedule="polynomial")
+    start(tiny_net(), lr_schedule="polynomial")
 
 
 # --- refused before training --------------------------------------------------------------------------------
@@ -347,9 +378,8 @@ def test_search_of_one_adapter_leaves_the_other_alone(tiny_net) -> None:
 
 def test_layers_without_scores_are_refused() -> None:
     net = nn.ModuleDict({"first": nn.Linear(8, 8), "second": nn.Embedding(8, 8)})
-    model = get_peft_model(net, BeamLoraConfig(r=2, target_modules=["first", "second"]))  # PEFT does not check
-    with pytest.raises(ValueError, match="layer 'second': a Embedding without rank scores cannot be searched"):
-        start(model)
+    with pytest.raises(ValueError, match=r"layer 'second' is a Embedding: BeamLoRA adapts nn.Linear"):
+        get_peft_model(net, BeamLoraConfig(r=2, target_modules=["first", "second"]))
 
 
 def test_wrapped_model(tiny_net) -> None:
@@ -361,17 +391,100 @@ def test_wrapped_model(tiny_net) -> None:
     assert list(start(Wrapper(tiny_net()))[1].scores()) == ["0", "2"]
 
 
-def test_optimizer_that_cannot_be_copied_rank_by_rank(tiny_llama) -> None:
+class Blockwise(torch.optim.Optimizer):
+    """Keeps its moments in 8 bits, and small ones whole, as bitsandbytes does."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                small = parameter.numel() < 50
+                moment = torch.zeros_like(parameter, dtype=torch.float32 if small else torch.uint8)
+                self.state[parameter] = {"step": torch.tensor(1.0), "state1": moment}
+
+
+def adafactor(parameters: Any) -> torch.optim.Optimizer:
     from transformers.optimization import Adafactor
 
-    config = BeamLoraConfig(r=4, target_modules=["q_proj"], interval=4, p_init=0.5, task_type="CAUSAL_LM")
-    model = get_beamlora_model(tiny_llama(), config)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = Adafactor(parameters, lr=1e-3, relative_step=False)
-    search = BeamSearch(model, optimizer, total_steps=30)
-    ids = torch.randint(0, 64, (2, 8))
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    search.step()
-    with pytest.raises(TypeError, match=r"Adafactor keeps 'exp_avg_sq_row' as torch\.float32"):
-        search.step()
+    return Adafactor(parameters, lr=1e-3, relative_step=False)
+
+
+REFUSED = {
+    "transformers' Adafactor": (adafactor, r"Adafactor keeps 'exp_avg_sq_row' as torch\.float32"),
+    "torch's Adafactor": (lambda p: torch.optim.Adafactor(p, lr=1e-3), r"Adafactor keeps 'row_var' as torch\.float32"),
+    "8 bits": (lambda p: Blockwise(p, lr=1e-3), r"Blockwise keeps 'state1' as torch\.uint8"),
+    "after a schedule": (
+        lambda p: torch.optim.lr_scheduler.ConstantLR(Blockwise(p, lr=1e-3)).optimizer,
+        "Blockwise keeps 'state1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_optimizer_that_cannot_be_copied_rank_by_rank(name: str, tiny_net) -> None:
+    """When the search is built, not at its first snapshot; the optimizer and its parameters are as before."""
+    build, why = REFUSED[name]
+    model = tiny_net()
+    optimizer = build([p for p in model.parameters() if p.requires_grad])
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(TypeError, match=why + ".*rank by rank"):
+        BeamSearch(model, optimizer, total_steps=30)
+    assert not optimizer.state
+    assert all(torch.equal(p, old) and p.grad is None for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Adagrad", "RMSprop", "NAdam", "Adamax"])
+def test_looking_at_an_optimizer_changes_nothing(kind: str, tiny_net) -> None:
+    """What it trains is the same to the bit, whether a search was built on it or not."""
+    trained = []
+    for searched in (False, True):
+        model = tiny_net()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = getattr(torch.optim, kind)(parameters, lr=1e-2)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer)
+        if searched:
+            BeamSearch(model, optimizer, total_steps=30)
+        for step in range(3):
+            torch.manual_seed(step)
+            model(torch.randn(4, 12)).square().sum().backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        trained.append([p.detach().clone() for p in parameters])
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
+
+
+def test_parameters_that_others_have_sharded(tiny_net) -> None:
+    """FSDP1 leaves flat parts of them, FSDP2 and tensor parallelism DTensors."""
+    model = tiny_net()
+    layer = next(module for module in model.modules() if isinstance(module, BeamLinear))
+    layer.lora_A["default"].weight = nn.Parameter(layer.lora_A["default"].weight.detach().flatten()[:7].clone())
+    with pytest.raises(ValueError, match=r"layer '0': A is a Parameter of shape \[7\].*FSDP.*DeepSpeed ZeRO"):
+        start(model)
+
+
+def test_sharded_by_fsdp_and_by_torch_s_zero(tiny_net, tmp_path: Path) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = tiny_net()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"A is a DTensor.*FSDP.*DeepSpeed ZeRO"):
+            start(model)
+        model = tiny_net().requires_grad_(True)  # as it asks for
+        model = FullyShardedDataParallel(model, use_orig_params=False, device_id=torch.device("cpu"))
+        with pytest.raises(ValueError, match=r"FSDP.*DeepSpeed ZeRO"):
+            BeamSearch(model, torch.optim.AdamW(model.parameters(), lr=1e-3), total_steps=30)
+        model = tiny_net()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        spread = ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, lr=1e-3)
+        with pytest.raises(TypeError, match="ZeroRedundancyOptimizer spreads its moments over the workers"):
+            BeamSearch(model, spread, total_steps=30)
+    finally:
+        dist.destroy_process_group()

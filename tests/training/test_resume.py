@@ -127,7 +127,7 @@ def test_what_is_in_a_checkpoint_and_a_damaged_one_is_not_used(trial, train, tmp
     setting = SETTING | {"training__checkpoint_every": 3, "training__workers": 1, "training__log_every": 1}
     whole = train(trial("beamlora", **setting, training__zero_stage=2), tmp_path)
     adapter = sum(4 * p.numel() for name, p in whole.final.items() if "lora_" in name)
-    scores = sum(4 * p.numel() for name, p in whole.final.items() if "lora_score" in name)
+    scores = sum(4 * p.numel() for name, p in whole.final.items() if "lora_beam" in name)
     for step, tensors in ((3, 3 * adapter + 3 * (adapter - scores)), (6, 3 * adapter)):
         folder = tmp_path / f"step-{step:08}"
         held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

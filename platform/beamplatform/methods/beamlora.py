@@ -32,12 +32,12 @@ class BeamLoraHyperparameters(AdapterHyperparameters):
     temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     score_scale: Literal["rank", "unit"] = "rank"
     threshold_horizon: Literal["window", "total"] = "window"
-    threshold_schedule: Literal["cosine", "linear", "constant", "match_lr"] = "match_lr"
+    threshold_schedule: Literal["cosine", "linear", "constant", "match_lr"] = "cosine"
     threshold_scope: Literal["global", "module"] = "global"
     threshold_crossing: Literal["greater", "greater_equal"] = "greater"
     operate_until: Annotated[float, Field(gt=0, le=1)] = 2 / 3
     copy_moments: bool = True
-    reset_score_moments: bool = True
+    reset_score_moments: Literal["all", "operated", False] = "all"
     expansion: bool = True
     assessment: bool = True
     history: bool = True

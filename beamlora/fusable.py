@@ -1,0 +1,81 @@
+"""When the fused operation may stand in for the plain path: only where both are certain to do the same.
+
+The fused operation reads the weights of a layer's parts and never calls the parts. Whatever somebody has attached to a
+part (a hook, another `forward`, pruning, a parametrization) would be skipped, so that such a layer takes the plain
+path. So does a call that autograd's custom functions cannot serve (vmap, forward-mode, tracing, the meta device).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+
+from beamlora.dropout import keeps_some
+
+if TYPE_CHECKING:
+    from beamlora.layer import BeamLinear
+
+_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.Identity)}
+"""The modules that a fused layer may consist of, and what calling them does."""
+
+_TENSORS = (Tensor, nn.Parameter)
+"""A subclass (DTensor, FakeTensor, a quantized weight) has products of its own."""
+
+
+def fused_adapter(layer: BeamLinear, x: Tensor) -> str | None:
+    """Name of the active adapter if the fused operation can run it on `x`, else None."""
+    names = layer.active_adapters
+    if layer.disable_adapters or layer.merged or len(names) != 1 or not layer.fused.get(names[0], False):
+        return None
+    name = names[0]
+    base, lora_a, lora_b = layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name]
+    if _is_transformed() or not all(map(_does_what_its_class_does, (base, lora_a, lora_b, layer.lora_dropout[name]))):
+        return None
+    tensors = (x, base.weight, lora_a.weight, lora_b.weight, *(() if base.bias is None else (base.bias,)))
+    same = all(type(tensor) in _TENSORS and tensor.device == x.device for tensor in tensors)
+    if not same or not _has_fused_types(x, base.weight, lora_a.weight, lora_b.weight):
+        return None
+    if lora_a.weight.shape[0] != layer.r[name]:  # padded: the plain path says so
+        return None
+    frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
+    return name if frozen and lora_b.bias is None and keeps_some(layer.dropout_rate(name)) else None
+
+
+def _has_fused_types(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Products are taken in x's type. Where autocast would choose another one, that is left to autocast."""
+    device = x.device.type
+    if device == "meta" or x.layout is not torch.strided or not x.is_floating_point():
+        return False
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != x.dtype:
+        return False
+    return x.dtype == weight.dtype and a.dtype == b.dtype and a.dtype in (x.dtype, torch.float32)
+
+
+def _is_transformed() -> bool:
+    """Whether this call is compiled, traced, mapped (vmap), or differentiated forward or by torch.func."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or bool(nn_module._has_any_global_hook())
+    )
+
+
+def _does_what_its_class_does(module: nn.Module) -> bool:
+    """Whether `module` is one of PyTorch's own, and nothing has been attached to it.
+
+    DeepSpeed's hooks are let pass: under ZeRO-3 they fetch a module's parameters, which DeepSpeed also does when the
+    parameters are read.
+    """
+    kind = type(module)
+    if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or "forward" in module.__dict__:
+        return False
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return not any(hooks) or all(
+        getattr(hook, "__module__", "").startswith("deepspeed.") for group in hooks for hook in group.values()
+    )
