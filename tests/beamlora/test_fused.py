@@ -299,3 +299,61 @@ def test_a_layer_knows_nothing_of_another_s_call(change: str, randomized) -> Non
     assert found.requires_grad == (change != "disabled")
     attention.k_proj.fused["default"] = False
     torch.testing.assert_close(found, attention.k_proj(x.clone()))
+
+
+def bart() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32, dropout=0.0,
+    )  # fmt: skip
+    ids = torch.arange(3, 15).reshape(2, 6)
+    return BartForConditionalGeneration(config), {"input_ids": ids, "labels": ids}
+
+
+def whisper() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=64, num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=10,
+        max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, dropout=0.0,
+    )  # fmt: skip
+    return WhisperForConditionalGeneration(config), {
+        "input_features": torch.randn(2, 8, 20),
+        "labels": torch.arange(3, 15).reshape(2, 6),
+    }
+
+
+def q_former() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    config = Blip2QFormerConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, encoder_hidden_size=20,
+        cross_attention_frequency=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return Blip2QFormerModel(config), {
+        "query_embeds": torch.randn(2, 3, 16),
+        "encoder_hidden_states": torch.randn(2, 5, 20),
+    }
+
+
+@pytest.mark.parametrize("build", [bart, whisper, q_former])
+def test_models_with_cross_attention_under_checkpointing(build: Callable, randomized) -> None:
+    """transformers' own, with the checkpointing that it uses where nothing else is asked for."""
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        base, inputs = build()
+        config = BeamLoraConfig(r=2, target_modules=r".*\.(q_proj|k_proj|v_proj|query|key|value)", fused=fused)
+        model = randomized(get_beamlora_model(base, config)).double().train()
+        base.gradient_checkpointing_enable()
+        inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+        for _ in range(2):
+            output = base(**inputs)
+            loss = output.loss if "labels" in inputs else output[0].square().mean()
+            found.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+    for ours, theirs in zip(found[0] + found[1], found[2] + found[3], strict=True):
+        assert ours.any()
+        torch.testing.assert_close(ours, theirs)
