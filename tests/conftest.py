@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import forked_workers
+import hypothesis
 import pytest
 from forked import Program
 from serving import free_port
@@ -26,6 +27,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 forked_workers.prepare()
+
+# A property holds or not, however long an example takes: on a busy machine one takes a hundred times what another does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # Ray starts workers with a lower priority (nice 15): beside other tests they would hardly come to their turn.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  the name that Ray reads

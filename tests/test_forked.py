@@ -39,7 +39,9 @@ def script(tmp_path: Path) -> Path:
 def test_output_environment_folder_and_exit_code_are_those_of_a_process_of_its_own(script: Path, ending: str) -> None:
     folder = script.parent
     line = [sys.executable, script, ending, "two words"]
-    alone = subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    alone = subprocess.run(  # heeding SIGINT, which a shell's background job, as these tests may be, hands down ignored
+        line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, preexec_fn=forked._heed_interrupts
+    )
     found = forked.run(script, ending, "two words", folder=folder, environment=ENVIRONMENT)
     assert (found.returncode, found.stdout) == (alone.returncode, alone.stdout)
     assert found.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1] and "thread\nat exit" in found.stdout

@@ -220,6 +220,7 @@ def test_gradients_of_gradients(dropout: float, randomized: Any) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tracing_and_the_meta_device(randomized: Any) -> None:
     (fused, plain), x = pair(randomized), torch.randn(5, 6).double()
     traced = torch.jit.trace(fused, x, check_trace=False)

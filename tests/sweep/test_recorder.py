@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import sqlite3
@@ -70,12 +69,14 @@ def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: 
     ids = runs(tracker, 2)
     (tmp_path / "adapter.bin").write_bytes(b"\0\1")
     took: list[float] = []
+    measured: list[float] = []
     stop = threading.Event()
 
     def train() -> None:
         """Two trials that report all the time, as Tune's callbacks do."""
         while not stop.wait(0.1):
             step = len(took)
+            measured.append(time.time())
             start = time.monotonic()
             recorder.add(0, [(step, {"train/loss": float(step), "beam/threshold": 0.5})])
             recorder.add(1, [(step, {"train/loss": -float(step)})])
@@ -118,8 +119,8 @@ def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: 
     assert history(tracker, ids[0], "beam/threshold") == [(step, 0.5) for step in range(reported)]
     assert history(tracker, ids[1]) == [(step, -step) for step in range(reported)]
     points = tracker.client.get_metric_history(ids[0], "train/loss")
-    gaps = [late.timestamp - early.timestamp for early, late in itertools.pairwise(points)]
-    assert max(gaps) < 1000, "a value's time is when it was measured, not when it was sent"
+    late = [point.timestamp / 1000 - when for point, when in zip(points, measured, strict=True)]
+    assert max(late) < 1, "a value's time is when it was measured, not when it was sent"
     first, second = (tracker.client.get_run(run_id) for run_id in ids)
     assert first.data.tags["stage"] == "done", "the tags of the outage came first, these last"
     assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
@@ -364,7 +365,7 @@ def test_a_full_disk_is_waited_for(tracker: Tracker) -> None:
         recorder = Recorder(tracker, [run_id], retry_seconds=0.1)
         recorder.add(0, [(step, dict.fromkeys(names, 1.0)) for step in range(20)])
         with pytest.raises(ConnectionError, match=r"database or disk is full.*lacks metric values: 800"):
-            recorder.flush(1.0)
+            recorder.flush(5.0)
         full = False
         recorder.close(30)
     assert tracker.logged(run_id) == {(name, step) for name in names for step in range(20)}
@@ -378,12 +379,12 @@ def test_many_writes_are_made_as_long_as_that_goes_on(tracker: Tracker) -> None:
 
     class Slow(Tracker):
         def set_tags(self, run_id: str, tags: Any) -> None:
-            time.sleep(0.2)
+            time.sleep(0.8)
             super().set_tags(run_id, tags)
 
     (run_id,) = runs(tracker)
     recorder = Recorder(Slow(tracker.uri, tracker.experiment), [run_id])
     for number in range(8):
         recorder.set_tags(0, {"number": number})
-    recorder.close(1.0)
+    recorder.close(4.0)
     assert tracker.client.get_run(run_id).data.tags["number"] == "7"

@@ -23,10 +23,12 @@ from importlib.util import find_spec
 from beamplatform.errors import UserError
 
 SECONDS = 5.0
-"""For one comparison."""
+"""Of processor time for one comparison: a verdict must not depend on what else the machine does."""
 
 TOLERANCE = 1e-4
 _STARTING = 120.0
+_WAITING = 60.0
+"""Seconds until a process that takes no processor time either is given up."""
 _MEMORY = 4 * 2**30
 """Bytes of address space: 9^{9^{9}} must not take the machine's."""
 
@@ -47,7 +49,7 @@ class _Process:
         try:
             self._process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
             self._process.stdin.flush()
-            line = self._line(SECONDS)
+            line = self._line(_WAITING)
         except OSError:
             line = None
         if line is None:
@@ -96,6 +98,7 @@ def same_mathematics(gold: str, answer: str) -> bool:
 
 def _serve() -> None:
     import logging
+    import signal
 
     from math_verify import parse, verify
 
@@ -103,11 +106,13 @@ def _serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal ends this process
         try:
             gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in json.loads(line))
             equal = bool(gold and answer) and (verify(gold, answer, timeout_seconds=None) or _close(gold[0], answer[0]))
         except Exception:  # whatever a parser or sympy raises over text that no one checked
             equal = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(equal), flush=True)
 
 
