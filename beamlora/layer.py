@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import torch
@@ -185,3 +186,10 @@ class BeamLinear(LoraLinear):
         weight_a, weight_b = self.weighted_a(adapter), self.factors(adapter)[1]
         delta = weight_b.to(weight_a.dtype) @ weight_a * self.scaling[adapter]
         return (delta.T if self.fan_in_fan_out else delta).to(weight_b.dtype)
+
+
+def beam_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, BeamLinear]]:
+    """The layers in which the adapter has rank scores, with their names, in model order."""
+    for name, module in model.named_modules():
+        if isinstance(module, BeamLinear) and adapter_name in module.lora_beam:
+            yield name, module

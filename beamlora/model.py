@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beamlora.config import BeamLoraConfig
-from beamlora.layer import BeamLinear
+from beamlora.layer import beam_layers
 from beamlora.rollback import unchanged_on_failure
 
 
@@ -97,7 +96,7 @@ def lora_state_dict(model: PeftModel, adapter_name: str = "default") -> dict[str
     """The tensors of `export_lora` by PEFT's names, on the CPU. Collective under ZeRO-3."""
     with _gathered(model, adapter_name):
         tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-        for name, layer in _layers(model, adapter_name):
+        for name, layer in beam_layers(model, adapter_name):
             weight = tensors[f"{name}.lora_A.weight"]
             tensors[f"{name}.lora_A.weight"] = layer.weighted_a(adapter_name).to(weight.dtype)
             del tensors[f"{name}.lora_beam.weight"]
@@ -109,12 +108,6 @@ def _lora_config(config: BeamLoraConfig) -> dict[str, object]:
     plain = LoraConfig(**{f.name: copy.deepcopy(getattr(config, f.name)) for f in fields(LoraConfig)})
     plain.inference_mode = True
     return {name: sorted(v) if isinstance(v, set) else v for name, v in plain.to_dict().items()}
-
-
-def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, BeamLinear]]:
-    for name, module in model.named_modules():
-        if isinstance(module, BeamLinear) and adapter_name in module.lora_beam:
-            yield name, module
 
 
 def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[object]:

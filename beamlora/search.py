@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from beamlora.config import BeamLoraConfig
 from beamlora.exchange import LayerFactors, RankExchange
 from beamlora.fragments import Fragments, write_fragments
-from beamlora.layer import BeamLinear
+from beamlora.layer import BeamLinear, beam_layers
 from beamlora.optimizer_access import optimizer_access
 from beamlora.optimizer_check import check_whole
 from beamlora.ranks import Factor
@@ -303,9 +303,9 @@ def _layer_factors(layer: BeamLinear, adapter_name: str) -> LayerFactors:
 
 def _shapes(layer: BeamLinear, adapter_name: str) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """The adapter's parameters in one layer, each with the shape that it must have."""
-    r, d_in, d_out = (int(size) for size in (layer.r[adapter_name], layer.in_features, layer.out_features))
-    a, b = layer.factors(adapter_name)
-    return {"A": (a, (r, d_in)), "B": (b, (d_out, r)), "scores": (layer.scores(adapter_name).weight, (r,))}
+    found = _layer_factors(layer, adapter_name)
+    (a, b), (of_a, of_b) = found.parameters, found.factors
+    return {"A": (a, of_a.shape), "B": (b, of_b.shape), "scores": (layer.scores(adapter_name).weight, of_a.shape[:1])}
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -329,8 +329,4 @@ def _beam_config(model: nn.Module, adapter_name: str) -> BeamLoraConfig:
 
 def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
     """The adapter's layers by their name in the base model, in model order."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, BeamLinear) and adapter_name in module.lora_beam
-    }
+    return {name.removeprefix("base_model.model."): layer for name, layer in beam_layers(model, adapter_name)}
