@@ -71,3 +71,21 @@ def test_what_libraries_read_while_they_are_imported_is_the_programs_own(tmp_pat
     mirror = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1"}
     assert forked.run(script, "a b", environment=mirror).stdout == "http://127.0.0.1:1 ['a b']\n"
     assert "127.0.0.1" not in forked.run(script).stdout
+
+
+def test_what_ray_has_read_at_its_import_is_the_programs_own(tmp_path: Path) -> None:
+    """A token's use is set in the environment by each `ray.init`, for whatever is started afterwards."""
+    script = tmp_path / "asks.py"
+    script.write_text(
+        "import ray; from ray._raylet import Config, get_authentication_mode\n"
+        "from ray._private.ray_constants import RAY_LOG_TO_DRIVER as log\n"
+        "print(int(get_authentication_mode()), Config.metrics_report_interval_ms(), log)"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    for changes, expected in (
+        ({}, "0 10000 True\n"),
+        ({"RAY_AUTH_MODE": "token"}, "1 10000 True\n"),
+        ({"RAY_metrics_report_interval_ms": "2000"}, "0 2000 True\n"),
+        ({"RAY_LOG_TO_DRIVER": "0"}, "0 10000 False\n"),
+    ):
+        assert forked.run(script, environment={**plain, **changes}).stdout == expected

@@ -6,7 +6,8 @@ started anew: arguments, environment, folder, standard output and error, signals
 program imports, and when, is not: a test that looks at imports starts a real `python`.
 
 Some libraries read the environment while they are imported (huggingface_hub takes its server and its cache from it). A
-program whose variables of theirs differ from the server's is started by a real `python`, too.
+program whose variables of theirs differ from the server's is started by a real `python`, too. What Ray's C++ part has
+read at its import, it can read again, and does so in the forked process.
 """
 
 from __future__ import annotations
@@ -144,10 +145,18 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_RAY_READS_LATER = {"RAY_ADDRESS", "RAY_RUNTIME_ENV_HOOK", "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE"}
+
+
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that libraries of `preloaded_with_ray` read while they are imported."""
+    """The variables that libraries of `preloaded_with_ray` read while they are imported.
+
+    Those of Ray's C++ part are read again after the fork: RAY_AUTH_MODE, and all whose names have small letters.
+    """
     prefixes = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE_HOME")
-    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+    names = [name for name in environment if name.startswith("RAY_") and name.isupper()]
+    names += [name for name in environment if name.startswith(prefixes)]
+    return {name: environment[name] for name in names if name not in _RAY_READS_LATER}
 
 
 _SERVERS_OWN = _read_at_import(os.environ)
@@ -204,6 +213,8 @@ def become(
     _heed_interrupts()
     os.environ.clear()
     os.environ.update(environment)
+    if "ray" in sys.modules:  # a `ray.init` of the tests' own process leaves RAY_AUTH_MODE behind, and it must be heeded
+        sys.modules["ray._raylet"].Config.initialize("")
     os.chdir(folder)
     sys.argv = [script, *arguments]
     paths = [str(Path(script).resolve().parent), *environment.get("PYTHONPATH", "").split(os.pathsep)]
