@@ -16,6 +16,7 @@ import pytest
 import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from beamplatform.sweep.trial_run import INDEX
 from beamplatform.trial import Trial
 
 pytestmark = pytest.mark.campaign
@@ -42,7 +43,7 @@ class Faults(FIFOScheduler):
         self.done: set[int] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        index = trial.config["trial"]
+        index = trial.config[INDEX]
         if result.get("step") != 4 or index in self.done:
             return TrialScheduler.CONTINUE
         self.done.add(index)

@@ -145,7 +145,10 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_RAY_READS_LATER = {"RAY_ADDRESS", "RAY_RUNTIME_ENV_HOOK", "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE"}
+_RAY_READS_LATER = {
+    "RAY_ADDRESS", "RAY_RUNTIME_ENV_HOOK", "RAY_AUTH_MODE", "RAY_CLIENT_MODE", "RAY_USAGE_STATS_ENABLED"
+}  # fmt: skip
+"""The last three Ray sets itself: when it is imported, and by `ray.init`."""
 
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
@@ -213,7 +216,7 @@ def become(
     _heed_interrupts()
     os.environ.clear()
     os.environ.update(environment)
-    if "ray" in sys.modules:  # a `ray.init` of the tests' own process leaves RAY_AUTH_MODE behind, and it must be heeded
+    if "ray" in sys.modules:  # RAY_AUTH_MODE, for one, is left behind by a `ray.init` of the tests' own process
         sys.modules["ray._raylet"].Config.initialize("")
     os.chdir(folder)
     sys.argv = [script, *arguments]
