@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,6 +15,13 @@ from beamlora import BeamLoraConfig, get_beamlora_model
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where all that a test makes lies."""
+    with torch.device(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,13 +17,7 @@ from beamlora.fused import Operands, beam_product
 from beamlora.layer import BeamLinear
 
 SHAPES = [(6, 6), (8, 3), (3, 8)]
-
-
-@pytest.fixture(autouse=True, params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where all that a test makes lies."""
-    with torch.device(request.param):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def pair(d_in: int, d_out: int, randomized, dtype: torch.dtype = torch.float32, **options: object) -> list[nn.Module]:

@@ -203,6 +203,7 @@ OPERATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_random_programs(chunk: int) -> None:
     for seed in range(FIRST + chunk, LAST, CHUNKS):
