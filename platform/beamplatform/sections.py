@@ -51,6 +51,21 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Tolerances(Section):
+    """Shares of a sweep's records above which its plan is refused; what is counted is told in any case."""
+
+    without_targets: Share = Field(0.05, description="records of which the loss counts no token")
+    cut: Share = Field(0.25, description="records longer than max_length, which lose their end of sequence")
+    duplicates: Share = Field(0.25, description="records that repeat an earlier one")
+    empty: Share = Field(0.05, description="records with a blank instruction or output")
+    validation_trained: Share = Field(0.25, description="validation records that ask what is also trained on")
+    test_questions: Share = Field(0.01, description="training and validation records that ask a test's question")
+    unknown_answers: Share = Field(0.05, description="gold answers that their task cannot score, of each task")
+
+
 class DataSection(Section):
     """Where records come from and how they become token sequences."""
 
@@ -68,6 +83,9 @@ class DataSection(Section):
     loss_on: Literal["response", "all"] = Field("response", description="which tokens the loss counts")
     train_records: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first N after shuffling")
     validation_records: Annotated[int, Field(ge=1)] = Field(200, description="held out of the training records")
+    tolerated: Tolerances = Field(
+        Tolerances(), description="how many records may be cut, repeated, empty and so on before a plan is refused"
+    )
     split_seed: int = Field(0, description="seed of the train/validation split, the same for every trial")
 
 

@@ -18,7 +18,7 @@ from beamplatform.suite import Preset
 
 _HOW: dict[str, set[str]] = {
     "model": {"path"},
-    "data": {"source", "train_source", "columns"},
+    "data": {"source", "train_source", "columns", "tolerated"},
     "training": {"log_every", "validate_every", "checkpoint_every", "cpus_per_worker", "gpus_per_worker"},
     "evaluation": {"engine", "batch_size", "adapters"},
 }
@@ -73,7 +73,8 @@ class Trial(BaseModel):
         flat: dict[str, Any] = {"method": self.method, "seed": self.seed}
         flat |= self.hyperparameters
         for section in ("model", "data", "training", "evaluation"):
-            flat |= {f"{section}.{key}": value for key, value in getattr(self, section).model_dump().items()}
+            values = getattr(self, section).model_dump(exclude={"tolerated"})
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
         return flat
 
     def total_steps(self, train_examples: int) -> int:

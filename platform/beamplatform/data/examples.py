@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record
+from beamplatform.data.token_codec import TokenCodec
 
 IGNORED = -100
 """The label of a token that the loss does not count (PyTorch's cross_entropy default)."""
@@ -31,13 +32,19 @@ def tokenise(
 ) -> list[Example]:
     """Prompt, response and end-of-sequence token of every record, cut at `max_length` tokens.
 
-    A record whose prompt alone fills `max_length` has nothing to learn under `loss_on="response"`; it is kept (so
-    that step counts do not depend on it) and adds nothing to the loss.
+    A record whose prompt alone fills `max_length` has nothing to learn under `loss_on="response"`. It is kept, so that
+    step counts do not depend on it, and adds nothing to the loss; the plan of a sweep counts such records
+    (`beamplatform.data.quality`).
+
+    Raises:
+        UserError: the tokenizer has no end-of-sequence token.
     """
+    codec = TokenCodec(tokenizer)
+    texts = [alpaca_prompt(record.instruction, record.input) for record in records]
+    prompts = codec.prompts(texts)
+    responses = codec.responses(texts, prompts, [record.output for record in records])
     examples = []
-    for record in records:
-        prompt = tokenizer(alpaca_prompt(record.instruction, record.input))["input_ids"]
-        response = tokenizer(record.output, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    for prompt, response in zip(prompts, responses, strict=True):
         ids = (prompt + response)[:max_length]
         counted = 0 if loss_on == "all" else len(prompt)
         examples.append(Example(ids, [IGNORED] * min(counted, len(ids)) + ids[counted:]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 
 Split = Literal["train", "test"]
 
@@ -93,23 +93,27 @@ def _from_folder(task: str, split: Split, folder: Path, place: str) -> tuple[lis
         )
     rows = read_rows(path)
     if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a JSON list of records, found {_json_type(rows)}")
+        raise UserError(f"{path}: expected a JSON list of records, found {json_type(rows)}")
     return rows, str(path)
 
 
 def read_rows(path: Path) -> Any:
     """The content of a JSON file, or the list of the values of one with JSON lines (.jsonl, .jsonl.gz).
 
+    A byte order mark, which some Windows programs write first, is left out.
+
     Raises:
         UserError: not readable; names the file and the line.
     """
     try:
         content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     first = 1
     try:
         if ".jsonl" not in path.name:
@@ -122,6 +126,14 @@ def read_rows(path: Path) -> Any:
         return rows
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON (line {first + error.lineno - 1}: {error.msg})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: lists or objects are nested too deep to be read{_line(path, first)}") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{path}: not readable as JSON{_line(path, first)}: {first_line(error)}") from error
+
+
+def _line(path: Path, number: int) -> str:
+    return f" (line {number})" if ".jsonl" in path.name else ""
 
 
 def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterable[Any], str]:
@@ -154,7 +166,7 @@ def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
     for number, row in enumerate(rows, start=1):
         name = f"{where}, record {number}"
         if not isinstance(row, Mapping):
-            raise UserError(f"{name}: expected an object, found {_json_type(row)}")
+            raise UserError(f"{name}: expected an object, found {json_type(row)}")
         try:
             record = parse(row, name)
         except UserError:
@@ -166,9 +178,8 @@ def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
         for field in fields(record):
             value = getattr(record, field.name)
             if not isinstance(value, str):
-                raise UserError(
-                    f"{name}: its task makes {field.name} of it {_json_type(value)}, which must be a string"
-                )
+                raise UserError(f"{name}: its task makes {field.name} of it {json_type(value)}, which must be a string")
+            require_text(value, name, field.name)
         records.append(record)
     if not records:
         raise UserError(f"{where}: holds no records")
@@ -185,7 +196,7 @@ def text_field(row: Mapping[str, Any], field: str, where: str) -> str:
         raise UserError(f"{where}: no field {field!r}, found {', '.join(map(str, row)) or '(no fields)'}")
     value = row[field]
     if not isinstance(value, str) or not value.strip():
-        found = "an empty string" if isinstance(value, str) else _json_type(value)
+        found = "an empty string" if isinstance(value, str) else json_type(value)
         raise UserError(f"{where}: field {field!r} must be a non-empty string, found {found}")
     return value
 
@@ -206,10 +217,25 @@ def parse_record(row: Mapping[str, Any], where: str) -> Record:
     given = row.get("input")
     # The hub's columnar format turns an absent optional field into None.
     if given is not None and not isinstance(given, str):
-        raise UserError(f"{where}: field 'input' must be a string, found {_json_type(given)}")
+        raise UserError(f"{where}: field 'input' must be a string, found {json_type(given)}")
     return Record(row["instruction"], row["output"], row["answer"], given or "")
 
 
-def _json_type(value: Any) -> str:
+def require_text(value: str, where: str, field: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can hold (\\ud800) and no tokenizer takes.
+
+    Raises:
+        UserError: names the record and the field.
+    """
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {field!r} holds {value[error.start]!r}, which is no character but half of one"
+        ) from error
+
+
+def json_type(value: Any) -> str:
+    """A JSON value's type in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from beamplatform.data.records import Record, Split, load_records, read_rows
+from beamplatform.data.records import Record, Split, json_type, load_records, read_rows, require_text
 from beamplatform.errors import UserError
 from beamplatform.tasks.registry import get_task
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingRecords:
-    """Disjoint records: `train` is learnt from, `validation` chooses between configurations."""
+    """Disjoint records: `train` is learnt from, `validation` chooses between configurations.
+
+    Attributes:
+        unscorable: task -> (records whose gold answer the task cannot score, its records in all).
+    """
 
     train: list[Record]
     validation: list[Record]
+    unscorable: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def training_records(data: DataSection, tasks: Sequence[str]) -> TrainingRecords:
@@ -33,7 +38,10 @@ def training_records(data: DataSection, tasks: Sequence[str]) -> TrainingRecords
     Raises:
         UserError: nothing to train on, or fewer records than the validation split asks for.
     """
-    records = _mixture(data.train_source, data.columns) if data.train_source else _of_tasks(data, tasks)
+    by_task = {} if data.train_source else _of_tasks(data, tasks)
+    records = [record for part in by_task.values() for record in part]
+    if data.train_source:
+        records = _mixture(data.train_source, data.columns)
     random.Random(data.split_seed).shuffle(records)
     if len(records) <= data.validation_records:
         raise UserError(
@@ -41,7 +49,14 @@ def training_records(data: DataSection, tasks: Sequence[str]) -> TrainingRecords
             f"{len(records)} training records in all"
         )
     validation, train = records[: data.validation_records], records[data.validation_records :]
-    return TrainingRecords(train[: data.train_records], validation)
+    unscorable = {name: count_unscorable(name, part) for name, part in by_task.items()}
+    return TrainingRecords(train[: data.train_records], validation, unscorable)
+
+
+def count_unscorable(name: str, records: Sequence[Record]) -> tuple[int, int]:
+    """(Records whose gold answer the task cannot score, records in all)."""
+    scorable = get_task(name).scorable
+    return sum(not scorable(record) for record in records), len(records)
 
 
 def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> dict[str, list[Record]]:
@@ -55,7 +70,7 @@ def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> 
     return {get_task(task).name: _records_of(task, "test", data.source)[:limit] for task in tasks}
 
 
-def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
+def _of_tasks(data: DataSection, tasks: Sequence[str]) -> dict[str, list[Record]]:
     if data.source is None:
         raise UserError(
             "data.source: missing, so there is nothing to train on; give --data-dir FOLDER or set data.train_source"
@@ -66,7 +81,7 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> list[Record]:
         if not present:
             raise UserError(f"{folder}: none of the suite's tasks has a training split there ({', '.join(tasks)})")
         tasks = present
-    return [record for task in tasks for record in _records_of(task, "train", data.source)]
+    return {task: _records_of(task, "train", data.source) for task in tasks}
 
 
 def _place(name: str, split: Split) -> str:
@@ -87,33 +102,53 @@ def _records_of(name: str, split: Split, source: str | None) -> list[Record]:
 def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str]) -> list[Record]:
     """A training set that is not divided by task: a JSON list, JSON lines or a hub data set."""
     path = Path(source).expanduser()
-    if path.suffix in {".json", ".jsonl"}:
+    if path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
         if not path.is_file():
             raise UserError(f"data.train_source: no file {path}")
         try:
             rows = read_rows(path)
         except UserError as error:
             raise UserError(f"data.train_source: {error}") from None
+        if not isinstance(rows, list):
+            raise UserError(f"data.train_source: {path}: expected a JSON list of records, found {json_type(rows)}")
+    elif path.exists():
+        raise UserError(
+            f"data.train_source: {path} must be a .json or .jsonl file, or .gz of one"
+            + ("; it is a folder, which data.source or --data-dir takes" if path.is_dir() else "")
+        )
     else:
-        import datasets
-
-        datasets.disable_progress_bars()
-        try:
-            rows = datasets.load_dataset(source, split="train")
-        # The hub's client raises errors of several libraries, with no common base below Exception.
-        except Exception as error:
-            raise UserError(
-                f"data.train_source: reading {source} from the Hugging Face hub failed ({type(error).__name__}); "
-                "check the id and the network, or give a .json or .jsonl file"
-            ) from error
-    instruction, output = columns.get("instruction", "instruction"), columns.get("output", "output")
-    records = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping) or not all(isinstance(row.get(key), str) for key in (instruction, output)):
-            found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            raise UserError(
-                f"{source}, record {number}: needs the text fields {instruction!r} and {output!r} "
-                f"(data.columns names them), found {found}"
-            )
-        records.append(Record(row[instruction], row[output], answer="", input=row.get("input") or ""))
+        rows = _from_hub(source)
+    records = [_mixed(row, f"{source}, record {number}", columns) for number, row in enumerate(rows, start=1)]
+    if not records:
+        raise UserError(f"data.train_source: {source} holds no records")
     return records
+
+
+def _from_hub(source: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(source, split="train")
+    # The hub's client raises errors of several libraries, with no common base below Exception.
+    except Exception as error:
+        raise UserError(
+            f"data.train_source: reading {source} from the Hugging Face hub failed ({type(error).__name__}); "
+            "check the id and the network, or give a .json or .jsonl file"
+        ) from error
+
+
+def _mixed(row: Any, where: str, columns: Mapping[Literal["instruction", "output"], str]) -> Record:
+    """A row of a mixture; an output may be empty, which the plan counts (`beamplatform.data.quality`)."""
+    instruction, output = columns.get("instruction", "instruction"), columns.get("output", "output")
+    if not isinstance(row, Mapping) or not all(isinstance(row.get(key), str) for key in (instruction, output)):
+        found = ", ".join(map(str, row)) if isinstance(row, Mapping) else json_type(row)
+        raise UserError(
+            f"{where}: needs the text fields {instruction!r} and {output!r} (data.columns names them), found {found}"
+        )
+    given = row.get("input")
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"{where}: field 'input' must be a string, found {json_type(given)}")
+    for name, value in ((instruction, row[instruction]), (output, row[output]), ("input", given or "")):
+        require_text(value, where, name)
+    return Record(row[instruction], row[output], answer="", input=given or "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from beamplatform.data.token_codec import TokenCodec
 from beamplatform.errors import UserError, first_line
 from beamplatform.models import load_tokenizer
 
@@ -15,7 +16,7 @@ class TextCodec:
     """A base model's tokenizer with what generation has to know.
 
     Attributes:
-        tokenizer: adds the special tokens it adds in training (Llama's: a beginning of sequence).
+        tokenizer: transformers' tokenizer of the base model.
         eos_token_ids: the tokens any of which ends a completion.
         pad_token_id: fills up shorter sequences; never read, as it is masked.
         context: the longest sequence of prompt and completion, in tokens.
@@ -25,14 +26,18 @@ class TextCodec:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     context: int
+    _tokens: TokenCodec = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tokens", TokenCodec(self.tokenizer))
 
     def encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Return the token ids of every prompt.
+        """Return the token ids of every prompt, the same as in training (`TokenCodec`).
 
         Raises:
             UserError: a prompt and its completion would not fit the model's context.
         """
-        ids: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
+        ids = self._tokens.prompts(prompts)
         for prompt, row in zip(prompts, ids, strict=True):
             if len(row) + max_new_tokens > self.context:
                 raise UserError(
@@ -41,10 +46,20 @@ class TextCodec:
                 )
         return ids
 
-    def decode(self, completion: Sequence[int], stop: Sequence[str]) -> str:
-        """Return the text before the first end of sequence and before the first of the `stop` texts."""
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of every prompt."""
+        return [len(ids) for ids in self._tokens.prompts(prompts)]
+
+    def decode(self, prompt: Sequence[int], completion: Sequence[int], stop: Sequence[str]) -> str:
+        """Return a completion's text before the first end of sequence and before the first of the `stop` texts.
+
+        Args:
+            prompt: the token ids that the completion follows.
+            completion: the token ids of the completion.
+            stop: texts that end it.
+        """
         end = next((i for i, token in enumerate(completion) if token in self.eos_token_ids), len(completion))
-        text: str = self.tokenizer.decode(list(completion[:end]), skip_special_tokens=True)
+        text = self._tokens.decode(prompt, completion[:end])
         return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 

@@ -63,9 +63,9 @@ class TransformersEngine:
                 batch = indices[start : start + self._batch_size]
                 with self._without_adapters(export):
                     rows = self._generate_batch(model, [ids[index] for index in batch], generation)
-                texts = [self._codec.decode(row, generation.stop) for row in rows]
                 for place, index in enumerate(batch):
-                    yield index, texts[place * generation.samples : (place + 1) * generation.samples]
+                    own = rows[place * generation.samples : (place + 1) * generation.samples]
+                    yield index, [self._codec.decode(ids[index], row, generation.stop) for row in own]
 
     @property
     def version(self) -> str:

@@ -82,7 +82,7 @@ class VllmEngine:
                 asked += [(index, {"prompt_token_ids": ids[index]}, adapter) for index in indices]
             run = self._search if generation.beams > 1 else self._sample
             for index, rows in run(llm, asked, generation):
-                yield index, [self._codec.decode(row, generation.stop) for row in rows]
+                yield index, [self._codec.decode(ids[index], row, generation.stop) for row in rows]
 
     def _groups(self, exports: dict[Export | None, list[int]]) -> Iterator[dict[Export | None, list[int]]]:
         """What runs together: the base model, as many adapters at a time as have a slot, each merged model."""

@@ -48,6 +48,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         "Nothing was started.",
         soft_wrap=True,
     )
+    for line in plan.quality.lines(preset.data):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     try:
         check_fit(plan, room_here(preset.training))
     except UserError as error:

@@ -108,6 +108,8 @@ def sweep(request: Request) -> int:
     with only_driver(folder, name):
         known = load_ledger(storage, name) if request.saved is not None else []
         console.print(_headline(request, plan, folder / "log.txt"), highlight=False, soft_wrap=True)
+        for line in plan.quality.lines(preset.data):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
         if request.saved is not None:
             for line in changes(plan, request.saved, known, extended=request.extended):
                 console.print(line, highlight=False, soft_wrap=True)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _TELL_EVERY = 0.5
 """Seconds between two progress events."""
+_TEXT = 2
+"""Part of what identifies a kept answer; to be raised when text becomes tokens, or tokens text, in another way."""
 
 
 def tasks_of(section: EvaluationSection, options: Collection[str] = ()) -> list[Task]:
@@ -140,6 +142,7 @@ class Evaluator:
             "base_model": self._content(self._base),
             "export": None if export is None else [export.kind, self._content(export.path)],
             **self.about,
+            "text": _TEXT,
             "generation": dataclasses.asdict(generation),
         }
         return Answers(self._store, about)
@@ -161,7 +164,7 @@ class Evaluator:
             task.requires()
         prompts = {task.name: [task.prompt(record) for record in self._records[task.name]] for task in self._tasks}
         about = (self._content(self._base), version("transformers"), prompts)
-        found = known("prompts", about, lambda: self._lengths(prompts))
+        found = known("prompt-lengths", about, lambda: self._lengths(prompts))
         for task in self._tasks:
             lengths = [length + task.max_new_tokens for length in found["lengths"][task.name]]
             too_long = sum(length > found["context"] for length in lengths)
@@ -176,8 +179,7 @@ class Evaluator:
     def _lengths(self, prompts: Mapping[str, list[str]]) -> dict[str, Any]:
         """The model's context, and the tokens of every prompt."""
         codec = load_codec(self._base)
-        lengths = {name: [len(ids) for ids in codec.tokenizer(texts)["input_ids"]] for name, texts in prompts.items()}
-        return {"context": codec.context, "lengths": lengths}
+        return {"context": codec.context, "lengths": {name: codec.lengths(texts) for name, texts in prompts.items()}}
 
     def close(self) -> None:
         self._engine.close()

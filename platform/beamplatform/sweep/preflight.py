@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.code_version import code_version
+from beamplatform.data.quality import Quality, quality
 from beamplatform.data.records import Record
-from beamplatform.data.splits import test_records, training_records
+from beamplatform.data.splits import TrainingRecords, test_records, training_records
 from beamplatform.errors import UserError
 from beamplatform.inference.identity import content_hash
+from beamplatform.known import known
 from beamplatform.methods import get_method
 from beamplatform.methods.base import AdapterHyperparameters, Method
 from beamplatform.model_shapes import ModelShapes, model_shapes
-from beamplatform.models import resolve_path
+from beamplatform.models import load_tokenizer, resolve_path
 from beamplatform.space import Point, Space
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.ledger import Entry, Role
@@ -59,6 +62,7 @@ class Plan:
         checked: of each method, trials that stand for all of it: those of `points`, or of the corners of its space.
         test: the records of each task.
         train_examples: examples each trial learns from.
+        quality: what was counted over the records.
         identity: of the records (what is trained, validated and tested on), of the base model and of the code.
         model: its shapes.
     """
@@ -71,6 +75,7 @@ class Plan:
     checked: Mapping[str, list[Checked]]
     test: dict[str, list[Record]]
     train_examples: int
+    quality: Quality
     identity: Content
     model: ModelShapes
 
@@ -191,6 +196,8 @@ def plan_sweep(
     spaces = {method: preset.space(method) for method in methods}
     points = {method: _points(space, search) for method, space in spaces.items()}
     content = Content(fingerprint, content_hash(resolve_path(preset.model.path))[:16], code_version(tasks))
+    counted = _quality(preset, training, test, content)
+    counted.check(preset.data)
     model, count = model_shapes(preset.model.path, content.model), len(training.train)
     checked: dict[str, list[Checked]] = {}
     for method, space in spaces.items():
@@ -203,11 +210,21 @@ def plan_sweep(
             except ValueError as error:
                 where = ", ".join(f"{key}={value}" for key, value in point.items())
                 raise UserError(f"{method}{f' with {where}' if where else ''}: {error}") from None
-    plan = Plan(suite, preset_name, preset, spaces, points, checked, test, count, content, model)
+    plan = Plan(suite, preset_name, preset, spaces, points, checked, test, count, counted, content, model)
     if test:
         rank = plan.largest_rank
         Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=rank, options=options).check()
     return plan
+
+
+def _quality(preset: Preset, training: TrainingRecords, test: Mapping[str, list[Record]], content: Content) -> Quality:
+    """Counted once for the same records, tokenizer and code."""
+    how = preset.data.model_dump(exclude={"tolerated", "source", "train_source", "columns"})
+    about = (content.records, content.model, content.code, how, version("transformers"))
+    made = known(
+        "quality", about, lambda: asdict(quality(training, test, load_tokenizer(preset.model.path), preset.data))
+    )
+    return Quality(**made)
 
 
 def _points(space: Space, search: SearchSection) -> list[Point] | None:

@@ -44,6 +44,11 @@ def first_label(labels: tuple[str, ...]) -> Callable[[str], str | None]:
     return extract
 
 
+def has_label(labels: tuple[str, ...]) -> Callable[[Record], bool]:
+    """Return whether a record's answer is one of the labels."""
+    return lambda record: record.answer in labels
+
+
 def _prompt(record: Record) -> str:
     return alpaca_prompt(record.instruction, record.input)
 
@@ -63,6 +68,7 @@ COMMONSENSE: tuple[Task, ...] = tuple(
         prompt=_prompt,
         max_new_tokens=MAX_NEW_TOKENS,
         extract=first_label(labels),
+        scorable=has_label(labels),
         note=_NOTES.get(name, as_published),
     )
     for name, labels in LABELS.items()

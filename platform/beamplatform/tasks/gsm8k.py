@@ -9,6 +9,7 @@ from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, text_field
 from beamplatform.tasks.answers.numbers import first_number
 from beamplatform.tasks.task import Task
+from beamplatform.tasks.word_problems import has_number
 
 MARKER = "The answer is: "
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
@@ -47,4 +48,5 @@ GSM8K = Task(
     correct=correct,
     files="gsm8k/{split}.jsonl",
     parse=parse,
+    scorable=has_number,
 )

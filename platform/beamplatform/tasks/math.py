@@ -43,6 +43,11 @@ def correct_in_sympy(extracted: str, record: Record) -> bool:
     return correct(extracted, record) or same_mathematics(record.answer, extracted)
 
 
+def has_answer(record: Record) -> bool:
+    """Whether anything is left of the gold answer in its normal form."""
+    return bool(normal_form(record.answer))
+
+
 MATH = Task(
     name="MATH",
     prompt=step_by_step,
@@ -52,6 +57,7 @@ MATH = Task(
     correct=correct,
     files="MATH/{split}.jsonl",
     parse=parse,
+    scorable=has_answer,
     options={
         "sympy": Option(
             "answers are equal where sympy says so, or within 1e-4",

@@ -14,6 +14,11 @@ def equals_answer(extracted: str, record: Record) -> bool:
     return extracted == record.answer
 
 
+def _any_answer(record: Record) -> bool:
+    """Most tasks of the user's own say nothing about their gold answers."""
+    return True
+
+
 def _nothing() -> None:
     """What most tasks require."""
 
@@ -51,6 +56,7 @@ class Task:
         files: where a data folder has its records, with {name} and {split} to be filled in: a JSON list, or JSON lines
             (.jsonl, .jsonl.gz).
         parse: makes a record of a row of such a file, None to leave it out; the second argument names it in messages.
+        scorable: whether a completion could be right with a record's gold answer; a plan counts those that are not.
         note: what a reader of the score must know about these records; "" where they are as published.
         options: other ways to score it, by name.
         chosen: the options in force.
@@ -65,6 +71,7 @@ class Task:
     requires: Callable[[], object] = _nothing
     files: str = "{name}/{split}.json"
     parse: RowParser = parse_record
+    scorable: Callable[[Record], bool] = _any_answer
     note: Callable[[Sequence[Record]], str] = as_published
     options: Mapping[str, Option] = field(default_factory=dict, hash=False)
     chosen: tuple[str, ...] = ()

@@ -45,6 +45,16 @@ def equal_numbers(extracted: str, record: Record) -> bool:
     return gold is not None and abs(Fraction(extracted) - gold) <= TOLERANCE
 
 
+def has_number(record: Record) -> bool:
+    """Whether the gold answer holds a number."""
+    return first_number(record.answer) is not None
+
+
+def is_choice(record: Record) -> bool:
+    """Whether the gold answer is the letter of a choice."""
+    return record.answer in tuple("ABCDE")
+
+
 def extract_choice(completion: str) -> str | None:
     """The letter of a choice."""
     _, marker, rest = completion.rpartition("answer is")
@@ -55,9 +65,17 @@ def extract_choice(completion: str) -> str | None:
 
 
 WORD_PROBLEMS: tuple[Task, ...] = (
-    Task(name="AQuA", prompt=prompt, max_new_tokens=256, extract=extract_choice, parse=parse),
+    Task(name="AQuA", prompt=prompt, max_new_tokens=256, extract=extract_choice, parse=parse, scorable=is_choice),
     *(
-        Task(name=name, prompt=prompt, max_new_tokens=256, extract=extract_number, correct=equal_numbers, parse=parse)
+        Task(
+            name=name,
+            prompt=prompt,
+            max_new_tokens=256,
+            extract=extract_number,
+            correct=equal_numbers,
+            parse=parse,
+            scorable=has_number,
+        )
         for name in NUMERIC
     ),
 )

@@ -1,0 +1,191 @@
+"""What is wrong with a sweep's records: counted before anything is trained, told in the plan, refused above a share.
+
+Nothing is changed here. A record that is cut, repeated or empty stays in the training set, so that a plan's step counts
+follow from the number of records alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.data.examples import Example, tokenise
+from beamplatform.data.records import Record
+from beamplatform.data.splits import TrainingRecords, count_unscorable
+from beamplatform.errors import UserError
+
+if TYPE_CHECKING:
+    from beamplatform.sections import DataSection
+
+Question = tuple[str, str]
+
+_CHUNK = 5000
+"""Records tokenised at once; their tokens are counted and forgotten."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Counts over the records of a sweep.
+
+    Attributes:
+        records: that are trained or validated on.
+        validation: of these, validated on.
+        longest: tokens of the longest record.
+        enough: the smallest number of tokens that 99 % of the records fit into.
+        targets: tokens that the loss counts, in all training records.
+        validation_targets: tokens that the loss counts, in all validation records.
+        cut: records longer than `max_length`, which lose their end and with it their end of sequence.
+        without_targets: records of which the loss counts no token, because the prompt alone fills `max_length`.
+        duplicates: records that are equal to an earlier one.
+        empty: records whose instruction or output is blank.
+        validation_trained: validation records whose question is also trained on.
+        test_questions: records, of training and validation, whose question is asked in a test.
+        unknown_answers: "task, split" -> (records whose gold answer the task cannot score, records in all).
+    """
+
+    records: int
+    validation: int
+    longest: int
+    enough: int
+    targets: int
+    validation_targets: int
+    cut: int
+    without_targets: int
+    duplicates: int
+    empty: int
+    validation_trained: int
+    test_questions: int
+    unknown_answers: Mapping[str, Sequence[int]]
+
+    def check(self, data: DataSection) -> None:
+        """Refuse records that teach nothing, or of which more are unfit than `data.tolerated` allows.
+
+        Raises:
+            UserError: what was counted, and what would be right.
+        """
+        for split, targets in (("training", self.targets), ("validation", self.validation_targets)):
+            if targets == 0:
+                raise UserError(
+                    f"no {split} record has a token that the loss counts: every prompt alone fills data.max_length "
+                    f"({data.max_length} tokens); the longest record has {self.longest}, and {self.enough} would hold "
+                    f"99 % of them: --set data.max_length={self.enough}"
+                )
+        for kind, count, of, words in self._counts(data):
+            limit = getattr(data.tolerated, kind)
+            if of and count / of > limit:
+                raise UserError(
+                    f"{words}, more than data.tolerated.{kind} ({limit:g} of them) allows; {_REMEDIES[kind](self)}, or "
+                    f"accept it with --set data.tolerated.{kind}={_rounded_up(count / of)}"
+                )
+
+    def lines(self, data: DataSection) -> Iterator[str]:
+        """What was counted, in words; nothing where all is well."""
+        for *_, count, _of, words in self._counts(data):
+            if count:
+                yield f"{words}."
+
+    def _counts(self, data: DataSection) -> Iterator[tuple[str, int, int, str]]:
+        """(key of `data.tolerated`, count, of how many, the sentence)."""
+        of = f"of {self.records} training and validation records"
+        yield (
+            "without_targets", self.without_targets, self.records,
+            f"{self.without_targets} {of} have no token that the loss counts: their prompt fills data.max_length",
+        )  # fmt: skip
+        yield (
+            "cut", self.cut, self.records,
+            f"{self.cut} {of} are cut at data.max_length ({data.max_length} tokens; the longest has {self.longest}) "
+            "and lose their end of sequence",
+        )  # fmt: skip
+        yield "duplicates", self.duplicates, self.records, f"{self.duplicates} {of} repeat an earlier one"
+        yield "empty", self.empty, self.records, f"{self.empty} {of} have a blank instruction or output"
+        yield (
+            "validation_trained", self.validation_trained, self.validation,
+            f"{self.validation_trained} of {self.validation} validation records ask what is also trained on",
+        )  # fmt: skip
+        yield (
+            "test_questions", self.test_questions, self.records,
+            f"{self.test_questions} {of} ask a question of the test sets",
+        )  # fmt: skip
+        for place, (count, records) in self.unknown_answers.items():
+            yield (
+                "unknown_answers", count, records,
+                f"{count} of {records} gold answers of {place} are none that the task can score",
+            )  # fmt: skip
+
+
+_REMEDIES: dict[str, Callable[[Quality], str]] = {
+    "without_targets": lambda found: f"raise data.max_length ({found.enough} holds 99 % of the records)",
+    "cut": lambda found: f"raise data.max_length ({found.enough} holds 99 % of the records)",
+    "duplicates": lambda _: "leave the repeated records out of the data",
+    "empty": lambda _: "leave the blank records out of the data",
+    "validation_trained": lambda _: "leave the repeated questions out of the data",
+    "test_questions": lambda _: "leave the tests' questions out of the training data",
+    "unknown_answers": lambda _: "correct the data",
+}
+
+
+def _rounded_up(share: float) -> str:
+    return f"{min(1.0, -(-share * 100 // 1) / 100):g}"
+
+
+def quality(
+    records: TrainingRecords,
+    test: Mapping[str, Sequence[Record]],
+    tokenizer: Any,
+    data: DataSection,
+) -> Quality:
+    """Count.
+
+    Args:
+        records: what is trained and validated on.
+        test: task -> its test records.
+        tokenizer: the base model's.
+        data: how records become tokens.
+
+    Raises:
+        UserError: the tokenizer has no end-of-sequence token.
+    """
+    everything = [*records.train, *records.validation]
+    lengths, targets = [], []
+    for length, counted in _tokens(everything, tokenizer, data):
+        lengths.append(length)
+        targets.append(counted)
+    trained = len(records.train)
+    train_questions = {_question(record) for record in records.train}
+    test_questions = {_question(record) for part in test.values() for record in part}
+    ordered = sorted(lengths)
+    return Quality(
+        records=len(everything),
+        validation=len(records.validation),
+        longest=ordered[-1],
+        enough=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
+        targets=sum(targets[:trained]),
+        validation_targets=sum(targets[trained:]),
+        cut=sum(length > data.max_length for length in lengths),
+        without_targets=targets.count(0),
+        duplicates=len(everything) - len(set(everything)),
+        empty=sum(not record.instruction.strip() or not record.output.strip() for record in everything),
+        validation_trained=sum(_question(record) in train_questions for record in records.validation),
+        test_questions=sum(_question(record) in test_questions for record in everything),
+        unknown_answers=_unknown_answers(records, test),
+    )
+
+
+def _unknown_answers(records: TrainingRecords, test: Mapping[str, Sequence[Record]]) -> dict[str, tuple[int, int]]:
+    found = {f"{task}, training": counts for task, counts in records.unscorable.items()}
+    return found | {f"{task}, test": count_unscorable(task, part) for task, part in test.items()}
+
+
+def _tokens(records: Sequence[Record], tokenizer: Any, data: DataSection) -> Iterator[tuple[int, int]]:
+    """(tokens before any cut, tokens that the loss counts after it) of every record."""
+    for start in range(0, len(records), _CHUNK):
+        whole = tokenise(records[start : start + _CHUNK], tokenizer, max_length=2**62, loss_on=data.loss_on)
+        for example in whole:
+            cut = Example(example.ids[: data.max_length], example.labels[: data.max_length])
+            yield len(example.ids), cut.targets
+
+
+def _question(record: Record) -> Question:
+    """What is asked, whatever the spaces around it."""
+    return " ".join(record.instruction.split()), " ".join(record.input.split())
