@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -93,3 +94,53 @@ def test_the_published_training_splits(shared_data: Path) -> None:
 def test_bad_sources(data: DataSection, message: str) -> None:
     with pytest.raises(UserError, match=message):
         training_records(data, ["boolq"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", "5", "expected a JSON list of records, found a number"),
+        ("x.json", '{"instruction": "a", "output": "b"}', "expected a JSON list of records, found an object"),
+        ("x.json", "null", "expected a JSON list of records, found null"),
+        ("x.json", "[]", "holds no records"),
+        ("x.jsonl", "\n\n", "holds no records"),
+        ("x.json", "[5]", "record 1: needs the text fields 'instruction' and 'output' .* found a number"),
+        (
+            "x.json",
+            '[{"instruction": "a", "output": "b", "input": 5}]',
+            "record 1: field 'input' must be a string, found a",
+        ),
+        (
+            "x.json",
+            '[{"instruction": "a", "output": "b", "input": ["c"]}]',
+            "field 'input' must be a string, found a list",
+        ),
+        (
+            "x.json",
+            '[{"instruction": "a", "output": "b", "input": 0}]',
+            "field 'input' must be a string, found a number",
+        ),
+        ("x.json", '[{"instruction": "a", "output": null}]', "needs the text fields .* found instruction, output"),
+        ("x.json", '[{"instruction": "\\ud800", "output": "b"}]', r"field 'instruction' holds '\\ud800', which is no"),
+        ("x.json", "[" * 100_000, "nested too deep"),
+        ("x.jsonl", '{"instruction": "a", "output": "b"}\n' + "[" * 100_000, r"nested too deep to be read \(line 2\)"),
+        ("x.txt", "instruction,output", r"x\.txt must be a \.json or \.jsonl file, or \.gz of one$"),
+        ("folder", None, "it is a folder, which data.source or --data-dir takes"),
+    ],
+)
+def test_bad_mixtures_are_one_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        training_records(DataSection(train_source=str(path), validation_records=1), [])
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mixture_may_be_compressed_and_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    row = json.dumps({"instruction": "a", "output": ""}).encode()
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + row + b"\r\n" + row + b"\r\n"))
+    found = training_records(DataSection(train_source=str(tmp_path / "x.jsonl.gz"), validation_records=1), [])
+    assert found.train == found.validation == [Record("a", "", "")]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, load_records
+from beamplatform.data.records import Record, load_records, read_rows
 from beamplatform.errors import UserError
 
 GOOD = {"instruction": "Is water wet?", "input": "", "output": "the correct answer is true", "answer": "true"}
@@ -83,6 +83,10 @@ def test_published_files_parse(shared_data: Path, task: str, split: Any) -> None
             "record 1: field 'output' must be a non-empty string, found an empty string",
         ),
         ([{**GOOD, "answer": True}], "record 1: field 'answer' must be a non-empty string, found a boolean"),
+        ([{**GOOD, "output": "half \ud800 of one"}], "record 1: field 'output' holds '\\ud800', which is no character"),
+        ("[" * 100_000, "lists or objects are nested too deep to be read"),
+        ('[{"a": ' + "9" * 5000 + "}]", "not readable as JSON: Exceeds the limit"),
+        ("5", "expected a JSON list of records, found a number"),
         ([{**GOOD, "input": 3}], "record 1: field 'input' must be a string, found a number"),
     ],
 )
@@ -98,6 +102,18 @@ def test_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     write(tmp_path, [GOOD]).write_bytes(b'[{"instruction": "\xff"}]')
     with pytest.raises(UserError, match=r"boolq/test\.json: not UTF-8 text \(byte 18\)"):
         load_records("boolq", "test", str(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [GOOD])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_records("boolq", "test", str(tmp_path)) == [Record("Is water wet?", GOOD["output"], "true")]
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.json: cannot be read \(Is a directory\)"):
+        (tmp_path / "x.json").mkdir()
+        read_rows(tmp_path / "x.json")
 
 
 def test_missing_task_split_and_folder(tmp_path: Path) -> None:

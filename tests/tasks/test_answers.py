@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from beamplatform.data.records import Record, load_records
 from beamplatform.tasks import TASKS
-from beamplatform.tasks.answers.latex import last_boxed, normal_form
+from beamplatform.tasks.answers.latex import bare, last_boxed, normal_form
 from beamplatform.tasks.answers.numbers import first_number, last_number
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -27,6 +27,8 @@ FIRST = [
     ("18.00", 18), ("007", 7), ("1,23,456", 1), ("2:30", 2), ("3 1/2", 3), ("\n\n42\n", 42), ("**64**", 64),
     ("\\boxed{64}", 64), ("72 km/h", 72), ("10^3", 10), ("1.2.3", Fraction(6, 5)), ("\u0665", None),
     ("9" * 5000, None), ("1/" + "9" * 5000, None),
+    ("9{,}500", 9500), ("\\$9{,}500.25", Fraction(38001, 4)), ("9,\\!500", 9500), ("9\\,500", 9500),
+    ("1{,}234{,}567", 1234567),
 ]  # fmt: skip
 
 
@@ -41,7 +43,7 @@ LAST = [
     ("-2", -2), ("it fell to -2", -2), ("it fell to -2 degrees", -2), ("3/4", Fraction(3, 4)),
     ("so 1/3 of 6/4", Fraction(3, 2)),
     ("1.5 and 2.25 ounces", Fraction(9, 4)), ("100%", 100), ("", None), ("no number", None), ("12,000 people", 12000),
-    ("from 5 to 10", 10), ("(5, 7)", 7), ("answer: 8/0", None), ("2021-05", 5),
+    ("3 of 9{,}500", 9500), ("from 5 to 10", 10), ("(5, 7)", 7), ("answer: 8/0", None), ("2021-05", 5),
 ]  # fmt: skip
 
 
@@ -63,8 +65,10 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
     last_number(text)
     assert normal_form(normal_form(text)) == normal_form(normal_form(normal_form(text)))
     last_boxed(text)
+    assert bare(bare(text)) == bare(text)
+    record = Record("q", "o", '{"names": ["f"]}')
     for task in TASKS.values():
-        task.extract(text)
+        task.answer_in(text, record)
 
 
 # --- LaTeX --------------------------------------------------------------------------------------------------
@@ -135,6 +139,11 @@ COMPLETIONS = [
     ("gsm8k", "-3", "The answer is: -3", True), ("gsm8k", "18", "The answer is: eighteen", False),
     ("gsm8k", "5", "The answer is: 1/0", False), ("gsm8k", "18", "The answer is: 180", False),
     ("MATH", "\\frac{1}{2}", "The answer is: \\frac12.", True), ("MATH", "2", "The answer is: 2.\nThat is all.", True),
+    ("MATH", "$2$", "The answer is: 2", True), ("MATH", "\\boxed{2}", "The answer is: 2", True),
+    ("MATH", "2", "The answer is: $2$", True), ("MATH", "2", "The answer is: \\(\\boxed{2}\\).", True),
+    ("MATH", "\\boxed{\\frac{1}{2}}", "The answer is: $\\dfrac12$", True), ("MATH", "$2$", "The answer is: $3$", False),
+    ("MATH", "$1$ or $2$", "The answer is: $1$ or $2$", True), ("MATH", "$1$ or $2$", "The answer is: 1$ or $2", False),
+    ("gsm8k", "9500", "The answer is: 9{,}500", True), ("gsm8k", "9500", "The answer is: $9,\\!500$", True),
     ("MATH", "2", "Thus \\boxed{2}.", False), ("MATH", "50", "The answer is: 50\\%", True),
     ("MATH", "2", "The answer is: ", False),
     ("MATH", "(1,2)", "The answer is: \\left( 1, 2 \\right)", True),
@@ -151,6 +160,21 @@ COMPLETIONS = [
     ("boolq", "true", "the correct answer is true, not false", True), ("boolq", "false", "true or false", False),
     ("piqa", "solution2", "solution 2", False), ("hellaswag", "ending3", "It is ending3 (not ending1)", True),
 ]  # fmt: skip
+
+
+BARE = [
+    ("$x$", "x"), ("\\boxed{x}", "x"), ("$\\boxed{x}$", "x"), ("\\boxed{$x$}", "x"), ("\\(x\\)", "x"),
+    ("\\[ x \\]", "x"), ("$$x$$", "x"),
+    ("\\boxed{a}+\\boxed{b}", "\\boxed{a}+\\boxed{b}"), ("$a$ and $b$", "$a$ and $b$"), ("\\$5", "\\$5"),
+    ("$5\\$", "$5\\$"), ("$", "$"),
+    ("$$", "$$"), ("", ""), (" 5 ", "5"), ("\\(a\\) and \\(b\\)", "\\(a\\) and \\(b\\)"), ("\\boxed{}", ""),
+    ("\\fbox{5}", "5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "expected"), BARE)
+def test_what_only_sets_an_answer_off_is_no_part_of_it(answer: str, expected: str) -> None:
+    assert bare(answer) == expected
 
 
 @pytest.mark.parametrize(("task", "gold", "completion", "expected"), COMPLETIONS)

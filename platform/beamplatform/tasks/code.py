@@ -10,7 +10,8 @@ import ast
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from beamplatform.data.prompts import alpaca_prompt
@@ -21,17 +22,76 @@ from beamplatform.tasks.task import Option, Task
 MBPP_TEST = range(11, 511)
 """The ids of MBPP's test split; one file holds all splits."""
 
-_BLOCK = re.compile(r"```python[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_PYTHON = re.compile(r"(?:(?:i?python|py)[\d.]*)?", re.IGNORECASE)
+"""What stands behind the fence of a block that may be the program; nothing may, too."""
 _ENDS = re.compile(r"""^if __name__ == ["']__main__["']:|^# Example usage|^assert\b""", re.MULTILINE)
+_CODE = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
+"""A line that is neither blank nor a comment."""
 
 
-def extract_program(completion: str) -> str | None:
-    """The first ```python block where there is one, else all of it; up to what only shows the program off."""
-    block = _BLOCK.search(completion)
-    code = block[1] if block else completion
-    end = _ENDS.search(code)
-    code = code[: end.start()] if end else code
-    return code if code.strip() else None
+def extract_program(completion: str, names: Collection[str] = ()) -> str | None:
+    """The program in a completion, without what follows it only to show it off; None where there is none.
+
+    That is a fenced block of Python: of several the first that defines one of `names`, else the first. Where nothing is
+    fenced it is all of the completion.
+    """
+    text = completion.replace("\r\n", "\n")
+    # A program of its own may hold fences, in a docstring.
+    blocks = [text] if _parses(text) else _blocks(text) or [text]
+    program = next((block for block in blocks if _defines(block, names)), blocks[0])
+    for end in _ENDS.finditer(program):
+        if _CODE.search(program, 0, end.start()):
+            program = program[: end.start()]
+            break
+    return program if _CODE.search(program) else None
+
+
+def program_for(completion: str, record: Record) -> str | None:
+    """As `extract_program`, for the functions that a record's tests call."""
+    return extract_program(completion, json.loads(record.answer)["names"])
+
+
+def _blocks(text: str) -> list[str]:
+    """The fenced blocks that may be Python; also what stands before a closing fence that nothing has opened."""
+    found: list[str] = []
+    fences = list(_FENCE.finditer(text))
+    opening: re.Match[str] | None = None
+    for fence in fences:
+        if opening is None:
+            before = text[: fence.start()]
+            if not found and not fence[3] and len(fences) % 2 and _CODE.search(before) and _parses(before):
+                found.append(before)
+            else:
+                opening = fence
+        elif fence[2].startswith(opening[2]) and not fence[3]:
+            found += _python(text, opening, fence.start())
+            opening = None
+    if opening is not None:  # the completion was cut off
+        found += _python(text, opening, len(text))
+    return found
+
+
+def _python(text: str, opening: re.Match[str], end: int) -> list[str]:
+    """The block behind a fence, its columns counted from the fence's; nothing where it is of another language."""
+    if not _PYTHON.fullmatch(opening[3]):
+        return []
+    lines = text[opening.end() + 1 : end].split("\n")
+    return ["\n".join(line.removeprefix(opening[1]) for line in lines)]
+
+
+def _defines(program: str, names: Collection[str]) -> bool:
+    found = re.findall(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", program, re.MULTILINE)
+    return not set(found).isdisjoint(names)
+
+
+def _parses(program: str) -> bool:
+    """Whether it is Python, or the indented body of a function."""
+    try:
+        ast.parse(textwrap.dedent(program))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def parse_humaneval(row: Mapping[str, Any], where: str) -> Record:
@@ -104,6 +164,7 @@ HUMANEVAL = Task(
     prompt=humaneval_prompt,
     max_new_tokens=1024,
     extract=extract_program,
+    extract_for=program_for,
     correct=completes_prompt,
     requires=sandbox,
     files="HumanEval.jsonl.gz",
@@ -115,6 +176,7 @@ MBPP = Task(
     prompt=mbpp_prompt,
     max_new_tokens=1024,
     extract=extract_program,
+    extract_for=program_for,
     correct=passes,
     requires=sandbox,
     files="mbpp.jsonl",

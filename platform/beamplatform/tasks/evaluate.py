@@ -211,7 +211,7 @@ def _judge(question: _Question, completions: list[str]) -> list[Prediction]:
     for sample, completion in enumerate(completions):
         extracted, correct = None, False
         try:
-            extracted = question.task.extract(completion)
+            extracted = question.task.answer_in(completion, question.record)
             correct = extracted is not None and question.task.correct(extracted, question.record)
         except UserError:
             raise

@@ -1,7 +1,7 @@
-"""MATH (Hendrycks et al. 2021, arXiv 2103.03874), scored as MetaMath's harness scores it (eval_math.py).
+r"""MATH (Hendrycks et al. 2021, arXiv 2103.03874), scored as MetaMath's harness scores it (eval_math.py).
 
 That script compares a prediction with itself where its parser fails, and so counts failures as correct. A failure is
-wrong here.
+wrong here. An answer that is only set off, as $x$ or \boxed{x}, is x here, in gold answers and in predictions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from beamplatform.data.records import Record, text_field
 from beamplatform.errors import UserError
-from beamplatform.tasks.answers.latex import last_boxed, normal_form
+from beamplatform.tasks.answers.latex import bare, last_boxed, normal_form
 from beamplatform.tasks.answers.mathematics import can_compare, same_mathematics
 from beamplatform.tasks.gsm8k import MARKER, STOP, step_by_step
 from beamplatform.tasks.task import Option, Task
@@ -35,17 +35,17 @@ def extract(completion: str) -> str | None:
 
 def correct(extracted: str, record: Record) -> bool:
     """Whether the normal forms are the same text."""
-    return normal_form(extracted) == normal_form(record.answer)
+    return normal_form(bare(extracted)) == normal_form(bare(record.answer))
 
 
 def correct_in_sympy(extracted: str, record: Record) -> bool:
     """Whether the normal forms are the same text, or the answers the same mathematics."""
-    return correct(extracted, record) or same_mathematics(record.answer, extracted)
+    return correct(extracted, record) or same_mathematics(bare(record.answer), bare(extracted))
 
 
 def has_answer(record: Record) -> bool:
     """Whether anything is left of the gold answer in its normal form."""
-    return bool(normal_form(record.answer))
+    return bool(normal_form(bare(record.answer)))
 
 
 MATH = Task(

@@ -50,6 +50,7 @@ class Task:
         prompt: the text a model is asked with.
         max_new_tokens: the longest completion.
         extract: the answer a completion gives, None when it gives none (which is scored as wrong).
+        extract_for: takes the place of `extract` where the answer can only be found with the record at hand.
         correct: compares an extracted answer with the record it belongs to.
         stop: texts that end a completion, themselves left out of it.
         requires: called before a model is loaded; raises UserError where the task cannot be scored on this machine.
@@ -66,6 +67,7 @@ class Task:
     prompt: Callable[[Record], str]
     max_new_tokens: int
     extract: Callable[[str], str | None]
+    extract_for: Callable[[str, Record], str | None] | None = None
     correct: Callable[[str, Record], bool] = equals_answer
     stop: tuple[str, ...] = ()
     requires: Callable[[], object] = _nothing
@@ -81,6 +83,10 @@ class Task:
         chosen = tuple(name for name in self.options if name in names)
         changes = {key: value for name in chosen for key, value in self.options[name].changes.items()}
         return replace(self, chosen=chosen, **changes)
+
+    def answer_in(self, completion: str, record: Record) -> str | None:
+        """The answer that a completion gives to a record's question; None where it gives none."""
+        return self.extract(completion) if self.extract_for is None else self.extract_for(completion, record)
 
     def notes(self, records: Sequence[Record]) -> str:
         """What a reader of the score must know about its records and the options chosen; "" for nothing."""

@@ -46,6 +46,25 @@ def last_boxed(solution: str) -> str | None:
     return None
 
 
+_WRAPPED = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
+
+
+def bare(answer: str) -> str:
+    r"""An answer without what only sets it off: $5$, \(5\), \[5\] and \boxed{5} are 5; \$5 stays."""
+    before, text = None, answer.strip()
+    while text != before:
+        before = text
+        for opening, closing in _WRAPPED:
+            inner = text[len(opening) : -len(closing)]
+            if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
+                whole = "$" not in inner and not inner.endswith("\\") and opening not in inner
+                text = inner.strip() if whole else text
+        content = last_boxed(text)
+        if content is not None and re.fullmatch(r"\\(?:boxed|fbox)\s*", text.removesuffix(f"{{{content}}}")):
+            text = content.strip()
+    return text
+
+
 def normal_form(answer: str) -> str:
     r"""The normal form: without layout, units and signs of percent and degree; with \frac and \sqrt written out."""
     text = answer

@@ -12,15 +12,25 @@ _LONGEST = 1000
 """Digits of a number; a model that repeats itself writes longer ones, which are no answers (and Python prints none)."""
 
 
+_SEPARATORS = re.compile(r"\{,\}|\\[,!]")
+"""LaTeX's thousands separators: 9{,}500, 9\\,500, and 9,\\!500, whose comma stays."""
+
+
+def _plain(text: str) -> str:
+    """With thousands separated as outside of LaTeX, or not at all."""
+    return _SEPARATORS.sub(lambda match: "," if match[0] == "{,}" else "", text)
+
+
 def first_number(text: str) -> Fraction | None:
     """The first number of a text, exactly: -3, 1,234.5, .5, $12, 3/4; None where there is none, or one divided by 0."""
+    text = _plain(text)
     match = _NUMBER.search(text)
     return _value(text, match)[0] if match else None
 
 
 def last_number(text: str) -> Fraction | None:
     """The last number of a text; see `first_number`. Behind a digit a sign is an operator: 7-3 ends in 3."""
-    found, end = None, 0
+    found, end, text = None, 0, _plain(text)
     for match in _NUMBER.finditer(text):
         if match.start() < end:
             continue  # a denominator, which belongs to the number before it
