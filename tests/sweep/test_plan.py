@@ -157,3 +157,23 @@ def test_a_range_of_workers_shares_the_same_global_batch(trial) -> None:
         trial("lora", training__workers={"max": 7})
     with pytest.raises(UserError, match=r"greater than or equal to 1, got 0"):
         trial("lora", training__workers=0)
+
+
+def test_what_is_wrong_with_records_is_told_in_the_plan_and_refused_above_a_share(plan, capsys) -> None:
+    from rich.console import Console
+
+    from beamplatform.sweep.announce import print_plan
+
+    with pytest.raises(
+        UserError, match=r"no training record has a token that the loss counts.*--set data.max_length=32"
+    ):
+        plan("lora", data__max_length=8)
+    with pytest.raises(
+        UserError, match=r"of 300 .* are cut at data.max_length \(31 tokens.*data.tolerated.cut=0\.\d+"
+    ):
+        plan("lora", data__max_length=31)
+    tolerant = plan("lora", data__max_length=31, data__tolerated__cut=1, data__tolerated__without_targets=1)
+    print_plan(tolerant, Console(width=200))
+    assert "are cut at data.max_length (31 tokens; the longest has 32)" in capsys.readouterr().out
+    usual = plan("lora", data__max_length=31, data__tolerated={"cut": 1, "without_targets": 1, "empty": 0})
+    assert [one.trial.name for one in usual.checked["lora"]] == [one.trial.name for one in tolerant.checked["lora"]]
