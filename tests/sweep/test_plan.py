@@ -169,11 +169,11 @@ def test_what_is_wrong_with_records_is_told_in_the_plan_and_refused_above_a_shar
     ):
         plan("lora", data__max_length=8)
     with pytest.raises(
-        UserError, match=r"of 300 .* are cut at data.max_length \(31 tokens.*data.tolerated.cut=0\.\d+"
+        UserError, match=r"of 300 .* are cut at data.max_length \(30 tokens.*data.tolerated.cut=0\.\d+"
     ):
-        plan("lora", data__max_length=31)
-    tolerant = plan("lora", data__max_length=31, data__tolerated__cut=1, data__tolerated__without_targets=1)
+        plan("lora", data__max_length=30)
+    tolerant = plan("lora", data__max_length=30, data__tolerated__cut=1, data__tolerated__without_targets=1)
     print_plan(tolerant, Console(width=200))
-    assert "are cut at data.max_length (31 tokens; the longest has 32)" in capsys.readouterr().out
-    usual = plan("lora", data__max_length=31, data__tolerated={"cut": 1, "without_targets": 1, "empty": 0})
+    assert "are cut at data.max_length (30 tokens; the longest has 32)" in capsys.readouterr().out
+    usual = plan("lora", data__max_length=30, data__tolerated={"cut": 1, "without_targets": 1, "empty": 0})
     assert [one.trial.name for one in usual.checked["lora"]] == [one.trial.name for one in tolerant.checked["lora"]]
