@@ -168,9 +168,7 @@ def test_what_is_wrong_with_records_is_told_in_the_plan_and_refused_above_a_shar
         UserError, match=r"no training record has a token that the loss counts.*--set data.max_length=32"
     ):
         plan("lora", data__max_length=8)
-    with pytest.raises(
-        UserError, match=r"of 300 .* are cut at data.max_length \(30 tokens.*data.tolerated.cut=0\.\d+"
-    ):
+    with pytest.raises(UserError, match=r"of 300 .* are cut at data.max_length \(30 tokens.*data.tolerated.cut=0\.\d+"):
         plan("lora", data__max_length=30)
     tolerant = plan("lora", data__max_length=30, data__tolerated__cut=1, data__tolerated__without_targets=1)
     print_plan(tolerant, Console(width=200))

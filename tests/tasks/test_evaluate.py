@@ -164,3 +164,14 @@ def test_answers_that_cannot_be_judged_are_wrong_and_told() -> None:
     assert isinstance(found, Evaluation)
     assert [p.correct for p in found.predictions["boolq"]] == [True, False] * 3
     assert found.notes["boolq"].startswith("3 answers counted as wrong because judging them failed, first with Zero")
+
+
+@pytest.mark.parametrize(
+    ("extract", "told"),
+    [(lambda _: exit(0), "first with SystemExit"), (lambda _: 5, "first with TypeError: extract() must return a text")],
+)
+def test_an_extraction_that_fails_does_not_end_the_evaluation(extract, told: str) -> None:
+    task = replace(TASKS[0], extract=extract)
+    events = list(evaluate_all(Scripted(), [None], [task], {"boolq": RECORDS["boolq"]}))
+    found = events[-1].outcome
+    assert isinstance(found, Evaluation) and found.scores["boolq"] == 0 and told in found.notes["boolq"]

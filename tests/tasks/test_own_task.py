@@ -84,3 +84,25 @@ def test_records_that_do_not_fit_are_named(own: Path, rows: str, message: str) -
     (own.parent / "DIR" / "sums" / "test.jsonl").write_text(rows)
     with pytest.raises(UserError, match=message):
         records_of_tests(DataSection(source=str(own.parent / "DIR")), [str(own)], None)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "message"),
+    [
+        ("alpaca_prompt(record.instruction)", "record.nothing", r"task sums: its prompt\(\) fails \(AttributeError"),
+        (
+            "alpaca_prompt(record.instruction)",
+            "exit(0)",
+            r"task sums: its prompt\(\) fails \(SystemExit: 0\) .* '0 \+ 1\?'",
+        ),
+        ("alpaca_prompt(record.instruction)", "5", r"task sums: its prompt\(\) must return a text, found int"),
+        ("return Record(", "exit(0)\n    return Record(", r"record 1: its task cannot read it \(SystemExit: 0\)"),
+        ("return Record(", "return dict(", "record 1: its task makes no Record of it but dict"),
+    ],
+)
+def test_a_task_whose_functions_fail_is_one_line(own: Path, written: str, instead: str, message: str) -> None:
+    own.write_text(own.read_text().replace(written, instead))
+    with pytest.raises(UserError, match=message) as caught:
+        for record in records_of_tests(DataSection(source=str(own.parent / "DIR")), [str(own)], None)["sums"]:
+            get_task(str(own)).question(record)
+    assert "\n" not in str(caught.value)

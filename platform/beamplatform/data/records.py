@@ -171,8 +171,10 @@ def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
             record = parse(row, name)
         except UserError:
             raise
-        except Exception as error:  # of a task of the user's own
-            raise UserError(f"{name}: its task cannot read it ({type(error).__name__}: {error})") from error
+        except (Exception, SystemExit) as error:  # of a task of the user's own
+            raise UserError(f"{name}: its task cannot read it ({type(error).__name__}: {first_line(error)})") from error
+        if record is not None and not isinstance(record, Record):
+            raise UserError(f"{name}: its task makes no Record of it but {type(record).__name__}")
         if record is None:
             continue
         for field in fields(record):

@@ -162,7 +162,7 @@ class Evaluator:
         """
         for task in self._tasks:
             task.requires()
-        prompts = {task.name: [task.prompt(record) for record in self._records[task.name]] for task in self._tasks}
+        prompts = {task.name: [task.question(record) for record in self._records[task.name]] for task in self._tasks}
         about = (self._content(self._base), version("transformers"), prompts)
         found = known("prompt-lengths", about, lambda: self._lengths(prompts))
         for task in self._tasks:

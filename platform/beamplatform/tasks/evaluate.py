@@ -134,7 +134,7 @@ class _Model:
 
     def questions(self, tasks: Sequence[Task]) -> list[_Question]:
         return [
-            _Question(self, task, number, record, task.prompt(record))
+            _Question(self, task, number, record, task.question(record))
             for task in tasks
             for number, record in enumerate(self.records[task.name])
         ]
@@ -212,10 +212,12 @@ def _judge(question: _Question, completions: list[str]) -> list[Prediction]:
         extracted, correct = None, False
         try:
             extracted = question.task.answer_in(completion, question.record)
+            if extracted is not None and not isinstance(extracted, str):
+                raise TypeError(f"extract() must return a text or None, found {type(extracted).__name__}")
             correct = extracted is not None and question.task.correct(extracted, question.record)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             question.model.unjudged.append((question.task.name, f"{type(error).__name__}: {error}"[:200]))
         gold = question.record.answer
         found.append(Prediction(document, question.prompt, completion, extracted, gold, correct, sample))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beamplatform.data.records import Record, RowParser, parse_record
+from beamplatform.errors import UserError, first_line
 
 
 def equals_answer(extracted: str, record: Record) -> bool:
@@ -83,6 +84,23 @@ class Task:
         chosen = tuple(name for name in self.options if name in names)
         changes = {key: value for name in chosen for key, value in self.options[name].changes.items()}
         return replace(self, chosen=chosen, **changes)
+
+    def question(self, record: Record) -> str:
+        """The text that a model is asked with.
+
+        Raises:
+            UserError: the task's own `prompt` fails, or returns no text.
+        """
+        try:
+            text = self.prompt(record)
+        except (Exception, SystemExit) as error:  # of a task of the user's own
+            raise UserError(
+                f"task {self.name}: its prompt() fails ({type(error).__name__}: {first_line(error)}) on the record "
+                f"that begins {record.instruction[:60]!r}"
+            ) from error
+        if not isinstance(text, str):
+            raise UserError(f"task {self.name}: its prompt() must return a text, found {type(text).__name__}")
+        return text
 
     def answer_in(self, completion: str, record: Record) -> str | None:
         """The answer that a completion gives to a record's question; None where it gives none."""
