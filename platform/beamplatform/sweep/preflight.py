@@ -14,6 +14,7 @@ from beamplatform.errors import UserError
 from beamplatform.inference.identity import content_hash
 from beamplatform.methods import get_method
 from beamplatform.methods.base import AdapterHyperparameters, Method
+from beamplatform.model_check import check_model
 from beamplatform.model_shapes import ModelShapes, model_shapes
 from beamplatform.models import resolve_path
 from beamplatform.space import Point, Space
@@ -191,7 +192,9 @@ def plan_sweep(
     spaces = {method: preset.space(method) for method in methods}
     points = {method: _points(space, search) for method, space in spaces.items()}
     content = Content(fingerprint, content_hash(resolve_path(preset.model.path))[:16], code_version(tasks))
+    check_model(preset.model.path, content.model, trains=True)
     model, count = model_shapes(preset.model.path, content.model), len(training.train)
+    model.check_length(preset.data.max_length)
     checked: dict[str, list[Checked]] = {}
     for method, space in spaces.items():
         checked[method] = []
