@@ -54,6 +54,11 @@ def folder_files(folder: Path) -> list[Path]:
     return [weights_file(folder, name) for name in sorted(set(weight_map.values()))]
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's safetensors."""
+    return (folder / INDEX).is_file() or (folder / WEIGHTS).is_file()
+
+
 def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all tensors in a model's folder.
 
