@@ -35,7 +35,8 @@ class ModelShapes:
         exchangeable_attention: whether transformers lets other attention functions take the place of its own.
         head: the same of the head, where it is a linear layer.
         head_is_tied: whether the head's weight is that of the embedding.
-        others: name -> kind of the other layers that have weights, such as embeddings, norms and fused experts.
+        others: name -> kind of the other layers that have weights, such as embeddings and norms.
+        not_linear: those of `others` that have matrices and are no embeddings, such as fused experts.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelShapes:
     head: Mapping[str, Shape] = field(default_factory=dict)
     head_is_tied: bool = False
     others: Mapping[str, str] = field(default_factory=dict)
+    not_linear: Mapping[str, str] = field(default_factory=dict)
 
     def check_length(self, max_length: int) -> None:
         """Check that a training example fits the positions that the model has.
@@ -84,13 +86,16 @@ def _read(path: str) -> ModelShapes:
     linear: dict[str, Shape] = {}
     of_head: dict[str, Shape] = {}
     others: dict[str, str] = {}
+    not_linear: dict[str, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             (of_head if module is head else linear)[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             linear[name] = (module.weight.shape[1], module.weight.shape[0])
-        elif next(module.parameters(recurse=False), None) is not None:
+        elif own := list(module.parameters(recurse=False)):
             others[name] = type(module).__name__
+            if max(parameter.ndim for parameter in own) > 1 and not isinstance(module, nn.Embedding):
+                not_linear[name] = type(module).__name__
     text = model.config.get_text_config()
     return ModelShapes(
         type(model).__name__,
@@ -101,4 +106,5 @@ def _read(path: str) -> ModelShapes:
         of_head,
         bool(of_head) and head.weight is model.get_input_embeddings().weight,
         others,
+        not_linear,
     )

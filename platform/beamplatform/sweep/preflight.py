@@ -20,7 +20,7 @@ from beamplatform.models import resolve_path
 from beamplatform.space import Point, Space
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.ledger import Entry, Role
-from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
+from beamplatform.sweep.memory import MemoryEstimate, check_head, estimate, target_shapes
 from beamplatform.sweep.search import listed_points
 from beamplatform.tasks.predictions import digest as text_digest
 from beamplatform.tasks.predictions import document_hash
@@ -225,6 +225,7 @@ def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
     method: Method = trial.make_method(train_examples)
     shapes = target_shapes(model, method.values)
     method.check_layers(shapes)
+    check_head(method, model, shapes, trial.training)
     check_loss_head(model.config, trial.training.loss_head)
     if trial.training.packing:
         check_packing(model)
