@@ -18,7 +18,10 @@ from rich.table import Table
 from beamplatform.data.splits import test_records
 from beamplatform.errors import UserError
 from beamplatform.inference import Export, check_export
-from beamplatform.inference.check import read_adapter_config
+from beamplatform.inference.adapter_check import adapter_rank, read_adapter_config
+from beamplatform.inference.identity import content_hash
+from beamplatform.inference.vllm_engine import LARGEST_RANK
+from beamplatform.model_check import check_model
 from beamplatform.models import resolve_path
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.output import output_to_file
@@ -58,10 +61,11 @@ def score_exports(
         options: of the tasks, beside the suite's own.
 
     Returns:
-        The exit code: 1 when a model could not be asked.
+        The exit code: 1 when a model could not be asked, and the others were.
 
     Raises:
-        UserError: no tasks, no data, or an adapter that does not belong to the base model; before anything is loaded.
+        UserError: no tasks, no data, something is wrong with the base model, or with all adapters and merged models;
+            before anything is loaded.
     """
     tasks = preset.evaluation.tasks
     if not tasks:
@@ -69,14 +73,15 @@ def score_exports(
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; name a folder, which is made where it is missing")
     base = resolve_path(preset.model.path)
+    check_model(preset.model.path, content_hash(base))
     exports = [read_export(folder) for folder in folders]
-    for export in exports:
-        check_export(base, export)
     places = [Path(folder).resolve() for folder in folders]
     if len(set(places)) < len(places):
         again = next(folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1)
         raise UserError(f"--adapter {again}: the same folder is named twice")
-    configs = {e.path: read_adapter_config(Path(e.path)) for e in exports if e.kind == "adapter"}
+    fitting = _fitting(base, exports)
+    configs = {e.path: read_adapter_config(Path(e.path)) for e in fitting if e.kind == "adapter"}
+    ranks = [adapter_rank(Path(folder)) for folder in configs]
     records = test_records(preset.data, tasks, preset.evaluation.max_records)
     console = Console()
     for folder, config in configs.items():
@@ -89,7 +94,8 @@ def score_exports(
         preset.evaluation,
         records,
         adapters=max(len(configs), 1),
-        largest_rank=max((int(config["r"]) for config in configs.values()), default=1),
+        # One adapter that vLLM cannot serve is refused in its turn, and does not keep the others from theirs.
+        largest_rank=max([rank for rank in ranks if rank <= LARGEST_RANK] or ranks, default=1),
         store=store,
         options=options,
     )
@@ -110,6 +116,24 @@ def score_exports(
     if output is not None:
         console.print(f"Scores and predictions: {output}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _fitting(base: str, exports: Sequence[Export]) -> list[Export]:
+    """The exports that can be asked. What is wrong with others is told when their turn comes.
+
+    Raises:
+        UserError: none of them can.
+    """
+    fitting, wrong = [], []
+    for export in exports:
+        try:
+            check_export(base, export)
+            fitting.append(export)
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong and not fitting:
+        raise UserError("; ".join(wrong))
+    return fitting
 
 
 def _ask(

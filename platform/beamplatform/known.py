@@ -12,6 +12,9 @@ from typing import Any
 
 from beamplatform.storage import write_text
 
+LARGE = 2**26
+"""Bytes of a file that is read again only when its size or age has changed."""
+
 
 def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
     """What `find_out` returned for the same `about`, or returns now: plain values, as JSON gives them back.
@@ -28,3 +31,11 @@ def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
     with contextlib.suppress(OSError):  # no home folder, or a full one: found out anew next time
         write_text(str(file), text)
     return json.loads(text)
+
+
+def known_of_file(kind: str, file: Path, find_out: Callable[[], Any]) -> Any:
+    """As `known`, about the content of a file. A large file is told by path, size and age; a small one is read anew."""
+    about = file.stat()
+    if about.st_size <= LARGE:
+        return find_out()
+    return known(kind, (str(file.resolve()), about.st_size, about.st_mtime_ns), find_out)

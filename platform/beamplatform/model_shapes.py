@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from beamplatform.errors import UserError
 from beamplatform.known import known
 from beamplatform.models import skeleton
 
@@ -18,7 +19,7 @@ AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 _CONFIG = (
     "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "head_dim", "num_key_value_heads",
-    "vocab_size", *AFTER_THE_HEAD,
+    "vocab_size", "max_position_embeddings", *AFTER_THE_HEAD,
 )  # fmt: skip
 
 
@@ -32,6 +33,10 @@ class ModelShapes:
         linear: name -> (d_out, d_in) of its linear layers but the head.
         config: numbers of its configuration; None where it has none of that name.
         exchangeable_attention: whether transformers lets other attention functions take the place of its own.
+        head: the same of the head, where it is a linear layer.
+        head_is_tied: whether the head's weight is that of the embedding.
+        others: name -> kind of the other layers that have weights, such as embeddings and norms.
+        not_linear: those of `others` that have matrices and are no embeddings, such as fused experts.
     """
 
     name: str
@@ -39,6 +44,23 @@ class ModelShapes:
     linear: Mapping[str, Shape]
     config: Mapping[str, Any]
     exchangeable_attention: bool = True
+    head: Mapping[str, Shape] = field(default_factory=dict)
+    head_is_tied: bool = False
+    others: Mapping[str, str] = field(default_factory=dict)
+    not_linear: Mapping[str, str] = field(default_factory=dict)
+
+    def check_length(self, max_length: int) -> None:
+        """Check that a training example fits the positions that the model has.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        positions = self.config.get("max_position_embeddings")
+        if positions is not None and max_length > positions:
+            raise UserError(
+                f"data.max_length: {max_length} tokens are more than the {positions} positions of the model "
+                f"(max_position_embeddings in its config.json); allowed: at most {positions}"
+            )
 
 
 def model_shapes(path: str, content: str) -> ModelShapes:
@@ -49,8 +71,10 @@ def model_shapes(path: str, content: str) -> ModelShapes:
     """
     source = Path(__file__).read_text(encoding="utf-8")
     found = known("shapes", (content, version("transformers"), source), lambda: asdict(_read(path)))
-    linear = {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in found["linear"].items()}
-    return ModelShapes(**found | {"linear": linear})
+    shapes = {
+        key: {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in found[key].items()} for key in ("linear", "head")
+    }
+    return ModelShapes(**found | shapes)
 
 
 def _read(path: str) -> ModelShapes:
@@ -60,11 +84,27 @@ def _read(path: str) -> ModelShapes:
 
     head = model.get_output_embeddings()
     linear: dict[str, Shape] = {}
+    of_head: dict[str, Shape] = {}
+    others: dict[str, str] = {}
+    not_linear: dict[str, str] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            linear[name] = (module.out_features, module.in_features)
+        if isinstance(module, nn.Linear):
+            (of_head if module is head else linear)[name] = (module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             linear[name] = (module.weight.shape[1], module.weight.shape[0])
-    config = {name: getattr(model.config, name, None) for name in _CONFIG}
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return ModelShapes(type(model).__name__, count, linear, config, bool(model._supports_attention_backend))
+        elif own := list(module.parameters(recurse=False)):
+            others[name] = type(module).__name__
+            if max(parameter.ndim for parameter in own) > 1 and not isinstance(module, nn.Embedding):
+                not_linear[name] = type(module).__name__
+    text = model.config.get_text_config()
+    return ModelShapes(
+        type(model).__name__,
+        sum(parameter.numel() for parameter in model.parameters()),
+        linear,
+        {name: getattr(text, name, None) for name in _CONFIG},
+        bool(model._supports_attention_backend),
+        of_head,
+        bool(of_head) and head.weight is model.get_input_embeddings().weight,
+        others,
+        not_linear,
+    )

@@ -62,10 +62,10 @@ def build_adapter(base: Path, folder: Path, *, seed: int, r: int = 4, **options:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    options.setdefault("target_modules", ["q_proj", "v_proj", "down_proj"])
+    options = {"target_modules": ["q_proj", "v_proj", "down_proj"], "init_lora_weights": False} | options
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(r=r, lora_alpha=2 * r, init_lora_weights=False, task_type="CAUSAL_LM", **options),
+        LoraConfig(r=r, lora_alpha=2 * r, task_type="CAUSAL_LM", **options),
     )
     model.save_pretrained(folder)
     return folder

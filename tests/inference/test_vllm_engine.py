@@ -86,9 +86,13 @@ def test_ranks_are_rounded_up_to_what_vllm_serves() -> None:
     ("options", "expected"),
     [
         ({"use_dora": True}, "has use_dora=True, which vLLM cannot serve: export a merged model"),
-        ({"bias": "lora_only"}, "has bias='lora_only', which"),
         ({"rank_pattern": {"q_proj": 2}}, r"has rank_pattern=\{'q_proj': 2\}, which"),
-        ({"modules_to_save": ["lm_head"]}, r"has modules_to_save=\['lm_head'\], which"),
+        ({"rank_pattern": {"q_proj": 9}}, "has rank 9, above this engine's max_lora_rank of 8"),
+        ({"alpha_pattern": {"q_proj": 2}}, r"has alpha_pattern=\{'q_proj': 2\}, which"),
+        ({"alora_invocation_tokens": [1]}, r"has alora_invocation_tokens=\[1\], which"),
+        ({"lora_bias": True}, "has lora_bias=True, which"),
+        ({"bias": "lora_only"}, "bias='lora_only' is more than low-rank factors"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is more than low-rank factors"),
     ],
 )
 def test_more_than_plain_lora_is_refused(

@@ -116,6 +116,42 @@ def test_what_is_wrong_is_one_line(root: Path, adapters: list[Path], tmp_path: P
         assert process.returncode == 2 and len(errors.strip().splitlines()) == 1 and message in errors, errors
 
 
+def test_a_bad_adapter_beside_a_good_one_costs_only_itself(root: Path, adapters: list[Path], tmp_path: Path) -> None:
+    good, second, merged = adapters
+    bad = Path(shutil.copytree(second, tmp_path / "bad"))
+    config = bad / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": "4"}))
+    wrong = f"{config}: r must be a whole number, at least 1; found '4'"
+    for other in (good, merged):
+        arguments = ("--adapter", bad, "--adapter", other, "--max-records", 5, "--output", other.name)
+        process = start(root, tmp_path, *arguments)
+        output, errors = process.communicate(timeout=900)
+        assert process.returncode == 1, errors
+        assert output.count(wrong) == 1 and output.count("average") == 1 and "Traceback" not in errors
+        assert [path.name for path in (tmp_path / other.name).iterdir()] == ["2"], "numbered as given"
+    broken = Path(shutil.copytree(merged, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"")
+    process = start(root, tmp_path, "--adapter", bad, "--adapter", broken)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 2 and len(errors.strip().splitlines()) == 1, errors
+    assert wrong in errors and f"{broken / 'model.safetensors'}: not a readable safetensors file" in errors
+
+
+def test_a_base_model_that_lacks_a_tensor_is_not_asked(root: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from beamplatform.models import resolve_path
+
+    base = Path(shutil.copytree(resolve_path("tiny"), tmp_path / "base"))
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    process = start(root, tmp_path, "--model", base)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 2 and "no model.norm.weight; " in errors and len(errors.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 def test_an_adapter_of_another_base_model_is_told(root: Path, adapters: list[Path], tmp_path: Path) -> None:
     shutil.copytree(adapters[0], tmp_path / "other")
     config = tmp_path / "other" / "adapter_config.json"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from beamplatform.inference.engine import Export
-from beamplatform.known import known
+from beamplatform.known import known_of_file
 from beamplatform.models import read_config
 
 _CONTENT = (
@@ -15,8 +15,6 @@ _CONTENT = (
     "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 """The files of a model's folder that decide what it says."""
-_LARGE = 2**26
-"""Bytes of a file that is read again only when its size or age has changed."""
 
 
 def fingerprint(export: Export) -> str:
@@ -37,9 +35,7 @@ def content_hash(path: str) -> str:
         return f"{path}@{read_config(path)._commit_hash}"
     whole = hashlib.sha256()
     for file in sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}):
-        about = file.stat()
-        of_file = (str(file.resolve()), about.st_size, about.st_mtime_ns)
-        digest = known("digests", of_file, partial(_digest, file)) if about.st_size > _LARGE else _digest(file)
+        digest = known_of_file("digests", file, partial(_digest, file))
         whole.update(f"{file.name} {digest}\n".encode())
     return whole.hexdigest()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beamplatform.errors import UserError
-from beamplatform.inference.check import ADAPTER_WEIGHTS
+from beamplatform.inference.adapter_check import ADAPTER_WEIGHTS
 from beamplatform.inference.engine import Export
 
 PROBES = 4

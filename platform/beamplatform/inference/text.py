@@ -8,7 +8,7 @@ from typing import Any
 
 from beamplatform.data.token_codec import TokenCodec
 from beamplatform.errors import UserError, first_line
-from beamplatform.models import load_tokenizer
+from beamplatform.models import load_tokenizer, read_config
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,16 @@ def load_codec(base_model: str) -> TextCodec:
     Raises:
         UserError: one of them is missing, or neither names an end-of-sequence token.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     tokenizer = load_tokenizer(base_model)
-    try:
-        config = AutoConfig.from_pretrained(base_model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the config of the base model {base_model}: {first_line(error)}") from error
+    config = read_config(base_model).get_text_config()
     try:
         eos = GenerationConfig.from_pretrained(base_model).eos_token_id
     except OSError:
         eos = None
+    except Exception as error:  # its values can be wrong in any way
+        raise UserError(f"cannot read the generation_config.json of {base_model}: {first_line(error)}") from error
     named = [eos] if isinstance(eos, int) else list(eos or ())
     if tokenizer.eos_token_id is not None:
         named.append(tokenizer.eos_token_id)

@@ -11,12 +11,13 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.errors import UserError, first_line
 from beamplatform.inference.check import check_export
 from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.identity import draw_seed, fingerprint
 from beamplatform.inference.in_use import PROBES, blaming, require_in_use
 from beamplatform.inference.text import TextCodec, load_codec
+from beamplatform.model_check import quiet_transformers
+from beamplatform.models import load_model
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +143,7 @@ class TransformersEngine:
             if self._merged is None:
                 with blaming(export):
                     check_export(self._base_model, export)
-                self._merged = (name, self._load(export.path))
+                    self._merged = (name, self._load(export.path))
             return self._merged[1]
         if self._base is None:
             self._base = self._load(self._base_model)
@@ -181,16 +182,11 @@ class TransformersEngine:
 
     def _load(self, path: str) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         logger.info("loading %s in %s on %s", path, self._dtype, self._device)
-        try:
-            with _no_progress_bars():
-                model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=getattr(torch, self._dtype), use_safetensors=True
-                )
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the model {path}: {first_line(error)}") from error
+        with quiet_transformers():
+            model: Any = load_model(path, getattr(torch, self._dtype), what="the model")
         # The model's own may sample or penalise repetition, and fills in whatever a call leaves unset.
         model.generation_config = GenerationConfig()
         return model.to(self._device).eval()
@@ -201,17 +197,3 @@ class TransformersEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing on the terminal, which belongs to the pipeline."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from beamplatform.errors import UserError
-from beamplatform.inference.check import check_export, read_adapter_config
+from beamplatform.inference.adapter_check import PEFT_ONLY, adapter_rank, is_set, read_adapter_config
+from beamplatform.inference.check import check_export
 from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.identity import draw_seed, fingerprint
 from beamplatform.inference.in_use import PROBES, blaming, require_in_use
@@ -277,12 +278,10 @@ def check_servable(folder: Path, max_lora_rank: int) -> None:
         UserError: its rank is above `max_lora_rank`, or it is more than plain LoRA of one rank.
     """
     config = read_adapter_config(folder)
-    if config["r"] > max_lora_rank:
-        raise UserError(
-            f"adapter {folder} has rank {config['r']}, above this engine's max_lora_rank of {max_lora_rank}"
-        )
-    for key in ("use_dora", "modules_to_save", "bias", "rank_pattern", "alpha_pattern"):
-        if config.get(key) and config[key] != "none":
+    if (rank := adapter_rank(folder)) > max_lora_rank:
+        raise UserError(f"adapter {folder} has rank {rank}, above this engine's max_lora_rank of {max_lora_rank}")
+    for key in sorted(PEFT_ONLY):
+        if is_set(config.get(key)):
             raise UserError(
                 f"adapter {folder} has {key}={config[key]!r}, which vLLM cannot serve: "
                 "export a merged model, or use the engine 'transformers'"

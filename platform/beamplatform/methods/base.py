@@ -68,6 +68,12 @@ class AdapterHyperparameters(Hyperparameters):
         """The rank of the exported adapter."""
         return self.largest_rank
 
+    def targets(self, name: str) -> bool:
+        """Whether target_modules names this layer, by its whole name or the end of it; 'all-linear' names none."""
+        if isinstance(self.target_modules, str):
+            return False
+        return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
+
     def lora_arguments(self) -> dict[str, Any]:
         """The arguments that PEFT's LoraConfig and its subclasses share."""
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
@@ -135,6 +141,8 @@ class Method(ABC):
     export_kind: ClassVar[ExportKind] = "adapter"
     keeps_dropout: ClassVar[bool] = True
     """Whether its layers keep dropout's mask and what it left for the backward pass."""
+    writes_weights: ClassVar[bool] = False
+    """Whether the weights of adapted layers change, in training or for the export: a tied head then needs its own."""
 
     def __init__(self, values: Mapping[str, Any], plan: RunPlan) -> None:
         self.values: Any = self.hyperparameters.model_validate(values)
@@ -211,6 +219,10 @@ class Method(ABC):
 
     def export(self, model: Any, folder: Path) -> None:
         """Write the trained model as `export_kind` says, in safetensors; called on one worker with whole parameters."""
-        if self.export_kind == "merged" and hasattr(model, "merge_and_unload"):
+        if self.export_kind == "adapter":
+            # Without the base model's own head, which PEFT adds where the head is adapted.
+            model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+            return
+        if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         model.save_pretrained(str(folder), safe_serialization=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from beamplatform.methods.base import ExportKind, Method, Shapes
+from beamplatform.methods.head import give_head_its_own_weight
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,7 @@ class Dora(Method):
     """W = m (W0 + BA) / |W0 + BA|: its column norms make it no plain LoRA, so it is exported merged."""
 
     name: ClassVar[str] = "dora"
+    writes_weights: ClassVar[bool] = True
     export_kind: ClassVar[ExportKind] = "merged"
 
     def extra_memory(self, shapes: Shapes) -> int:
@@ -28,4 +30,5 @@ class Dora(Method):
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from peft import LoraConfig, get_peft_model
 
+        give_head_its_own_weight(base, self.values)
         return get_peft_model(base, LoraConfig(use_dora=True, **self.values.lora_arguments()))

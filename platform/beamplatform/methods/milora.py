@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from beamplatform.methods.base import ComponentHyperparameters, Method
 from beamplatform.methods.components import adapter_factors, save_change
+from beamplatform.methods.head import give_head_its_own_weight
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ class Milora(Method):
     """LoRA that starts in the minor singular components of the weights, which the frozen weights are rid of."""
 
     name: ClassVar[str] = "milora"
+    writes_weights: ClassVar[bool] = True
     hyperparameters: ClassVar[type[ComponentHyperparameters]] = ComponentHyperparameters
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
@@ -25,6 +27,7 @@ class Milora(Method):
 
         from beamplatform.baselines.milora import get_milora_model
 
+        give_head_its_own_weight(base, self.values)
         device = "cuda" if torch.cuda.is_available() else None
         model = get_milora_model(base, LoraConfig(**self.values.lora_arguments()), device=device)
         self._first = adapter_factors(model)

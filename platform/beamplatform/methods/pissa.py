@@ -9,6 +9,7 @@ from pydantic import Field
 
 from beamplatform.methods.base import ComponentHyperparameters, Method
 from beamplatform.methods.components import adapter_factors, save_change
+from beamplatform.methods.head import give_head_its_own_weight
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +30,13 @@ class Pissa(Method):
     """LoRA that starts in the principal singular components of the weights, which the frozen weights are rid of."""
 
     name: ClassVar[str] = "pissa"
+    writes_weights: ClassVar[bool] = True
     hyperparameters: ClassVar[type[PissaHyperparameters]] = PissaHyperparameters
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from peft import LoraConfig, get_peft_model
 
+        give_head_its_own_weight(base, self.values)
         iterations = self.values.svd_iterations
         start = "pissa" if iterations is None else f"pissa_niter_{iterations}"
         model = get_peft_model(base, LoraConfig(init_lora_weights=start, **self.values.lora_arguments()))

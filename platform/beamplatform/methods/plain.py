@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,17 @@ def save_plain_lora(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *,
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=sorted({name.rpartition(".")[2] for name in factors}),
+        target_modules=_target_modules(factors, base),
         base_model_name_or_path=base.config.name_or_path,
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
+
+
+def _target_modules(names: Collection[str], base: Any) -> list[str]:
+    """The layers' last names, where these name no other layer of the base model; else their whole names."""
+    last = {name.rpartition(".")[2] for name in names}
+    # A layer that has an adapter is a module with the base layer and the factors below it.
+    named = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in last}
+    return sorted(last if named == set(names) else names)

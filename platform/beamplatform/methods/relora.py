@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from beamplatform.methods.base import AdapterHyperparameters, ExportKind, Hyperparameters, Length, Method, MethodState
+from beamplatform.methods.head import give_head_its_own_weight
 from beamplatform.schedule import warmup_steps
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Relora(Method):
     """LoRA that is merged into the base weights every `cycle` steps and starts again, with a warm-up of its own."""
 
     name: ClassVar[str] = "relora"
+    writes_weights: ClassVar[bool] = True
     hyperparameters: ClassVar[type[Hyperparameters]] = ReloraHyperparameters
     # The base weights have changed, by an update of up to as many times r as there are cycles.
     export_kind: ClassVar[ExportKind] = "merged"
@@ -53,6 +55,7 @@ class Relora(Method):
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from peft import LoraConfig, get_peft_model
 
+        give_head_its_own_weight(base, self.values)
         self._curve = self._schedule()
         return get_peft_model(base, LoraConfig(**self.values.lora_arguments()))
 

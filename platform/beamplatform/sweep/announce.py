@@ -36,6 +36,8 @@ def print_plan(plan: Plan, console: Console) -> None:
             trial = Text.assemble(name, (f"\n  {values}" if values else "", "dim"))
             table.add_row(trial, str(one.steps), *map(_size, parts))
     console.print(table)
+    for line in left_out(plan):
+        console.print(line, highlight=False, soft_wrap=True)
     if process := plan.largest.memory.process:
         console.print(f"Of all, {_size(process)} are the worker's process and its libraries.", highlight=False)
     for method in plan.methods:
@@ -54,6 +56,16 @@ def print_plan(plan: Plan, console: Console) -> None:
         check_fit(plan, room_here(preset.training))
     except UserError as error:
         console.print(f"It would be refused here: {error}", style="yellow", soft_wrap=True)
+
+
+def left_out(plan: Plan) -> Iterator[str]:
+    """One line where target_modules all-linear leaves out layers with matrices that no method adapts."""
+    values = [one.trial.hyperparameters for checked in plan.checked.values() for one in checked]
+    others = plan.model.not_linear
+    if others and any(value.get("target_modules") == "all-linear" for value in values):
+        kinds = dict.fromkeys((kind, name.rpartition(".")[2]) for name, kind in others.items())
+        what = ", ".join(f"{name} ({kind})" for kind, name in kinds)
+        yield f"all-linear leaves out {len(others)} layers that are not linear and have no adapters: {what}"
 
 
 def announced(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from beamplatform.errors import UserError, first_line
 from beamplatform.options import DEFAULT_STORAGE, has_gpu
 from beamplatform.storage import is_uri, join
-from beamplatform.sweep.announce import announced, changes, print_plan
+from beamplatform.sweep.announce import announced, changes, left_out, print_plan
 from beamplatform.sweep.cluster_check import check_cluster
 from beamplatform.sweep.fit import check_fit, room_here
 from beamplatform.sweep.launched import launched
@@ -94,6 +94,8 @@ def sweep(request: Request) -> int:
     with console.status("Checking the plan"):
         plan = plan_sweep(request.suite, request.preset_name, preset, request.methods, request.options)
         check_fit(plan, room_here(preset.training))
+    for line in left_out(plan):
+        console.print(line, highlight=False, soft_wrap=True)
     if preset.data.source == "embedded" and preset.model.path == "tiny":
         console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
     tracker = Tracker(request.tracking_uri, request.suite)

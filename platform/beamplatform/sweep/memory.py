@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError
@@ -55,21 +57,65 @@ def computes_on_cpu(training: TrainingSection) -> bool:
 def target_shapes(model: ModelShapes, values: Hyperparameters) -> dict[str, Shape]:
     """Module name -> (d_out, d_in) of the layers the adapter is put on; of all linear layers where there is none.
 
+    The head is among them only where target_modules names it.
+
     Raises:
-        UserError: no layer matches target_modules.
+        UserError: an entry of target_modules names no linear layer.
     """
     linear = dict(model.linear)
     if not linear:
         raise UserError(f"{model.name} has no linear layers that an adapter could be put on")
     if not isinstance(values, AdapterHyperparameters) or values.target_modules == "all-linear":
         return linear
-    chosen = {n: s for n, s in linear.items() if any(n == t or n.endswith(f".{t}") for t in values.target_modules)}
-    if not chosen:
-        names = sorted({name.rpartition(".")[2] for name in linear})
-        raise UserError(
-            f"target_modules {list(values.target_modules)}: no such layer in the model; allowed: {', '.join(names)}"
+    everything = {**linear, **model.head}
+    if not values.target_modules:
+        raise UserError(f"target_modules: names no layer; allowed: {_allowed(everything)}")
+    for target in values.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in everything):
+            raise UserError(f"target_modules: {_unknown(target, everything, model)}")
+    return {name: shape for name, shape in everything.items() if values.targets(name)}
+
+
+def _unknown(target: str, layers: Collection[str], model: ModelShapes) -> str:
+    """What is wrong with an entry of target_modules that names no linear layer."""
+    kind = next((k for name, k in model.others.items() if name == target or name.endswith(f".{target}")), None)
+    if kind is not None:
+        return f"{target!r} is a {kind}, and adapters are put on linear layers; allowed: {_allowed(layers)}"
+    last = sorted({name.rpartition(".")[2] for name in layers})
+    close = get_close_matches(target, [*last, *layers], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"no such layer in the model as {target!r}; {hint}allowed: {_allowed(layers)}"
+
+
+def _allowed(layers: Collection[str]) -> str:
+    last = sorted({name.rpartition(".")[2] for name in layers})
+    return f"'all-linear', or a list of {', '.join(last)}, or of longer ends of layers' names"
+
+
+def check_head(method: Method, model: ModelShapes, shapes: Mapping[str, Shape], training: TrainingSection) -> None:
+    """Refuse an adapted head where it could not do what it is for.
+
+    Raises:
+        ValueError: says what would be right.
+    """
+    adapted = next((name for name in model.head if name in shapes), None)
+    if adapted is None or not isinstance(method.values, AdapterHyperparameters):
+        return
+    if training.loss_head == "chunked":
+        raise ValueError(
+            f"target_modules: training.loss_head=chunked computes the loss without the adapter of {adapted}; allowed: "
+            "counted, all, or other target_modules"
         )
-    return chosen
+    if training.zero_stage == 3 and _unties(method, model, shapes):
+        raise ValueError(
+            f"target_modules: {adapted} shares its weight with the embedding, from which {method.name} has to part it, "
+            "and that cannot be done under training.zero_stage=3; allowed: 0, 1, 2, or other target_modules"
+        )
+
+
+def _unties(method: Method, model: ModelShapes, shapes: Mapping[str, Shape]) -> bool:
+    """Whether the method gives a tied head a weight of its own."""
+    return method.writes_weights and model.head_is_tied and any(name in shapes for name in model.head)
 
 
 def estimate(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str, Shape]) -> MemoryEstimate:
@@ -89,6 +135,8 @@ def estimate(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str,
     width = 4 if trial.model.dtype == "float32" else 2
     workers, stage = training.most_workers, training.zero_stage
     total = model.parameters
+    if _unties(method, model, shapes):
+        total += sum(d_out * d_in for d_out, d_in in model.head.values())
     values = method.values
     if isinstance(values, AdapterHyperparameters):
         trained = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())

@@ -17,12 +17,13 @@ from beamplatform.inference.identity import content_hash
 from beamplatform.known import known
 from beamplatform.methods import get_method
 from beamplatform.methods.base import AdapterHyperparameters, Method
+from beamplatform.model_check import check_model
 from beamplatform.model_shapes import ModelShapes, model_shapes
 from beamplatform.models import load_tokenizer, resolve_path
 from beamplatform.space import Point, Space
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.ledger import Entry, Role
-from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
+from beamplatform.sweep.memory import MemoryEstimate, check_head, estimate, target_shapes
 from beamplatform.sweep.search import listed_points
 from beamplatform.tasks.predictions import digest as text_digest
 from beamplatform.tasks.predictions import document_hash
@@ -196,9 +197,11 @@ def plan_sweep(
     spaces = {method: preset.space(method) for method in methods}
     points = {method: _points(space, search) for method, space in spaces.items()}
     content = Content(fingerprint, content_hash(resolve_path(preset.model.path))[:16], code_version(tasks))
+    check_model(preset.model.path, content.model, trains=True)
     counted = _quality(preset, training, test, content)
     counted.check(preset.data)
     model, count = model_shapes(preset.model.path, content.model), len(training.train)
+    model.check_length(preset.data.max_length)
     checked: dict[str, list[Checked]] = {}
     for method, space in spaces.items():
         checked[method] = []
@@ -239,6 +242,7 @@ def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
     method: Method = trial.make_method(train_examples)
     shapes = target_shapes(model, method.values)
     method.check_layers(shapes)
+    check_head(method, model, shapes, trial.training)
     check_loss_head(model.config, trial.training.loss_head)
     if trial.training.packing:
         check_packing(model)

@@ -1,0 +1,116 @@
+"""A head that shares the embedding's weight can be adapted: what is exported says what the trained model says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from beamplatform.inference import Export, check_export
+from beamplatform.methods import METHODS, get_method
+from beamplatform.methods.base import RunPlan
+from beamplatform.model_shapes import model_shapes
+from beamplatform.models import load_base, load_tokenizer, resolve_path
+from beamplatform.sections import ModelSection, TrainingSection
+from beamplatform.sweep.memory import check_head, target_shapes
+
+ADAPTERS = [name for name in METHODS if name != "full"]
+STEPS = 12
+IDS = torch.arange(3, 99).reshape(4, 24)
+OWN: dict[str, dict[str, Any]] = {
+    "beamlora": {"interval": 4},
+    "adalora": {"delta_t": 1},
+    "relora": {"cycle": 4, "first_warmup": 1, "restart_warmup": 1},
+    "increlora": {"interval": 2, "ranks_per_growth": None, "tinit": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("base"))
+    model: Any = load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False)
+    del model.model.layers[2:]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(folder)
+    load_tokenizer("tiny").save_pretrained(folder)
+    return folder
+
+
+def train(name: str, path: str, targets: list[str]) -> tuple[Any, Any]:
+    """The method after a few steps at a high rate, and its model."""
+    torch.manual_seed(0)
+    values = {"r": 4, "learning_rate": 0.02, "target_modules": targets, **OWN.get(name, {})}
+    method = get_method(name)(values, RunPlan(total_steps=STEPS, schedule="constant", seed=0))
+    model: Any = method.build(load_base(ModelSection(path=path, dtype="float32"), on_gpu=False))
+    optimizer = method.make_optimizer([p for p in model.parameters() if p.requires_grad], 0.0)
+    method.attach(model, optimizer)
+    for step in range(1, STEPS + 1):
+        model.train()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        method.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step(step)
+    return method, model.eval()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's advice on tied weights
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapted_head_is_exported_as_it_was_trained(name: str, base: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    method, model = train(name, base, ["q_proj", "lm_head"])
+    with torch.no_grad():
+        trained = model(IDS).logits
+    method.export(model, tmp_path / "export")
+    check_export(base, Export(method.export_kind, str(tmp_path / "export")))
+    loaded: Any
+    if method.export_kind == "merged":
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    else:
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "export").eval()
+    with torch.no_grad():
+        logits = loaded(IDS).logits
+        before = AutoModelForCausalLM.from_pretrained(base).eval()(IDS).logits
+    assert (logits - trained).abs().max() / trained.abs().max() < 1e-5
+    assert (logits - before).abs().max() > 0.1, "it has learned something"
+
+
+@pytest.mark.parametrize("name", ["adalora", "pissa", "milora", "increlora"])
+def test_an_adapter_of_some_layers_names_these_alone(name: str, base: str, tmp_path: Path) -> None:
+    method, model = train(name, base, ["1.self_attn.q_proj", "down_proj"])
+    method.export(model, tmp_path)
+    check_export(base, Export("adapter", str(tmp_path)))
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert sorted(named) == [
+        "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj",
+    ]  # fmt: skip
+
+
+def test_where_an_adapted_head_could_not_do_what_it_is_for() -> None:
+    model = model_shapes("tiny", "tiny")
+    assert model.head_is_tied and model.head == {"lm_head": (1472, 128)}
+
+    def check(name: str, targets: list[str], **training: Any) -> None:
+        values = {"learning_rate": 1e-3, "target_modules": targets}
+        method = get_method(name)(values, RunPlan(total_steps=100, schedule="constant", seed=0))
+        section = TrainingSection(max_steps=100, **training)
+        check_head(method, model, target_shapes(model, method.values), section)
+
+    with pytest.raises(
+        ValueError, match=r"loss_head=chunked computes the loss without the adapter of lm_head; allowed"
+    ):
+        check("lora", ["lm_head"], loss_head="chunked")
+    with pytest.raises(ValueError, match=r"lm_head shares its weight .* dora has to .*zero_stage=3; allowed: 0, 1, 2"):
+        check("dora", ["q_proj", "lm_head"], zero_stage=3)
+    check("lora", ["q_proj", "lm_head"], zero_stage=3)
+    check("dora", ["q_proj"], zero_stage=3, loss_head="all")
+
+
+def test_the_shipped_models_head_is_tied() -> None:
+    model: Any = load_base(ModelSection(path=resolve_path("tiny")), on_gpu=False)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
