@@ -20,6 +20,7 @@ from beamplatform.errors import UserError
 from beamplatform.inference import Export, check_export
 from beamplatform.inference.check import read_adapter_config
 from beamplatform.models import resolve_path
+from beamplatform.storage_check import check_writable, checked_location
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.output import output_to_file
 from beamplatform.tasks.predictions import rows, write_predictions
@@ -66,8 +67,10 @@ def score_exports(
     tasks = preset.evaluation.tasks
     if not tasks:
         raise UserError("this preset names no tasks; give --tasks A,B")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; name a folder, which is made where it is missing")
+    store = checked_location("--answers", store) if store is not None else None
+    for option, place in (("--output", output), ("--answers", store)):
+        if place is not None:
+            check_writable(option, str(place))
     base = resolve_path(preset.model.path)
     exports = [read_export(folder) for folder in folders]
     for export in exports:
