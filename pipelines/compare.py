@@ -11,7 +11,7 @@ from pathlib import Path
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
-from beamplatform.options import split
+from beamplatform.options import Parser, split
 
 EPILOG = """\
 Each method stands in the table as the configuration with the lowest validation loss in its search; test scores take no
@@ -21,7 +21,7 @@ codes: 0 the table was printed, 2 there is nothing to compare or the input is wr
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").splitlines()[0], epilog=EPILOG)
+    result = Parser(prog="compare.py", description=(__doc__ or "").splitlines()[0], epilog=EPILOG)
     result.add_argument(
         "--suite",
         required=True,
@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    methods = split("--methods", options.methods) if options.methods is not None else None
+    tasks = split("--tasks", options.tasks) if options.tasks is not None else None
 
     from rich.console import Console
 
@@ -60,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     tracker = Tracker(options.tracking_uri, options.suite)
     runs = tracker.trial_runs(sweep=options.sweep, every_status=True)
-    methods, tasks = (split(text) if text is not None else None for text in (options.methods, options.tasks))
     try:
         report = make_report(tracker, runs, methods=methods, tasks=tasks)
     except UserError as error:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from beamplatform.cli import main_guard
-from beamplatform.options import add_preset_options, add_tracking_option, as_list, load, unsafe_options
+from beamplatform.options import (
+    Parser,
+    add_preset_options,
+    add_tracking_option,
+    as_list,
+    as_text,
+    load,
+    unsafe_options,
+)
 
 EXAMPLES = """examples:
   python pipelines/evaluate.py --suite commonsense                                 the base model
@@ -18,9 +25,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; 0 when all were scored, 1 when one could not be asked, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add_preset_options(parser)
     add_tracking_option(parser)
     parser.add_argument(
@@ -46,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     suite, _, preset = load(
         arguments,
         {
-            "--model": ("model.path", arguments.model),
-            "--tasks": ("evaluation.tasks", as_list(arguments.tasks)),
+            "--model": ("model.path", as_text(arguments.model)),
+            "--tasks": ("evaluation.tasks", as_list("--tasks", arguments.tasks)),
             "--engine": ("evaluation.engine", arguments.engine),
             "--max-records": ("evaluation.max_records", arguments.max_records),
         },

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
-from beamplatform.options import add_suite_options, as_list, load, split, suite_name, unsafe_options
+from beamplatform.options import (
+    Parser,
+    add_suite_options,
+    as_text,
+    check_name,
+    load,
+    seeds_of,
+    split,
+    suite_name,
+    unsafe_options,
+)
 
 if TYPE_CHECKING:
+    from beamplatform.suite import Preset
     from beamplatform.sweep.saved import SavedSweep
 
 EXAMPLES = """examples:
@@ -28,17 +39,16 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sweep; 0 when every trial succeeded, 1 when some failed, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add_suite_options(parser)
     parser.add_argument(
         "--methods", metavar="A,B",
         help="these methods of the suite, in this order, or 'all'; default: those the preset names in search.methods",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", metavar="0,1", help="training seeds of each method's chosen configuration, instead of the suite's"
-    )
+        "--seeds", metavar="0,1",
+        help="training seeds of each method's chosen configuration, instead of the suite's; 0-3 is 0,1,2,3",
+    )  # fmt: skip
     parser.add_argument(
         "--search", metavar="NAME", help="how configurations are searched: random, grid, tpe, asha, hyperband or bohb"
     )
@@ -64,35 +74,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    check_name(arguments.name)
     if arguments.resume is not None:
         return _resume(arguments)
-    if arguments.trials is not None and arguments.budget is None:
-        arguments.overrides.append("search.budget=null")  # the one takes the place of the other
+    if arguments.trials is not None and arguments.budget is not None:
+        raise UserError(f"--budget {arguments.budget}: is given instead of --trials, not with it; leave one out")
+    named = None if arguments.methods is None else split("--methods", arguments.methods)
+    seeds = None if arguments.seeds is None else seeds_of("--seeds", arguments.seeds)
     saved = _extended(arguments) if arguments.extend is not None else None
-    seeds = {"--seeds": ("search.seeds", as_list(arguments.seeds))}
-    suite, preset_name, preset = load(arguments, seeds | _searched(arguments))
-    named = split(arguments.methods) if arguments.methods else preset.default_methods()
-    methods = list(preset.methods if "all" in named else dict.fromkeys(named))
-    for method in methods:
-        if method not in preset.methods:
-            raise UserError(
-                f"--methods {method}: not in preset {preset_name}; allowed: all, {', '.join(preset.methods)}"
-            )
+    earlier: list[str] = []
+    if saved is not None:
+        before = [str(seed) for seed in saved.resolved().search.seeds]
+        seeds = None if seeds is None else list(dict.fromkeys([*before, *seeds]))
+        folder = saved.options.get("data_dir")
+        earlier = [f"data.source={as_text(folder)}"] if folder is not None else []
+        earlier += [*saved.options.get("overrides", []), f"search.seeds=[{', '.join(before)}]"]
+    seeds_option = {"--seeds": ("search.seeds", None if seeds is None else f"[{','.join(seeds)}]")}
+    suite, preset_name, preset = load(arguments, seeds_option | _searched(arguments), earlier)
+    methods = _methods(named, saved, preset_name, preset)
     from beamplatform.sweep.command import Request, dry_run, sweep
 
-    name = arguments.name or f"{suite.name}-{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if saved is not None:
+        name = saved.name
+    else:
+        name = arguments.name or f"{suite.name}-{preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     request = Request(
         suite.name,
         preset_name,
         preset,
         methods,
-        name=saved.name if saved is not None else name,
+        name=name,
         storage=arguments.storage,
         tracking_uri=arguments.tracking_uri,
         saved=saved,
         options=unsafe_options(arguments),
         extended=saved is not None,
-        typed=_typed(arguments),
+        typed=_typed(arguments, saved),
         probe=not arguments.no_probe,
     )
     return dry_run(request) if arguments.dry_run else sweep(request)
@@ -108,28 +125,43 @@ def _searched(arguments: argparse.Namespace) -> dict[str, tuple[str, str | None]
     }
 
 
-def _typed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that an extension takes over from its sweep; those of the search as values of the preset."""
-    added = [f"{key}={value}" for key, value in _searched(arguments).values() if value is not None]
-    return {"data_dir": arguments.data_dir, "overrides": [*arguments.overrides, *added]}
+def _typed(arguments: argparse.Namespace, saved: SavedSweep | None) -> dict[str, Any]:
+    """The options that an extension takes over from its sweep; those of the search as `--set` takes them."""
+    before = saved.options if saved is not None else {}
+    searched = [f"{key}={value}" for key, value in _searched(arguments).values() if value is not None]
+    return {
+        "data_dir": arguments.data_dir or before.get("data_dir"),
+        "overrides": [*before.get("overrides", []), *arguments.overrides, *searched],
+    }
+
+
+def _methods(named: list[str] | None, saved: SavedSweep | None, preset_name: str, preset: Preset) -> list[str]:
+    """The methods to compare, in their order: those named, or those of the sweep to extend and the ones named."""
+    if named is not None and "all" in named:
+        if len(named) > 1:
+            raise UserError(f"--methods {','.join(named)}: all means every method; name it alone")
+        named = list(preset.methods)
+    if saved is not None:
+        named = list(dict.fromkeys([*saved.methods, *(named or ())]))
+    for method in named or ():
+        if method not in preset.methods:
+            raise UserError(
+                f"--methods {method}: not in preset {preset_name}; allowed: all, {', '.join(preset.methods)}"
+            )
+    return list(named or preset.default_methods())
 
 
 def _extended(arguments: argparse.Namespace) -> SavedSweep:
-    """The sweep to extend; `arguments` become its options and what is given now: added, or in place of the old."""
+    """The sweep to extend, whose preset becomes that of `arguments`."""
     from beamplatform.sweep.saved import find_sweep, storage_of
 
-    if arguments.name:
+    if arguments.name is not None:
         raise UserError("--name: an extended sweep keeps its name; leave it out, or start another sweep")
     suite = suite_name(arguments.suite)
     saved = find_sweep(storage_of(arguments.storage), suite, arguments.extend or None, "--extend")
     if arguments.preset not in (None, saved.preset_name):
         raise UserError(f"--preset {arguments.preset}: the sweep {saved.name} is of the preset {saved.preset_name}")
     arguments.preset = saved.preset_name
-    arguments.data_dir = arguments.data_dir or saved.options.get("data_dir")
-    arguments.overrides = [*saved.options.get("overrides", []), *_typed(arguments)["overrides"]]
-    arguments.methods = ",".join([*saved.methods, *split(arguments.methods or "")])
-    seeds = [str(seed) for seed in saved.resolved().search.seeds]
-    arguments.seeds = ",".join(dict.fromkeys([*seeds, *split(arguments.seeds or "")]))
     return saved
 
 
@@ -137,8 +169,9 @@ def _resume(arguments: argparse.Namespace) -> int:
     """The sweep as it was started; what would change it is refused."""
     from beamplatform.sweep.command import resume
 
-    fixed = ("preset", "data_dir", "overrides", "methods", "seeds", "search", "trials", "budget", "name", "dry_run")
-    given = [option for option in fixed if getattr(arguments, option)]
+    fixed = ("preset", "data_dir", "overrides", "methods", "seeds", "search", "trials", "budget", "name", "dry_run",
+             "extend")  # fmt: skip
+    given = [option for option in fixed if getattr(arguments, option) not in (None, False, [])]
     if given:
         option = {"overrides": "--set"}.get(given[0], "--" + given[0].replace("_", "-"))
         raise UserError(f"{option}: a resumed sweep goes on as it was started; leave it out, or use --extend")

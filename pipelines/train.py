@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+import re
 import time
 from collections.abc import Sequence
 
 from beamplatform.cli import main_guard
 from beamplatform.errors import UserError
-from beamplatform.options import add_suite_options, as_list, load, unsafe_options
+from beamplatform.options import Parser, add_suite_options, check_name, load, unsafe_options
 
 EXAMPLES = """examples:
   python pipelines/train.py --suite commonsense --method beamlora
@@ -18,16 +18,17 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one trial; 0 when it succeeded, 1 when it failed, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add_suite_options(parser)
     parser.add_argument("--method", required=True, help="one of the suite's methods")
     parser.add_argument("--seed", default="0", help="training seed (default: 0)")
     parser.add_argument("--name", help="the run's name; default: suite, method, seed and time")
     arguments = parser.parse_args(argv)
 
-    suite, preset_name, preset = load(arguments, {"--seed": ("search.seeds", as_list(arguments.seed))})
+    check_name(arguments.name)
+    if not re.fullmatch(r"-?[0-9]+", arguments.seed):
+        raise UserError(f"--seed {arguments.seed}: must be one number; pipelines/sweep.py takes several (--seeds)")
+    suite, preset_name, preset = load(arguments, {"--seed": ("search.seeds", f"[{int(arguments.seed)}]")})
     if arguments.method not in preset.methods:
         raise UserError(f"--method {arguments.method}: not in this preset; allowed: {', '.join(preset.methods)}")
     searched = preset.space(arguments.method).domains
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beamplatform.sweep.command import Request, sweep
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = arguments.name or f"{suite.name}-{arguments.method}-seed{arguments.seed}-{stamp}"
+    name = arguments.name or f"{suite.name}-{arguments.method}-seed{int(arguments.seed)}-{stamp}"
     return sweep(
         Request(
             suite.name,

@@ -13,3 +13,8 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """Of what an error says; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """The text, cut where it is too long for a message."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -23,6 +23,7 @@ from beamplatform.inference.identity import content_hash
 from beamplatform.inference.vllm_engine import LARGEST_RANK
 from beamplatform.model_check import check_model
 from beamplatform.models import resolve_path
+from beamplatform.storage_check import check_writable, checked_location
 from beamplatform.sweep.evaluator import Evaluator
 from beamplatform.sweep.output import output_to_file
 from beamplatform.tasks.predictions import rows, write_predictions
@@ -70,8 +71,10 @@ def score_exports(
     tasks = preset.evaluation.tasks
     if not tasks:
         raise UserError("this preset names no tasks; give --tasks A,B")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; name a folder, which is made where it is missing")
+    store = checked_location("--answers", store) if store is not None else None
+    for option, place in (("--output", output), ("--answers", store)):
+        if place is not None:
+            check_writable(option, str(place))
     base = resolve_path(preset.model.path)
     check_model(preset.model.path, content_hash(base))
     exports = [read_export(folder) for folder in folders]

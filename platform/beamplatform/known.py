@@ -23,7 +23,10 @@ def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
         kind: a folder of the cache, `$XDG_CACHE_HOME/beamlora` or `~/.cache/beamlora`.
         about: all that decides the answer; only its text counts.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beamlora" / kind
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beamlora" / kind
+    except RuntimeError:  # a user whom the system does not know, and no HOME: nothing is kept
+        return json.loads(json.dumps(find_out()))
     file = cache / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))

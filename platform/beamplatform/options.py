@@ -3,19 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from beamplatform.errors import UserError
-from beamplatform.suite import Override, Preset, Suite, find_suite, load_preset
-from beamplatform.yamlfile import parse_yaml
+from beamplatform.errors import UserError, shortened
+from beamplatform.suite import Override, Preset, Suite, find_suite, load_preset, read_suite
+from beamplatform.validation import NAME, NAME_IN_WORDS, expand_ranges, repeated
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which holds `tune_spaces`."""
 
 DEFAULT_STORAGE = "runs"
+
+ANSWERS = "answers"
+"""The folder below a storage where all its sweeps keep what models answered."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`, and that refuses an option given twice and one with an empty value."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        for action in (None, "store"):
+            self.register("action", action, _Once)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse's own are overloaded
+        given = list(sys.argv[1:] if args is None else args)
+        for before, argument in zip(["", *given], given, strict=False):
+            if not argument or re.fullmatch(r"--[\w-]+=", argument):
+                raise UserError(f"{argument.rstrip('=') or before}: its value is empty; give one, or leave it out")
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{argument!r}: is not UTF-8 text; write it in UTF-8") from None
+        return super().parse_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help shows what is allowed)")
+
+
+class _Once(argparse.Action):
+    """Store a value, as argparse does, but not a second one in its place."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = namespace.__dict__.setdefault("_given", set())
+        if self.dest in given:
+            raise UserError(f"{option_string}: is given twice; give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
@@ -51,33 +94,44 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     add_preset_options(parser)
     add_tracking_option(parser)
     parser.add_argument(
-        "--storage", metavar="DIR", default=os.environ.get("BEAMLORA_STORAGE", DEFAULT_STORAGE),
+        "--storage", metavar="DIR", default=os.environ.get("BEAMLORA_STORAGE") or DEFAULT_STORAGE,
         help=f"folder or URI for results; default: BEAMLORA_STORAGE, else {DEFAULT_STORAGE} in the working folder",
     )  # fmt: skip
 
 
-def load(arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]]) -> tuple[Suite, str, Preset]:
+def load(
+    arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]], earlier: Sequence[str] = ()
+) -> tuple[Suite, str, Preset]:
     """The checked suite and preset.
 
     Args:
         arguments: parsed by a parser with `add_preset_options`.
         options: further options that set a value of the preset: option -> (key, value as YAML, or None if not given).
+        earlier: values of a sweep that is extended, as `--set` takes them; what is given now replaces them.
 
     Raises:
         UserError: what is wrong in the suite or in an option.
     """
-    overrides = []
-    for assignment in arguments.overrides:
-        key, equals, value = assignment.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {assignment}: must have the form key=value, such as training.max_steps=20")
-        overrides.append(Override(f"--set {assignment}", key, value))
-    # After --set, so that an option is the stronger one.
-    for option, (key, value) in {"--data-dir": ("data.source", arguments.data_dir), **options}.items():
+    given = [_assignment(text) for text in arguments.overrides]
+    for option, (key, value) in {"--data-dir": ("data.source", as_text(arguments.data_dir)), **options}.items():
         if value is not None:
-            overrides.append(Override(f"{option} {value.strip('[]')}", key, value))
+            typed = value[1:-1] if value[:1] in ("[", '"') else value
+            given.append(Override(shortened(f"{option} {typed}"), key, value))
+    for place, override in enumerate(given):
+        for other in given[:place]:
+            if f"{other.key}.".startswith(f"{override.key}."):
+                raise UserError(f"{override.typed}: takes the place of {other.typed}; give one of the two")
     path = find_suite(arguments.suite, ROOT / "tune_spaces")
+    overrides = [*map(_assignment, earlier), *given]
     return load_preset(path, arguments.preset, has_gpu=has_gpu(), overrides=overrides)
+
+
+def _assignment(text: str) -> Override:
+    """The value that `--set` gives."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {shortened(text)}: must have the form key=value, such as training.max_steps=20")
+    return Override(shortened(f"--set {text}"), key, value)
 
 
 def suite_name(name_or_path: str) -> str:
@@ -87,23 +141,86 @@ def suite_name(name_or_path: str) -> str:
         UserError: no such suite, or a file without a name.
     """
     path = find_suite(name_or_path, ROOT / "tune_spaces")
-    content = parse_yaml(path.read_text(encoding="utf-8"))
+    _, content = read_suite(path)
     name = content.get("name") if isinstance(content, dict) else None
     if not isinstance(name, str):
         raise UserError(f"{path}: a suite needs the key name")
     return name
 
 
-def as_list(text: str | None) -> str | None:
+def as_text(text: str | None) -> str | None:
+    """The YAML text of an option that is a text whatever it looks like, such as the name of a folder."""
+    return None if text is None else json.dumps(text, ensure_ascii=False)
+
+
+def as_list(option: str, text: str | None) -> str | None:
     """The YAML list of a comma-separated option."""
-    return None if text is None else f"[{text}]"
+    return None if text is None else f"[{','.join(split(option, text))}]"
 
 
-def split(text: str) -> list[str]:
-    """The parts of a comma-separated option."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+def split(option: str, text: str) -> list[str]:
+    """The parts of a comma-separated option.
+
+    Raises:
+        UserError: a part is empty or stands there twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UserError(f"{option} {text}: must be a list such as A,B, without an empty part")
+    if (twice := repeated(parts)) is not None:
+        raise UserError(f"{option} {text}: {twice} stands there twice; name each once")
+    return parts
+
+
+def seeds_of(option: str, text: str) -> list[str]:
+    """The seeds of a comma-separated option; 0-3 stands for 0, 1, 2 and 3.
+
+    Raises:
+        UserError: a part is empty, a range is none, or a seed stands there twice.
+    """
+    try:
+        seeds = [str(seed) for seed in expand_ranges(split(option, text))]
+    except ValueError as error:
+        raise UserError(f"{option} {text}: {error}") from None
+    if (twice := repeated(seeds)) is not None:
+        raise UserError(f"{option} {text}: {twice} stands there twice; name each once")
+    return seeds
+
+
+def check_name(name: str | None) -> None:
+    """Check the name that the user gives a sweep, which is also the name of its folder.
+
+    Raises:
+        UserError: says what a name may be.
+    """
+    if name is None:
+        return
+    if not re.fullmatch(NAME, name) or name.endswith("\n"):
+        raise UserError(f"--name {shortened(name)}: must be {NAME_IN_WORDS}")
+    if name == ANSWERS:
+        raise UserError(f"--name {name}: this is the folder of the answers that all sweeps share; choose another name")
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, or a cluster is named whose nodes may (a guess without loading torch)."""
-    return shutil.which("nvidia-smi") is not None or bool(os.environ.get("RAY_ADDRESS"))
+    """Whether this machine has an NVIDIA GPU, or a cluster is named whose nodes may (found out without torch)."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return bool(os.environ.get("RAY_ADDRESS")) or (not hidden and _driver_lists_a_gpu())
+
+
+_DRIVER_SECONDS = 20.0
+"""The driver of a machine with eight GPUs takes several seconds to wake up where nothing uses it."""
+
+
+@functools.cache
+def _driver_lists_a_gpu() -> bool:
+    """Ask the driver: `nvidia-smi` is also there where the driver is not, such as in a container without GPUs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        done = subprocess.run(
+            [program, "-L"], capture_output=True, text=True, errors="replace", timeout=_DRIVER_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return any(line.startswith("GPU ") for line in done.stdout.splitlines())

@@ -5,39 +5,65 @@ This module imports neither torch nor Ray: a bad suite is refused in millisecond
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, shortened
 from beamplatform.tasks import get_task
-from beamplatform.validation import describe_error
+from beamplatform.validation import check_numbers, describe_error, expand_ranges, repeated
 
 
 class Section(BaseModel):
-    """A part of a suite: unknown keys are errors, values never change after loading."""
+    """A part of a suite: unknown keys are errors, numbers are finite, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:
+        return check_numbers(cls, values)
 
 
 def _absolute(value: str | None) -> str | None:
     """A path that exists here, made absolute: workers run in folders of their own."""
-    if value is None or value in ("tiny", "embedded") or not Path(value).expanduser().exists():
+    if value is None or value in ("tiny", "embedded"):
         return value
-    return str(Path(value).expanduser().resolve())
+    path = _path(value)
+    return str(Path(path).resolve()) if os.path.exists(path) else value
+
+
+def _path(value: str) -> str:
+    """The path with the home folder in place of `~`.
+
+    Raises:
+        ValueError: no file system could have it.
+    """
+    if not value.strip() or any(ord(character) < 32 for character in value):
+        raise ValueError(f"must be a path without line breaks and control characters, got {shortened(repr(value))}")
+    if any(len(part.encode(errors="surrogateescape")) > 255 for part in value.split("/")):
+        raise ValueError(f"must be a path without a part of more than 255 bytes, got {shortened(repr(value))}")
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise ValueError(f"must be a path of this machine, which has no home folder {value.partition('/')[0]}")
+    return path
 
 
 def _task(name: str) -> str:
     """A known task's name, or the absolute path of a file with one."""
-    name = str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+    name = str(Path(_path(name)).resolve()) if name.endswith(".py") else name
     try:
         get_task(name)
     except UserError as error:
         raise ValueError(str(error)) from None
     return name
 
+
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+"""What NumPy's RandomState takes, which draws configurations and is Optuna's source; PyTorch and vLLM take more."""
 
 TaskName = Annotated[str, AfterValidator(_task)]
 LocalPath = Annotated[str, AfterValidator(_absolute)]
@@ -86,7 +112,7 @@ class DataSection(Section):
     tolerated: Tolerances = Field(
         Tolerances(), description="how many records may be cut, repeated, empty and so on before a plan is refused"
     )
-    split_seed: int = Field(0, description="seed of the train/validation split, the same for every trial")
+    split_seed: Seed = Field(0, description="seed of the train/validation split, the same for every trial")
 
 
 class WorkerRange(Section):
@@ -112,8 +138,10 @@ class TrainingSection(Section):
         1, description="below 1, several small trials share a GPU: 0.25 lets four on it; needs workers: 1"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
-    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the training records")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimizer steps, instead of epochs")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(None, description="passes over the training records")
+    max_steps: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        None, description="optimizer steps, instead of epochs"
+    )
     global_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per optimizer step, over all workers")
     micro_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per forward pass of one worker")
     zero_persistence: Annotated[int, Field(ge=0)] = Field(
@@ -229,8 +257,15 @@ class EvaluationSection(Section):
     samples: Annotated[int, Field(ge=1)] = Field(1, description="answers drawn per question, for pass@k")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="of the draws; 0 = greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the draws")
-    sampling_seed: int = Field(0, description="seed of the draws")
+    sampling_seed: Seed = Field(0, description="seed of the draws")
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="also report pass@k for these k")
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if (twice := repeated([get_task(name).name for name in value])) is not None:
+            raise ValueError(f"the task {twice} stands there twice; name each task once")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationSection:
@@ -263,16 +298,16 @@ class SearchSection(Section):
     budget: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GPU-hours of search for each method (worker-hours without GPUs), instead of trials"
     )
-    seed: int = Field(0, description="seed of the draws themselves")
-    trial_seed: int = Field(1000, description="training seed of the search's trials; none of seeds")
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
-        (0,), description="training seeds of each method's chosen configuration"
+    seed: Seed = Field(0, description="seed of the draws themselves")
+    trial_seed: Seed = Field(1000, description="training seed of the search's trials; none of seeds")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        (0,), description="training seeds of each method's chosen configuration; 0-3 is 0, 1, 2, 3"
     )
     evaluate: Literal["chosen", "all"] = Field(
         "chosen",
         description="all: the search's trials answer the test tasks too, for the pictures; they choose nothing",
     )
-    grid_points: Annotated[int, Field(ge=2)] = Field(
+    grid_points: Annotated[int, Field(ge=2, le=1000)] = Field(
         3, description="grid: values of a domain that is given by its bounds, which are the first and the last"
     )
     reduction: Annotated[int, Field(ge=2)] = Field(
@@ -282,6 +317,20 @@ class SearchSection(Section):
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="compared where --methods names none; null = all of the preset's"
     )
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _ranges(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split(",")
+        return expand_ranges(value) if isinstance(value, (list, tuple)) else value
+
+    @field_validator("methods")
+    @classmethod
+    def _distinct_methods(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if (twice := repeated(value or ())) is not None:
+            raise ValueError(f"{twice} stands there twice; name each method once")
+        return value
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> SearchSection:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from beamplatform.errors import UserError
 from beamplatform.methods import get_method
 from beamplatform.validation import describe_error
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 DOMAINS = ("grid", "choice", "uniform", "loguniform")
 _MOST_CORNERS = 256
+_LARGEST_GRID = 10**6
 
 Point = dict[str, Any]
 """A value of each searched hyperparameter."""
@@ -118,7 +121,7 @@ class Space:
         generator = RandomState([seed, zlib.crc32(self.method.encode())])
         grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
         drawn = {key: domain for key, domain in self.domains.items() if domain.kind != "grid"}
-        crossed = list(itertools.product(*grids.values()))
+        crossed = self._crossed(grids.values())
         order = [crossed[place] for place in generator.permutation(len(crossed))]
         seen: list[Point] = []
         size = self.size
@@ -132,13 +135,25 @@ class Space:
                 yield point
 
     def grid(self, seed: int, points: int) -> Iterator[Point]:
-        """Every combination of the domains' levels (`Domain.levels`), in a random order: its beginning is a sample."""
+        """Every combination of the domains' levels (`Domain.levels`), in a random order: its beginning is a sample.
+
+        Raises:
+            UserError: there are too many to list.
+        """
         from numpy.random import RandomState
 
-        crossed = list(itertools.product(*(domain.levels(points) for domain in self.domains.values())))
+        crossed = self._crossed([domain.levels(points) for domain in self.domains.values()])
         generator = RandomState([seed, zlib.crc32(self.method.encode())])
         for place in generator.permutation(len(crossed)):
             yield dict(zip(self.domains, crossed[place], strict=True))
+
+    def _crossed(self, lists: Collection[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        if (size := math.prod(map(len, lists))) > _LARGEST_GRID:
+            raise UserError(
+                f"the grid of {self.method} has {size} points, and {_LARGEST_GRID} at most can be listed; lower "
+                "search.grid_points, search fewer hyperparameters, or choose another search.algorithm"
+            )
+        return list(itertools.product(*lists))
 
     def corners(self) -> list[Point]:
         """Points that stand for all in what they need: the ends of numeric domains and all of the others, crossed."""
@@ -186,6 +201,8 @@ def _domain(name: str, value: Mapping[str, Any]) -> Domain:
         raise ValueError(f"{name}.{kind}: values must differ, got {arguments!r}")
     if kind in {"uniform", "loguniform"}:
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in arguments)
+        if numbers and not all(abs(v) <= sys.float_info.max for v in arguments):
+            raise ValueError(f"{name}.{kind}: bounds must be finite numbers, got {[str(v)[:20] for v in arguments]}")
         if len(arguments) != 2 or not numbers or arguments[0] >= arguments[1]:
             raise ValueError(f"{name}.{kind}: must be [low, high] with low < high, got {arguments!r}")
         if kind == "loguniform" and arguments[0] <= 0:

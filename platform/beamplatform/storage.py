@@ -19,6 +19,18 @@ def is_uri(location: str) -> bool:
     return "://" in location
 
 
+def reached(location: str) -> tuple[Any, str]:
+    """The file system of a URI, once it has answered, and the path in it.
+
+    Raises:
+        Exception: any of the file system's own.
+    """
+    filesystem, path = _there(location)
+    with contextlib.suppress(FileNotFoundError):  # not `exists`, which takes every error for a "no"
+        filesystem.info(path)
+    return filesystem, path
+
+
 def _there(location: str) -> tuple[Any, str]:
     """The file system of a URI and the path in it; what it remembers of listings is dropped: others write there too."""
     import fsspec

@@ -7,6 +7,7 @@ This module imports neither torch nor Ray: a bad suite is refused in millisecond
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from beamplatform.errors import UserError
 from beamplatform.methods import METHODS, get_method
 from beamplatform.sections import DataSection, EvaluationSection, ModelSection, SearchSection, Section, TrainingSection
 from beamplatform.space import Space, parse_space
-from beamplatform.validation import describe_error
-from beamplatform.yamlfile import line_of, parse_yaml
+from beamplatform.validation import NAME, describe_error
+from beamplatform.yamlfile import line_of, parse_yaml, yaml_fault
 
 
 class Preset(Section):
@@ -91,9 +92,9 @@ class Preset(Section):
 class Suite(Section):
     """A suite file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="also the MLflow experiment")
+    name: str = Field(pattern=NAME, description="also the MLflow experiment")
     description: str = ""
-    presets: Annotated[dict[str, Preset], Field(min_length=1)]
+    presets: Annotated[dict[Annotated[str, Field(pattern=NAME)], Preset], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,37 @@ def find_suite(name_or_path: str, folder: Path) -> Path:
     """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.parent != Path("."):
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file it is False for a name that is too long
             raise UserError(f"--suite {name_or_path}: no such file")
         return path
     candidate = folder / f"{name_or_path}.yaml"
-    if not candidate.is_file():
+    if not os.path.isfile(candidate):
         names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none found"
         raise UserError(f"--suite {name_or_path}: not in {folder}; allowed: {names}, or a path to a .yaml file")
     return candidate
+
+
+def read_suite(path: Path) -> tuple[str, Any]:
+    """The text of a suite file and its content as plain values, which nothing has checked yet.
+
+    Raises:
+        UserError: the file cannot be read, is no UTF-8 text, or is not valid YAML; says where.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line} is not UTF-8 text; save the file in UTF-8") from None
+    try:
+        return text, parse_yaml(text)
+    except yaml.YAMLError as error:
+        line_number, problem = yaml_fault(error)
+        where = f" line {line_number}" if line_number else ""
+        raise UserError(f"{path}:{where} not valid YAML: {problem}") from None
 
 
 def load_preset(
@@ -143,19 +167,14 @@ def load_preset(
     Raises:
         UserError: one line with the file, line, key and what is allowed.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        raw = parse_yaml(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" line {place.line + 1}" if place else ""
-        raise UserError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', error)}") from None
+    text, raw = read_suite(path)
     presets = raw.get("presets") if isinstance(raw, dict) else None
     if not isinstance(presets, dict) or not presets:
         raise UserError(f"{path}: a suite needs the keys name and presets, presets with at least one entry")
-    name = preset or _default_preset(path, list(presets), has_gpu)
+    names = [str(key) for key in presets]
+    name = preset if preset is not None else _default_preset(path, names, has_gpu)
     if name not in presets:
-        raise UserError(f"--preset {name}: not in {path}; allowed: {', '.join(presets)}")
+        raise UserError(f"--preset {name}: not in {path}; allowed: {', '.join(names)}")
     for override in overrides:
         presets[name] = _override(presets[name], override)
     try:
@@ -190,13 +209,26 @@ def _place(path: Path, text: str, location: list[str], overrides: Sequence[Overr
     return f"{path}:{line}: {'.'.join(location)}" if line else f"{path}: {'.'.join(location)}"
 
 
+_INSTEAD_OF = {
+    "training.max_steps": "training.epochs",
+    "training.epochs": "training.max_steps",
+    "search.budget": "search.trials",
+    "search.trials": "search.budget",
+}
+"""Keys of which a preset follows one: a value given on the command line takes the place of the other key's."""
+
+
 def _override(preset: Any, override: Override) -> Any:
     """`preset` with one value set; the suite's own check judges the result."""
     try:
         value = parse_yaml(override.value)
-    except yaml.YAMLError:
-        raise UserError(f"{override.typed}: the value is not valid YAML") from None
-    return _replaced(preset, override.key.split("."), value, override.typed)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override.typed}: the value is not valid YAML: {yaml_fault(error)[1]}") from None
+    replaced = _replaced(preset, override.key.split("."), value, override.typed)
+    if value is not None and override.key in _INSTEAD_OF:
+        section, _, other = _INSTEAD_OF[override.key].partition(".")
+        replaced[section].pop(other, None)
+    return replaced
 
 
 def _replaced(node: Any, keys: list[str], value: Any, typed: str) -> Any:

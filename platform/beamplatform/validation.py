@@ -3,11 +3,69 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from beamplatform.errors import shortened
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
+"""What is also the name of a folder: a suite, a preset, a sweep."""
+
+NAME_IN_WORDS = (
+    "1 to 100 letters, digits, underscores, dots and dashes, of which the first is a letter, a digit or an underscore"
+)
+
+_NUMBERS = re.compile(r"\s*(\d{1,20})(?:-(\d{1,20}))?\s*")
+_MOST_OF_A_RANGE = 1000
+
+
+def expand_ranges(values: Sequence[Any]) -> list[Any]:
+    """The values, with the number for a text such as ``3``, and the numbers 0, 1, 2 and 3 for the text ``0-3``.
+
+    Raises:
+        ValueError: a range that is empty or unreasonably long.
+    """
+    result: list[Any] = []
+    for value in values:
+        found = _NUMBERS.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            result.append(value)
+            continue
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < first + _MOST_OF_A_RANGE:
+            raise ValueError(f"a range such as 0-3 ascends and has at most {_MOST_OF_A_RANGE} numbers, got {value}")
+        result += range(first, last + 1)
+    return result
+
+
+def repeated(values: Sequence[Any]) -> Any | None:
+    """The first value that stands there twice; None where all differ."""
+    return next((value for place, value in enumerate(values) if value in values[:place]), None)
+
+
+_LARGEST = 2**53
+"""Up to here every integer is also a number of JSON, of MLflow and of a float."""
+
+
+def check_numbers(model: type[BaseModel], values: Any) -> Any:
+    """Refuse what pydantic would take for a number: `true` and `false` (as 1 and 0), and integers beyond all measure.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        field = model.model_fields.get(str(key))
+        annotation = str(field.annotation) if field is not None else "bool"
+        if isinstance(value, bool):
+            if not any(word in annotation for word in ("bool", "True", "False")):
+                raise ValueError(f"{key}: must not be {str(value).lower()}; give the value itself")
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"{key}: must lie between -2^53 and 2^53")
+    return values
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
@@ -23,7 +81,7 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> tuple[list
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     if first["type"] not in {"value_error", "missing"} and isinstance(given, (str, int, float, bool, type(None))):
-        message = f"{message[0].lower()}{message[1:]}, got {given!r}"
+        message = f"{message[0].lower()}{message[1:]}, got {shortened(repr(given))}"
     return location, message
 
 
@@ -39,6 +97,8 @@ def _real_location(model: type[BaseModel], location: Sequence[str | int]) -> lis
         elif get_origin(current) is dict:
             keys.append(str(part))
             current = _strip(get_args(current)[1])
+        elif part == "[key]":  # pydantic's mark of a wrong key, which the part before names
+            continue
         elif isinstance(part, int):
             keys.append(str(part))
     return keys

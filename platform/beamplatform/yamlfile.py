@@ -8,9 +8,37 @@ from typing import Any
 
 import yaml
 
+from beamplatform.errors import first_line
+
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, reading ``1e-4`` as a number (YAML 1.2) and not as text (YAML 1.1 wants ``1.0e-4``)."""
+    """PyYAML's safe loader, with three differences.
+
+    It reads ``1e-4`` as a number (YAML 1.2) and not as text (YAML 1.1 wants ``1.0e-4``). It refuses a mapping that has
+    a key twice, of which PyYAML keeps the last. A value that looks like a date or a number and is none, such as
+    ``2024-02-31``, is a `yaml.YAMLError` like all others.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Here and not in `construct_mapping`, which sees the keys that `<<` merges, and these may be replaced."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name = (key.tag, key.value)
+            if name in lines:
+                problem = f"the key {key.value!r} stands twice, first on line {lines[name]}; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:
+            problem = f"{str(node.value)[:40]!r} cannot be read ({error}); put it in quotes if it is a text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -26,7 +54,16 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: not valid YAML.
     """
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except RecursionError:
+        raise yaml.YAMLError("brackets or indentation are nested too deeply") from None
+
+
+def yaml_fault(error: yaml.YAMLError) -> tuple[int | None, str]:
+    """What is wrong in a YAML text: the line, where PyYAML knows it, and one line of words."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return (mark.line + 1 if mark else None), problem or first_line(error)
 
 
 def line_of(text: str, location: Sequence[str]) -> int | None:

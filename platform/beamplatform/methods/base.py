@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from beamplatform.schedule import learning_rate_factor
+from beamplatform.validation import check_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,12 @@ Shapes = Mapping[str, tuple[int, int]]
 """The layers that a method adapts: name -> (d_out, d_in)."""
 
 
+_LEAST_FRACTION = 1e-9
+"""Of the steps of a run; no run has so many that this would be one."""
+
+
 def _steps_or_fraction(value: int | float) -> int | float:
-    if value >= 1 if isinstance(value, int) else 0 < value < 1:
+    if value >= 1 if isinstance(value, int) else _LEAST_FRACTION <= value < 1:
         return value
     raise ValueError(f"must be an integer >= 1 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
 
@@ -40,7 +45,12 @@ Length = Annotated[int | float, AfterValidator(_steps_or_fraction)]
 class Hyperparameters(BaseModel):
     """Values every method has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:
+        return check_numbers(cls, values)
 
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="peak, after warm-up")]
     global_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of training.global_batch")

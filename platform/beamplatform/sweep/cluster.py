@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,12 +13,18 @@ from beamplatform.options import has_gpu
 from beamplatform.sweep.credentials import adopted
 from beamplatform.sweep.groups import held_resources
 from beamplatform.sweep.launched import launched
+from beamplatform.sweep.machine_check import ray_logs, token_without_home
 from beamplatform.sweep.network import meet_on_rays_network
 from beamplatform.training.host_memory import allocator_of_workers
 
 if TYPE_CHECKING:
     from beamplatform.sections import TrainingSection
     from beamplatform.sweep.fit import Room
+
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,11 @@ class Cluster:
 
 
 def start_ray() -> Cluster:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only."""
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only.
+
+    Raises:
+        UserError: neither is possible; one line says why.
+    """
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -84,15 +95,37 @@ def start_ray() -> Cluster:
         except (ConnectionError, RuntimeError, AuthenticationError) as error:
             raise UserError(f"RAY_ADDRESS={address}: {first_line(error)}") from error
     else:
-        # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for ever.
-        # "local": a new one, whatever an interrupted sweep has left on this machine.
-        ray.init(
-            address="local",
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": {} if has_gpu() else allocator_of_workers()},
-        )
+        _start_here()
     return cluster_now()
+
+
+def _start_here() -> None:
+    """Start Ray on this machine. A loaded machine may be too slow for Ray's time limits, so a second try is worth it.
+
+    Raises:
+        UserError: it does not start; names the folder with Ray's logs.
+    """
+    import ray
+
+    token_without_home()
+    for left in reversed(range(_TRIES)):
+        try:
+            # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for
+            # ever. "local": a new one, whatever an interrupted sweep has left on this machine.
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                runtime_env={"env_vars": {} if has_gpu() else allocator_of_workers()},
+            )
+            return
+        except Exception as error:  # Ray raises all kinds, plain `Exception` among them
+            log.warning("Ray did not start", exc_info=True)
+            ray.shutdown()
+            if left and not (isinstance(error, OSError) and error.errno):  # a full disk stays full
+                continue
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"Ray does not start on this machine ({why}); its logs: {ray_logs()}") from error
 
 
 def _first_of_all() -> Callable[[], None]:

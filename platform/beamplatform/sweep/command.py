@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from rich.console import Console
 from beamplatform.errors import UserError, first_line
 from beamplatform.options import DEFAULT_STORAGE, has_gpu
 from beamplatform.storage import is_uri, join
+from beamplatform.storage_check import check_free, check_writable
 from beamplatform.sweep.announce import announced, changes, left_out, print_plan
 from beamplatform.sweep.cluster_check import check_cluster
 from beamplatform.sweep.fit import check_fit, room_here
 from beamplatform.sweep.launched import launched
 from beamplatform.sweep.ledger import Entry, load_ledger
+from beamplatform.sweep.machine_check import check_machine
 from beamplatform.sweep.output import output_to_file
 from beamplatform.sweep.preflight import Plan, plan_sweep
 from beamplatform.sweep.progress import SweepProgress
@@ -78,6 +81,7 @@ def dry_run(request: Request) -> int:
 def sweep(request: Request) -> int:
     """Run a sweep to its table, or what is left of it; returns the exit code: 0, or 1 when trials failed."""
     from beamplatform.tracking import Tracker
+    from beamplatform.tracking.store import redact, sqlite_path
 
     console, preset, name = Console(), request.preset, request.name
     if preset.training.device == "gpu" and not has_gpu():
@@ -86,9 +90,16 @@ def sweep(request: Request) -> int:
             "GPUs, choose another --preset, or try --set training.device=cpu (--dry-run works without)"
         )
     check_cluster(preset.training)
+    check_machine()
     _refuse_own_folder(request.storage)
     storage = storage_of(request.storage)
-    folder = Path("runs" if is_uri(storage) else storage) / name
+    here = DEFAULT_STORAGE if is_uri(storage) else storage
+    for place in dict.fromkeys((storage, here)):
+        check_writable("--storage", place)
+    folder = Path(here) / name
+    tracker = Tracker(request.tracking_uri, request.suite)
+    if (database := sqlite_path(tracker.uri)) is not None:
+        check_free(f"the tracking store {database}", database.parent)
     if request.saved is None:
         _refuse_taken_name(storage, name, request.suite)
     with console.status("Checking the plan"):
@@ -98,12 +109,9 @@ def sweep(request: Request) -> int:
         console.print(line, highlight=False, soft_wrap=True)
     if preset.data.source == "embedded" and preset.model.path == "tiny":
         console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
-    tracker = Tracker(request.tracking_uri, request.suite)
     tracker.prepare()
     parent = next((known.run_id for known in tracker.sweeps() if known.name == name), None)
     if parent is not None and request.saved is None:
-        from beamplatform.tracking.store import redact
-
         raise UserError(f"--name {name}: {redact(tracker.uri)} has a sweep of that name already; choose another name")
     with _writable(storage):
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +246,8 @@ def _to_the_end(session: _Session) -> int:
         raise
     except BaseException:
         print(f"the sweep stopped on an error; log: {log_file}", file=sys.stderr)
+        with contextlib.suppress(OSError), log_file.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
         _close_runs(session, "FAILED")
         raise
     from beamplatform.tracking import ui_command

@@ -34,7 +34,8 @@ def room_here(training: TrainingSection) -> Room | None:
     """What one worker has on this machine; None where the workers run on a cluster, or nothing tells."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    sizes = [int(gpu["memory"].split()[0]) * 2**20 for gpu in gpus()] if training.device != "cpu" else []
+    listed = [gpu["memory"].split()[0] for gpu in gpus()] if training.device != "cpu" else []
+    sizes = [int(size) * 2**20 for size in listed if size.isdecimal()]  # "[N/A]" where the CPU shares its memory
     if sizes:
         return room_on_gpu(min(sizes), training)
     if training.device == "gpu":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beamplatform.yamlfile import parse_yaml
+import yaml
 
 _OPTION = "--autoscaling-config="
 """Of the autoscaler's process. What `ray up` wrote stays in the home folder after `ray down`, and counts no more."""
@@ -36,7 +36,7 @@ def launched() -> Launched:
     file = _configuration() if os.environ.get("RAY_ADDRESS") else None
     if file is None:
         return Launched()
-    config: Any = parse_yaml(file.read_text(encoding="utf-8"))
+    config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))  # as Ray itself reads it
     workers = int(config.get("max_workers", 0))
     kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from beamplatform.errors import UserError, first_line
 from beamplatform.space import Point
 from beamplatform.storage import join, read_text, write_text
 from beamplatform.trial import Trial
@@ -59,9 +60,17 @@ class Entry:
 
 
 def load_ledger(storage: str, sweep: str) -> list[Entry]:
-    """All entries of a sweep, in the order in which they were begun; none where it has not begun."""
-    text = read_text(join(storage, sweep, _FILE))
-    return [Entry.of_json(values) for values in json.loads(text)] if text is not None else []
+    """All entries of a sweep, in the order in which they were begun; none where it has not begun.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = join(storage, sweep, _FILE)
+    try:
+        text = read_text(file)
+        return [Entry.of_json(values) for values in json.loads(text)] if text is not None else []
+    except (ValueError, TypeError, LookupError) as error:  # pydantic's error is a ValueError
+        raise UserError(f"{file}: is damaged ({first_line(error)}); bring back a copy, or start a new sweep") from None
 
 
 def save_ledger(storage: str, sweep: str, entries: Sequence[Entry]) -> None:

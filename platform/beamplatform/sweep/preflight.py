@@ -240,6 +240,11 @@ def _points(space: Space, search: SearchSection) -> list[Point] | None:
 
 def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
     method: Method = trial.make_method(train_examples)
+    if method.plan.warmup > method.plan.total_steps:
+        raise ValueError(
+            f"training.warmup: {method.plan.warmup} steps of warm-up go beyond the last of {method.plan.total_steps} "
+            "steps, so that the learning rate never reaches its peak; give fewer, or a fraction such as 0.1"
+        )
     shapes = target_shapes(model, method.values)
     method.check_layers(shapes)
     check_head(method, model, shapes, trial.training)

@@ -10,10 +10,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from beamplatform.metrics import MEMORY, SECONDS
-from beamplatform.storage import join, read_text, remove_folder
+from beamplatform.storage import join, read_text
 from beamplatform.sweep.preflight import Plan
 from beamplatform.training.run import METRICS
-from beamplatform.training.worker import Destination, fit
+from beamplatform.training.worker import RAY, Destination, fit
 
 STEPS = 20
 _EVERY = 5
@@ -75,13 +75,12 @@ def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     how = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
     training = largest.trial.training.model_copy(update=how)
     trial = largest.trial.model_copy(update={"training": training.with_workers(training.least_workers)})
-    folder = join(storage, "probe", str(time.time_ns()), "export")
+    folder = join(storage, RAY, "probe", str(time.time_ns()), "export")
     began = time.monotonic()
-    destination = Destination(folder, join(storage, "train"), weights=False)
+    destination = Destination(folder, join(storage, RAY), weights=False)
     _beside(lambda: fit(trial, destination, use_gpu=use_gpu, max_failures=0, until=STEPS))
     wall = time.monotonic() - began
     text = read_text(join(folder, METRICS))
-    remove_folder(join(storage, "probe"))
     rows = [(step, row) for step, row in json.loads(text or "[]") if SECONDS in row]
     (first, early), (last, late) = rows[0], rows[-1]
     timed = late[SECONDS] - early[SECONDS] if last > first else late[SECONDS]

@@ -25,7 +25,7 @@ from beamplatform.tasks.predictions import write_predictions
 from beamplatform.tracking.environment import environment, environment_tags
 from beamplatform.tracking.runs import NOTE
 from beamplatform.training.run import METRICS, TRIAL
-from beamplatform.training.worker import Destination
+from beamplatform.training.worker import RAY, Destination
 
 if TYPE_CHECKING:
     from beamplatform.tasks import Evaluation
@@ -155,7 +155,7 @@ class Records(Listener):
         root = join(self._storage, self._sweep)
         export = join(root, "trials", entry.trial.name, "export")
         # A model that nobody will ask anything is not written.
-        return Destination(export, join(root, "train"), weights=entry.weights)
+        return Destination(export, join(root, RAY), weights=entry.weights)
 
     def _tags(self, entry: Entry) -> dict[str, Any]:
         """What the trial's run is found by in MLflow, and where its exported model lies."""
@@ -224,10 +224,17 @@ class Records(Listener):
         """Remove the checkpoints of trials that were stopped, which nobody goes on from."""
         for entry in self.agenda.entries:
             if entry.state == "stopped":
-                try:
-                    remove_folder(self._destination(entry).checkpoints)
-                except Exception as error:  # an object store's own: nothing hangs on it
-                    log.warning("checkpoints of %s stay: %s", entry.trial.name, error)
+                self._remove(self._destination(entry).checkpoints)
+
+    def clear_ray(self) -> None:
+        """Remove the files of Ray's own, which a trial's error or a lost process may be explained by until the end."""
+        self._remove(join(self._storage, self._sweep, RAY))
+
+    def _remove(self, folder: str) -> None:
+        try:
+            remove_folder(folder)
+        except Exception as error:  # an object store's own: nothing hangs on it
+            log.warning("%s stays: %s", folder, error)
 
     def lost(self, index: int, why: str) -> None:
         self._losses[index] += 1

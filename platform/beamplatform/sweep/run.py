@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
+from beamplatform.options import ANSWERS
 from beamplatform.storage import join
 from beamplatform.sweep.cluster import Cluster, cluster_now, room_on_gpus, start_ray
 from beamplatform.sweep.cluster_check import check_storage
@@ -18,15 +19,13 @@ from beamplatform.sweep.ledger import Entry
 from beamplatform.sweep.preflight import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.recorder import Recorder
+from beamplatform.training.worker import RAY
 
 if TYPE_CHECKING:
     from beamplatform.sweep.agenda import Agenda
     from beamplatform.sweep.records import Records
     from beamplatform.sweep.train_stage import Job
     from beamplatform.tracking import Tracker
-
-ANSWERS = "answers"
-"""The folder below a storage where all its sweeps keep what models answered."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,15 @@ def run_sweep(
         try:
             for index in waiting:
                 records.answer(index)
-            _train(plan, _Jobs(records, stage, concurrent), join(storage, sweep), cluster.uses_gpu(training))
+            _train(plan, _Jobs(records, stage, concurrent), join(storage, sweep, RAY), cluster.uses_gpu(training))
             asked = stage.finish()
-            return Result(agenda.entries, _failed(agenda) | asked)
         finally:
             stage.abandon()
             ray.shutdown()
             records.save()  # also what trials have taken that were interrupted
             records.clear()
+        records.clear_ray()
+        return Result(agenda.entries, _failed(agenda) | asked)
 
 
 def _failed(agenda: Agenda) -> dict[int, str]:

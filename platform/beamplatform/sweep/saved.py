@@ -11,9 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beamplatform.errors import UserError
-from beamplatform.storage import is_uri, join, list_folders, read_text, write_text
+from pydantic import ValidationError
+
+from beamplatform.errors import UserError, first_line
+from beamplatform.storage import join, list_folders, read_text, write_text
+from beamplatform.storage_check import checked_location
 from beamplatform.suite import Preset
+from beamplatform.validation import describe_error
 
 _FILE = "sweep.json"
 
@@ -42,16 +46,36 @@ class SavedSweep:
         write_text(join(storage, self.name, _FILE), json.dumps(asdict(self), indent=2))
 
     def resolved(self) -> Preset:
-        return Preset.model_validate(self.preset)
+        """The preset.
+
+        Raises:
+            UserError: it was saved by a version of this program that allowed other values.
+        """
+        try:
+            return Preset.model_validate(self.preset)
+        except ValidationError as error:
+            location, message = describe_error(error, Preset)
+            raise UserError(
+                f"the sweep {self.name} has the value {'.'.join(location)}, which this version refuses: {message}; "
+                "start a new sweep"
+            ) from None
 
 
 def storage_of(option: str) -> str:
-    """The storage that an option names: a URI, or an absolute path."""
-    return option if is_uri(option) else str(Path(option).resolve())
+    """The storage that `--storage` names: a URI that answers, or an absolute path.
+
+    Raises:
+        UserError: see `checked_location`.
+    """
+    return checked_location("--storage", option)
 
 
 def saved_sweep(storage: str, name: str) -> SavedSweep | None:
-    """The sweep of that name; None where there is none."""
+    """The sweep of that name; None where there is none.
+
+    Raises:
+        UserError: its file is damaged.
+    """
     return _in_folder(join(storage, name))
 
 
@@ -88,13 +112,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _sweeps(storage: str, suite: str) -> list[SavedSweep]:
-    found = map(_in_folder, list_folders(storage))
-    return sorted((saved for saved in found if saved is not None and saved.suite == suite), key=lambda s: s.name)
+    """The sweeps of a suite, by name; one whose file is damaged is none, and does not keep others from going on."""
+    found = []
+    for folder in list_folders(storage):
+        with contextlib.suppress(UserError):
+            saved = _in_folder(folder)
+            if saved is not None and saved.suite == suite:
+                found.append(saved)
+    return sorted(found, key=lambda saved: saved.name)
 
 
 def _in_folder(folder: str) -> SavedSweep | None:
-    text = read_text(join(folder, _FILE))
-    return SavedSweep(**json.loads(text)) if text is not None else None
+    file = join(folder, _FILE)
+    try:
+        text = read_text(file)
+        return SavedSweep(**json.loads(text)) if text is not None else None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: is damaged ({first_line(error)}); bring back a copy, or start a new sweep") from None
 
 
 @contextlib.contextmanager

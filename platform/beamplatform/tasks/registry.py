@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import re
+import sys
 from pathlib import Path
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 from beamplatform.tasks.code import HUMANEVAL, MBPP
 from beamplatform.tasks.commonsense import COMMONSENSE
 from beamplatform.tasks.gsm8k import GSM8K
 from beamplatform.tasks.math import MATH
 from beamplatform.tasks.task import Task
 from beamplatform.tasks.word_problems import WORD_PROBLEMS
+from beamplatform.validation import NAME, NAME_IN_WORDS
 
 TASKS: dict[str, Task] = {task.name: task for task in (*COMMONSENSE, GSM8K, MATH, *WORD_PROBLEMS, HUMANEVAL, MBPP)}
 
@@ -42,10 +46,15 @@ def _from_file(path: str) -> Task:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            spec.loader.exec_module(module)
+    except BaseException as error:  # also `sys.exit`, which would end the sweep as if all were well
+        raise UserError(f"{path}: cannot be run ({type(error).__name__}: {first_line(error)})") from error
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise UserError(f"{path}: a task file sets TASK to a beamplatform.tasks.Task, found {type(task).__name__}")
+    if not isinstance(task.name, str) or not re.fullmatch(NAME, task.name) or task.name in TASKS:
+        raise UserError(
+            f"{path}: the name of a task must be {NAME_IN_WORDS}, and not that of another task, found {task.name!r}"
+        )
     return task

@@ -29,13 +29,17 @@ _NEVER = 1e9
 """Seconds: a run that is well is not torn down for a worker more."""
 
 
+RAY = "ray"
+"""The folder of a sweep in which Ray Tune and Ray Train keep files of their own; nothing here reads them."""
+
+
 @dataclass(frozen=True)
 class Destination:
     """Where a run's results go, as folders or URIs.
 
     Attributes:
         export: the exported model; the checkpoints lie beside it.
-        storage: Ray Train's own files.
+        storage: the folder of Ray's own files, see `RAY`.
         weights: whether the model is wanted; without, the export says only that the run came to its end, and how.
     """
 
