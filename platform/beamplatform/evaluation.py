@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from beamplatform.data.quality import check_answers
 from beamplatform.data.splits import test_records
 from beamplatform.errors import UserError
 from beamplatform.inference import Export, check_export
@@ -87,6 +88,8 @@ def score_exports(
     ranks = [adapter_rank(Path(folder)) for folder in configs]
     records = test_records(preset.data, tasks, preset.evaluation.max_records)
     console = Console()
+    for line in check_answers(tasks, records, preset.data):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     for folder, config in configs.items():
         made_for = str(config.get("base_model_name_or_path") or "")
         if made_for and _last(made_for) not in (_last(base), _last(preset.model.path)):

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from beamplatform.data.quality import Quality, quality
+from beamplatform.data.quality import Quality, check_answers, quality
+from beamplatform.data.records import Record
 from beamplatform.data.splits import count_unscorable, training_records
 from beamplatform.data.splits import test_records as load_tests
 from beamplatform.errors import UserError
 from beamplatform.models import load_tokenizer
-from beamplatform.sections import DataSection
+from beamplatform.sections import DataSection, Tolerances
 
 TASK = "boolq"
 
@@ -35,7 +36,9 @@ def count(tmp_path: Path) -> Callable[..., tuple[Quality, DataSection]]:
         (folder / "train.json").write_text(json.dumps(train))
         (folder / "test.json").write_text(json.dumps(test or [record(-1)]))
         data = DataSection(source=str(tmp_path), **{"validation_records": 2} | options)
-        found = quality(training_records(data, [TASK]), load_tests(data, [TASK], None), load_tokenizer("tiny"), data)
+        found = quality(
+            [TASK], training_records(data, [TASK]), load_tests(data, [TASK], None), load_tokenizer("tiny"), data
+        )
         return found, data
 
     return make
@@ -100,10 +103,22 @@ def test_blank_outputs_of_a_mixture_are_counted(tmp_path: Path) -> None:
     rows = [{"instruction": f"Say {n}.", "output": "" if n < 4 else "yes"} for n in range(20)]
     (tmp_path / "mixture.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = DataSection(train_source=str(tmp_path / "mixture.jsonl"), validation_records=2)
-    found = quality(training_records(data, []), {}, load_tokenizer("tiny"), data)
+    found = quality([], training_records(data, []), {}, load_tokenizer("tiny"), data)
     assert found.empty == 4
     with pytest.raises(UserError, match=r"4 of 20 .* blank .* allows; leave the blank records out.*empty=0\.2$"):
         found.check(data)
+
+
+def test_gold_answers_that_no_model_can_be_right_with_are_told_where_models_are_scored(tmp_path: Path) -> None:
+    tests = {
+        "boolq": [Record("q", "o", "true")] * 3 + [Record("q", "o", "True")],
+        "gsm8k": [Record("q", "o", "12 or so")],
+    }
+    data = DataSection(tolerated=Tolerances(unknown_answers=0.25))
+    told = ["1 of 4 gold answers of boolq, test are none that the task can score."]
+    assert check_answers(["gsm8k", "boolq"], tests, data) == told
+    with pytest.raises(UserError, match=r"1 of 4 .* allows; correct the data, or .*unknown_answers=0.25$"):
+        check_answers(["gsm8k", "boolq"], tests, DataSection())
 
 
 def test_gold_answers_of_the_published_tests_can_be_scored(shared_data: Path) -> None:
@@ -112,5 +127,5 @@ def test_gold_answers_of_the_published_tests_can_be_scored(shared_data: Path) ->
         ("math", ["gsm8k", "MATH"]),
     ):
         data = DataSection(source=str(shared_data / folder))
-        for name, records in load_tests(data, names, None).items():
-            assert records and count_unscorable(name, records)[0] == 0, name
+        counts = count_unscorable(names, load_tests(data, names, None))
+        assert [counted for counted, of in counts.values() if of] == [0] * len(names)

@@ -106,3 +106,21 @@ def test_a_task_whose_functions_fail_is_one_line(own: Path, written: str, instea
         for record in records_of_tests(DataSection(source=str(own.parent / "DIR")), [str(own)], None)["sums"]:
             get_task(str(own)).question(record)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_is_planned_over_it(root: Path, own: Path) -> None:
+    """Its records are counted under the name that the task gives itself."""
+    rows = [json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(400)]
+    (own.parent / "DIR" / "sums" / "train.jsonl").write_text("".join(rows[5:]))
+    scored = own.read_text().replace(
+        "    parse=parse,", "    parse=parse,\n    scorable=lambda record: record.answer != '3',"
+    )
+    own.write_text(scored)
+    options = ["--suite", "commonsense", "--preset", "tiny", "--set", "evaluation.tasks=[sums.py]", "--data-dir", "DIR"]
+    sweep = root / "pipelines" / "sweep.py"
+    done = forked.run(sweep, *options, "--methods", "lora", "--dry-run", folder=own.parent)
+    assert done.returncode == 2 and "1 of 5 gold answers of sums, test are none that" in done.stderr, done.stderr
+    accepted = ["--set", "data.tolerated.unknown_answers=0.2"]
+    done = forked.run(sweep, *options, *accepted, "--methods", "lora", "--dry-run", folder=own.parent)
+    assert done.returncode == 0 and "195 training examples, 5 test questions" in done.stdout, done.stderr
+    assert "1 of 5 gold answers of sums, test are none that the task can score." in done.stdout

@@ -72,12 +72,8 @@ class Quality:
                     f"99 % of them: --set data.max_length={self.enough}"
                 )
         for kind, count, of, words in self._counts(data):
-            limit = getattr(data.tolerated, kind)
-            if of and count / of > limit:
-                raise UserError(
-                    f"{words}, more than data.tolerated.{kind} ({limit:g} of them) allows; {_REMEDIES[kind](self)}, or "
-                    f"accept it with --set data.tolerated.{kind}={_rounded_up(count / of)}"
-                )
+            if of and count / of > getattr(data.tolerated, kind):
+                raise UserError(_refusal(kind, words, count / of, data, _REMEDIES[kind](self)))
 
     def lines(self, data: DataSection) -> Iterator[str]:
         """What was counted, in words; nothing where all is well."""
@@ -108,10 +104,7 @@ class Quality:
             f"{self.test_questions} {of} ask a question of the test sets",
         )  # fmt: skip
         for place, (count, records) in self.unknown_answers.items():
-            yield (
-                "unknown_answers", count, records,
-                f"{count} of {records} gold answers of {place} are none that the task can score",
-            )  # fmt: skip
+            yield "unknown_answers", count, records, _unknown(place, count, records)
 
 
 _REMEDIES: dict[str, Callable[[Quality], str]] = {
@@ -125,11 +118,38 @@ _REMEDIES: dict[str, Callable[[Quality], str]] = {
 }
 
 
+def check_answers(tasks: Sequence[str], test: Mapping[str, Sequence[Record]], data: DataSection) -> list[str]:
+    """What there is to tell of test records' gold answers that no model can be right with.
+
+    Raises:
+        UserError: they are more than `data.tolerated.unknown_answers` allows.
+    """
+    found = count_unscorable(tasks, test).items()
+    told = [(_unknown(f"{task}, test", *counts), counts) for task, counts in found if counts[0]]
+    for sentence, (count, of) in told:
+        if count / of > data.tolerated.unknown_answers:
+            raise UserError(_refusal("unknown_answers", sentence, count / of, data, "correct the data"))
+    return [f"{sentence}." for sentence, _ in told]
+
+
+def _unknown(place: str, count: int, records: int) -> str:
+    return f"{count} of {records} gold answers of {place} are none that the task can score"
+
+
+def _refusal(kind: str, sentence: str, share: float, data: DataSection, remedy: str) -> str:
+    limit = getattr(data.tolerated, kind)
+    return (
+        f"{sentence}, more than data.tolerated.{kind} ({limit:g} of them) allows; {remedy}, or accept it with "
+        f"--set data.tolerated.{kind}={_rounded_up(share)}"
+    )
+
+
 def _rounded_up(share: float) -> str:
     return f"{min(1.0, -(-share * 100 // 1) / 100):g}"
 
 
 def quality(
+    tasks: Sequence[str],
     records: TrainingRecords,
     test: Mapping[str, Sequence[Record]],
     tokenizer: Any,
@@ -138,6 +158,7 @@ def quality(
     """Count.
 
     Args:
+        tasks: as the suite names them.
         records: what is trained and validated on.
         test: task -> its test records.
         tokenizer: the base model's.
@@ -168,13 +189,11 @@ def quality(
         empty=sum(not record.instruction.strip() or not record.output.strip() for record in everything),
         validation_trained=sum(_question(record) in train_questions for record in records.validation),
         test_questions=sum(_question(record) in test_questions for record in everything),
-        unknown_answers=_unknown_answers(records, test),
+        unknown_answers={
+            **{f"{task}, training": counts for task, counts in records.unscorable.items()},
+            **{f"{task}, test": counts for task, counts in count_unscorable(tasks, test).items()},
+        },
     )
-
-
-def _unknown_answers(records: TrainingRecords, test: Mapping[str, Sequence[Record]]) -> dict[str, tuple[int, int]]:
-    found = {f"{task}, training": counts for task, counts in records.unscorable.items()}
-    return found | {f"{task}, test": count_unscorable(task, part) for task, part in test.items()}
 
 
 def _tokens(records: Sequence[Record], tokenizer: Any, data: DataSection) -> Iterator[tuple[int, int]]:

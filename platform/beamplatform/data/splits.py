@@ -49,14 +49,22 @@ def training_records(data: DataSection, tasks: Sequence[str]) -> TrainingRecords
             f"{len(records)} training records in all"
         )
     validation, train = records[: data.validation_records], records[data.validation_records :]
-    unscorable = {name: count_unscorable(name, part) for name, part in by_task.items()}
+    unscorable = count_unscorable(tasks, by_task)
     return TrainingRecords(train[: data.train_records], validation, unscorable)
 
 
-def count_unscorable(name: str, records: Sequence[Record]) -> tuple[int, int]:
-    """(Records whose gold answer the task cannot score, records in all)."""
-    scorable = get_task(name).scorable
-    return sum(not scorable(record) for record in records), len(records)
+def count_unscorable(tasks: Sequence[str], records: Mapping[str, Sequence[Record]]) -> dict[str, tuple[int, int]]:
+    """Count gold answers that no completion could be right with.
+
+    Args:
+        tasks: as a suite names them.
+        records: name of a task -> its records.
+
+    Returns:
+        Name of a task -> (records with such an answer, records in all).
+    """
+    scorable = {get_task(task).name: get_task(task).scorable for task in tasks}
+    return {name: (sum(not scorable[name](one) for one in part), len(part)) for name, part in records.items()}
 
 
 def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> dict[str, list[Record]]:
@@ -81,7 +89,7 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> dict[str, list[Record]
         if not present:
             raise UserError(f"{folder}: none of the suite's tasks has a training split there ({', '.join(tasks)})")
         tasks = present
-    return {task: _records_of(task, "train", data.source) for task in tasks}
+    return {get_task(task).name: _records_of(task, "train", data.source) for task in tasks}
 
 
 def _place(name: str, split: Split) -> str:

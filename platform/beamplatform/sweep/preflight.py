@@ -222,10 +222,11 @@ def plan_sweep(
 
 def _quality(preset: Preset, training: TrainingRecords, test: Mapping[str, list[Record]], content: Content) -> Quality:
     """Counted once for the same records, tokenizer and code."""
+    tasks = preset.evaluation.tasks
     how = preset.data.model_dump(exclude={"tolerated", "source", "train_source", "columns"})
     about = (content.records, content.model, content.code, how, version("transformers"))
     made = known(
-        "quality", about, lambda: asdict(quality(training, test, load_tokenizer(preset.model.path), preset.data))
+        "quality", about, lambda: asdict(quality(tasks, training, test, load_tokenizer(preset.model.path), preset.data))
     )
     return Quality(**made)
 
