@@ -19,10 +19,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from beamplatform.sweep.trial_run import INDEX
 from beamplatform.trial import Trial
 
-pytestmark = pytest.mark.campaign
+Fault = tuple[str, float | None]
 
 STEPS = 12
-FAULTS: list[tuple[str, float | None]] = [
+FAULTS: list[Fault] = [
     # The process that dies at step 4; after how many seconds the trial is stopped, if it is.
     ("RayTrainWorker", 0.0),
     ("RayTrainWorker", 1.0),  # its controller has seen it and gives the resources back
@@ -36,10 +36,11 @@ FAULTS: list[tuple[str, float | None]] = [
 
 
 class Faults(FIFOScheduler):
-    """Kills what `FAULTS` says at a trial's first result of step 4, and decides as it says."""
+    """Kills what a trial's fault says at its first result of step 4, and decides as it says."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: list[Fault]) -> None:
         super().__init__()
+        self.faults = faults
         self.done: set[int] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -47,7 +48,7 @@ class Faults(FIFOScheduler):
         if result.get("step") != 4 or index in self.done:
             return TrialScheduler.CONTINUE
         self.done.add(index)
-        victim, stop_after = FAULTS[index]
+        victim, stop_after = self.faults[index]
         for pid in [result["pid"]] if victim == "trainable" else processes(victim):
             os.kill(pid, signal.SIGKILL)
         if stop_after is None:
@@ -76,8 +77,16 @@ def processes(class_name: str) -> list[int]:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([("TrainController", None), ("RayTrainWorker", None)], marks=pytest.mark.faults),
+        pytest.param(FAULTS, marks=pytest.mark.campaign),
+    ],
+    ids=["two", "all"],
+)
 def test_every_trial_gives_way_to_the_next(
-    trial: Callable[..., Trial], trained_under_ray: Callable[..., Any], tmp_path: Path
+    faults: list[Fault], trial: Callable[..., Trial], trained_under_ray: Callable[..., Any], tmp_path: Path
 ) -> None:
     trials = [
         trial(
@@ -87,15 +96,15 @@ def test_every_trial_gives_way_to_the_next(
             training__log_every=4,
             data__validation_records=8,
         )
-        for index in range(len(FAULTS))
+        for index in range(len(faults))
     ]
     ray.init(address="local", num_cpus=1, include_dashboard=True, dashboard_host="127.0.0.1")
     try:
-        outcome = trained_under_ray(trials, tmp_path, NotRecorded(), concurrent=1, scheduler=Faults())
-        stopped = {index for index, (_, after) in enumerate(FAULTS) if after is not None}
-        assert set(outcome.stopped) == stopped
-        assert set(outcome.stopped.values()) == {"stopped by Faults at step 4"}
-        assert set(outcome.failed) == {3, 5}, "a trial survives the loss of a worker, not of what stands above it"
+        outcome = trained_under_ray(trials, tmp_path, NotRecorded(), concurrent=1, scheduler=Faults(faults))
+        stopped = {index for index, (_, after) in enumerate(faults) if after is not None}
+        assert outcome.stopped == dict.fromkeys(stopped, "stopped by Faults at step 4")
+        lost = {index for index, (victim, _) in enumerate(faults) if victim != "RayTrainWorker"} - stopped
+        assert set(outcome.failed) == lost, "a trial survives the loss of a worker, not of what stands above it"
         assert (tmp_path / trials[-1].name / "export" / "trial.json").exists()
         assert all(group["state"] == "REMOVED" for group in ray.util.placement_group_table().values())
         deadline = time.monotonic() + 600
