@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from beamlora.config import BeamLoraConfig
 from beamlora.layer import beam_layers
 from beamlora.rollback import unchanged_on_failure
+from beamlora.targets import check_targets
 
 
 def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
@@ -53,6 +54,10 @@ def load_beamlora_model(
     """
     config = BeamLoraConfig.from_pretrained(str(path))
     config.inference_mode = not is_trainable
+    try:
+        check_targets(config, base_model)
+    except ValueError as error:
+        raise ValueError(f"the adapter at {path} does not fit this base model: {error}") from error
     with unchanged_on_failure(base_model):
         model = get_beamlora_model(base_model, config, adapter_name)
         try:

@@ -19,6 +19,7 @@ from peft.utils import hotswap
 from torch import nn
 
 from beamlora.rollback import unchanged_on_failure
+from beamlora.targets import check_targets
 
 
 def register(name: str, config_class: type[LoraConfig], adopt: Callable[[LoraLinear], None]) -> None:
@@ -34,6 +35,7 @@ def register(name: str, config_class: type[LoraConfig], adopt: Callable[[LoraLin
     ) -> None:
         if not isinstance(tuner.peft_config[adapter], config_class):
             return original(tuner, model, adapter, *rest, **options)
+        check_targets(tuner.peft_config[adapter], model)
         with unchanged_on_failure(model):
             for module in model.modules():
                 if type(module) is LoraLinear:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import SIZES, mixtral, saved
 
 from beamplatform.errors import UserError
 from beamplatform.model_check import check_model
@@ -64,21 +65,6 @@ def configure(folder: Path, name: str = "config.json", **values: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
 
 
-def saved(model: Any, folder: Path, **options: Any) -> Path:
-    """A model of another kind with the shipped tokenizer."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        folder.mkdir(exist_ok=True)
-        shutil.copy(Path(resolve_path("tiny")) / name, folder)
-    model.save_pretrained(folder, **options)
-    return folder
-
-
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 1472, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-
-
 def test_a_whole_model_passes_and_is_looked_at_once_for_its_content(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,8 +77,7 @@ def test_a_whole_model_passes_and_is_looked_at_once_for_its_content(
 
 @pytest.mark.parametrize("kind", ["gpt2", "tied", "sharded", "mixtral", "without head"])
 def test_models_of_other_kinds_pass_and_each_lost_tensor_is_named(kind: str, tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig
-    from transformers import MixtralForCausalLM as Mixtral
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     options, lost = {}, "model.layers.1.mlp.down_proj.weight"
     model: Any = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=kind in ("tied", "without head")))
@@ -100,13 +85,12 @@ def test_models_of_other_kinds_pass_and_each_lost_tensor_is_named(kind: str, tmp
         model = GPT2LMHeadModel(GPT2Config(vocab_size=1472, n_embd=32, n_layer=1, n_head=2, eos_token_id=2))
         lost = "transformer.h.0.mlp.c_fc.bias"
     elif kind == "mixtral":
-        model = Mixtral(MixtralConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1))
         lost = "model.layers.1.block_sparse_moe.experts.1.w2.weight"
     elif kind == "sharded":
         options = {"max_shard_size": "20KB"}
     elif kind == "without head":
         model, lost = model.model, "layers.1.mlp.down_proj.weight"
-    folder = saved(model, tmp_path / "model", **options)
+    folder = mixtral(tmp_path / "model") if kind == "mixtral" else saved(model, tmp_path / "model", **options)
     if kind == "without head":  # a base model's own file has no prefix
         configure(folder, architectures=["LlamaForCausalLM"])
     check_model(str(folder), "whole", trains=True)
@@ -139,10 +123,7 @@ def test_weights_that_are_not_the_models(copy: Path, change: Change, message: st
 
 
 def test_experts_of_other_shapes(tmp_path: Path) -> None:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1))
-    folder, name = saved(model, tmp_path / "model"), "model.layers.1.block_sparse_moe.experts.1.w2.weight"
+    folder, name = mixtral(tmp_path / "model"), "model.layers.1.block_sparse_moe.experts.1.w2.weight"
     rewrite(folder, lambda tensors: tensors.update({name: torch.ones(3, 3)}))
     assert f"has {name} of shape [3, 3], and the other experts of [32, 48]" in refusal(folder)
 

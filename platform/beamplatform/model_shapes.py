@@ -10,6 +10,7 @@ from typing import Any
 
 from beamplatform.errors import UserError
 from beamplatform.known import known
+from beamplatform.methods.targets import linear_layers
 from beamplatform.models import skeleton
 
 Shape = tuple[int, int]
@@ -35,7 +36,7 @@ class ModelShapes:
         exchangeable_attention: whether transformers lets other attention functions take the place of its own.
         head: the same of the head, where it is a linear layer.
         head_is_tied: whether the head's weight is that of the embedding.
-        others: name -> kind of the other layers that have weights, such as embeddings and norms.
+        others: name -> kind of the layers that have weights and no method adapts, such as embeddings and norms.
         not_linear: those of `others` that have matrices and are no embeddings, such as fused experts.
     """
 
@@ -70,7 +71,7 @@ def model_shapes(path: str, content: str) -> ModelShapes:
         UserError: the configuration cannot be read.
     """
     source = Path(__file__).read_text(encoding="utf-8")
-    found = known("shapes", (content, version("transformers"), source), lambda: asdict(_read(path)))
+    found = known("shapes", (content, version("transformers"), version("peft"), source), lambda: asdict(_read(path)))
     shapes = {
         key: {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in found[key].items()} for key in ("linear", "head")
     }
@@ -87,11 +88,11 @@ def _read(path: str) -> ModelShapes:
     of_head: dict[str, Shape] = {}
     others: dict[str, str] = {}
     not_linear: dict[str, str] = {}
+    adaptable = set(linear_layers(model))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            (of_head if module is head else linear)[name] = (module.out_features, module.in_features)
-        elif isinstance(module, Conv1D):
-            linear[name] = (module.weight.shape[1], module.weight.shape[0])
+        if name in adaptable:
+            d_in, d_out = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
+            (of_head if module is head else linear)[name] = (d_out, d_in)
         elif own := list(module.parameters(recurse=False)):
             others[name] = type(module).__name__
             if max(parameter.ndim for parameter in own) > 1 and not isinstance(module, nn.Embedding):

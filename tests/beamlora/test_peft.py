@@ -237,7 +237,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "too large",
     ),
     ({"target_modules": ["q_proj", "norm"], "trainable_token_indices": [1]}, "is a LlamaRMSNorm"),
-    ({"target_modules": ["nothing"]}, "Target modules.*not found"),
+    (
+        {"target_modules": ["nothing"]},
+        "target_modules: the model has no layer 'nothing'; its linear layers are down_proj",
+    ),
+    (
+        {"target_modules": ["q_proj", "v_porj"]},
+        "target_modules: the model has no layer 'v_porj'; did you mean 'v_proj'",
+    ),
+    ({"target_modules": ".*nothing"}, "Target modules.*not found"),
+    ({"rank_pattern": {"q_porj": 4}}, "rank_pattern: the model has no layer 'q_porj'; did you mean 'q_proj'"),
+    ({"alpha_pattern": {"layers.9.q_proj": 4}}, "alpha_pattern: the model has no layer 'layers.9.q_proj'"),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_run import IDS, exported_logits, train
 
 from beamplatform.inference import Export, check_export
 from beamplatform.methods import METHODS, get_method
@@ -18,14 +19,6 @@ from beamplatform.sections import ModelSection, TrainingSection
 from beamplatform.sweep.memory import check_head, target_shapes
 
 ADAPTERS = [name for name in METHODS if name != "full"]
-STEPS = 12
-IDS = torch.arange(3, 99).reshape(4, 24)
-OWN: dict[str, dict[str, Any]] = {
-    "beamlora": {"interval": 4},
-    "adalora": {"delta_t": 1},
-    "relora": {"cycle": 4, "first_warmup": 1, "restart_warmup": 1},
-    "increlora": {"interval": 2, "ranks_per_growth": None, "tinit": 0.1},
-}
 
 
 @pytest.fixture(scope="module")
@@ -39,43 +32,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def train(name: str, path: str, targets: list[str]) -> tuple[Any, Any]:
-    """The method after a few steps at a high rate, and its model."""
-    torch.manual_seed(0)
-    values = {"r": 4, "learning_rate": 0.02, "target_modules": targets, **OWN.get(name, {})}
-    method = get_method(name)(values, RunPlan(total_steps=STEPS, schedule="constant", seed=0))
-    model: Any = method.build(load_base(ModelSection(path=path, dtype="float32"), on_gpu=False))
-    optimizer = method.make_optimizer([p for p in model.parameters() if p.requires_grad], 0.0)
-    method.attach(model, optimizer)
-    for step in range(1, STEPS + 1):
-        model.train()
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        method.before_step()
-        optimizer.step()
-        optimizer.zero_grad()
-        method.after_step(step)
-    return method, model.eval()
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's advice on tied weights
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapted_head_is_exported_as_it_was_trained(name: str, base: str, tmp_path: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
     method, model = train(name, base, ["q_proj", "lm_head"])
     with torch.no_grad():
         trained = model(IDS).logits
     method.export(model, tmp_path / "export")
     check_export(base, Export(method.export_kind, str(tmp_path / "export")))
-    loaded: Any
-    if method.export_kind == "merged":
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
-    else:
-        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "export").eval()
+    logits = exported_logits(method, base, str(tmp_path / "export"))
     with torch.no_grad():
-        logits = loaded(IDS).logits
-        before = AutoModelForCausalLM.from_pretrained(base).eval()(IDS).logits
+        before = load_base(ModelSection(path=base, dtype="float32"), on_gpu=False).eval()(IDS).logits
     assert (logits - trained).abs().max() / trained.abs().max() < 1e-5
     assert (logits - before).abs().max() > 0.1, "it has learned something"
 

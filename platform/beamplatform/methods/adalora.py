@@ -74,7 +74,7 @@ class AdaLora(Method):
         from peft import AdaLoraConfig, get_peft_model
 
         values = self.values
-        arguments = values.lora_arguments()
+        arguments = values.lora_arguments(base)
         del arguments["r"]
         config = AdaLoraConfig(
             target_r=values.r,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from beamplatform.methods.targets import all_linear
 from beamplatform.schedule import learning_rate_factor
 from beamplatform.validation import check_numbers
 
@@ -84,9 +85,9 @@ class AdapterHyperparameters(Hyperparameters):
             return False
         return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
 
-    def lora_arguments(self) -> dict[str, Any]:
-        """The arguments that PEFT's LoraConfig and its subclasses share."""
-        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+    def lora_arguments(self, base: PreTrainedModel) -> dict[str, Any]:
+        """The arguments that PEFT's LoraConfig and its subclasses share, for this base model."""
+        targets = all_linear(base) if isinstance(self.target_modules, str) else list(self.target_modules)
         return {
             "r": self.r,
             "lora_alpha": self.alpha,

@@ -67,7 +67,7 @@ class BeamLora(Method):
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from beamlora import get_beamlora_model
 
-        return get_beamlora_model(base, self._config())
+        return get_beamlora_model(base, self._config(base))
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
         from beamlora import BeamSearch
@@ -112,8 +112,8 @@ class BeamLora(Method):
         export_lora(model, str(folder))
         (folder / HISTORY).write_text(json.dumps(self._history), encoding="utf-8")
 
-    def _config(self) -> Any:
+    def _config(self, base: PreTrainedModel) -> Any:
         from beamlora import BeamLoraConfig
 
         own = self.values.model_dump(exclude=set(AdapterHyperparameters.model_fields))
-        return BeamLoraConfig(**own, **self.values.lora_arguments())
+        return BeamLoraConfig(**own, **self.values.lora_arguments(base))

@@ -31,4 +31,4 @@ class Dora(Method):
         from peft import LoraConfig, get_peft_model
 
         give_head_its_own_weight(base, self.values)
-        return get_peft_model(base, LoraConfig(use_dora=True, **self.values.lora_arguments()))
+        return get_peft_model(base, LoraConfig(use_dora=True, **self.values.lora_arguments(base)))

@@ -76,7 +76,7 @@ class IncreLora(Method):
         from beamplatform.baselines.increlora.layer import IncreLoraConfig, get_increlora_model
 
         values = self.values
-        arguments = values.lora_arguments() | {"r": values.largest_rank}
+        arguments = values.lora_arguments(base) | {"r": values.largest_rank}
         return get_increlora_model(base, IncreLoraConfig(init_r=values.init_r, **arguments))
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:

@@ -19,4 +19,4 @@ class Lora(Method):
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(base, LoraConfig(**self.values.lora_arguments()))
+        return get_peft_model(base, LoraConfig(**self.values.lora_arguments(base)))

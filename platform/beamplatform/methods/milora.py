@@ -29,7 +29,7 @@ class Milora(Method):
 
         give_head_its_own_weight(base, self.values)
         device = "cuda" if torch.cuda.is_available() else None
-        model = get_milora_model(base, LoraConfig(**self.values.lora_arguments()), device=device)
+        model = get_milora_model(base, LoraConfig(**self.values.lora_arguments(base)), device=device)
         self._first = adapter_factors(model)
         return model
 

@@ -39,7 +39,7 @@ class Pissa(Method):
         give_head_its_own_weight(base, self.values)
         iterations = self.values.svd_iterations
         start = "pissa" if iterations is None else f"pissa_niter_{iterations}"
-        model = get_peft_model(base, LoraConfig(init_lora_weights=start, **self.values.lora_arguments()))
+        model = get_peft_model(base, LoraConfig(init_lora_weights=start, **self.values.lora_arguments(base)))
         self._first = adapter_factors(model)
         return model
 

@@ -57,7 +57,7 @@ class Relora(Method):
 
         give_head_its_own_weight(base, self.values)
         self._curve = self._schedule()
-        return get_peft_model(base, LoraConfig(**self.values.lora_arguments()))
+        return get_peft_model(base, LoraConfig(**self.values.lora_arguments(base)))
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
         from beamplatform.baselines.relora.merging import ReLora

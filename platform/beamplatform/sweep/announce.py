@@ -65,7 +65,7 @@ def left_out(plan: Plan) -> Iterator[str]:
     if others and any(value.get("target_modules") == "all-linear" for value in values):
         kinds = dict.fromkeys((kind, name.rpartition(".")[2]) for name, kind in others.items())
         what = ", ".join(f"{name} ({kind})" for kind, name in kinds)
-        yield f"all-linear leaves out {len(others)} layers that are not linear and have no adapters: {what}"
+        yield f"target_modules all-linear leaves out {len(others)} layers that no method adapts: {what}"
 
 
 def announced(plan: Plan) -> str:

@@ -80,7 +80,7 @@ def _unknown(target: str, layers: Collection[str], model: ModelShapes) -> str:
     """What is wrong with an entry of target_modules that names no linear layer."""
     kind = next((k for name, k in model.others.items() if name == target or name.endswith(f".{target}")), None)
     if kind is not None:
-        return f"{target!r} is a {kind}, and adapters are put on linear layers; allowed: {_allowed(layers)}"
+        return f"{target!r} is a {kind}, which no method adapts; allowed: {_allowed(layers)}"
     last = sorted({name.rpartition(".")[2] for name in layers})
     close = get_close_matches(target, [*last, *layers], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
