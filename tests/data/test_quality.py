@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import beamplatform.data.quality as module
 from beamplatform.data.quality import Quality, check_answers, quality
 from beamplatform.data.records import Record
 from beamplatform.data.splits import count_unscorable, training_records
@@ -106,6 +107,19 @@ def test_blank_outputs_of_a_mixture_are_counted(tmp_path: Path) -> None:
     found = quality([], training_records(data, []), {}, load_tokenizer("tiny"), data)
     assert found.empty == 4
     with pytest.raises(UserError, match=r"4 of 20 .* blank .* allows; leave the blank records out.*empty=0\.2$"):
+        found.check(data)
+
+
+def test_of_many_records_a_sample_is_turned_into_tokens(
+    count: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOKENISED", 10)
+    found, data = count(
+        [record(n, input="x y " * (200 * (n % 2))) for n in range(40)], tolerated={"without_targets": 1}
+    )
+    assert (found.records, found.tokenised, found.validation) == (40, 10, 2) and 0 < found.cut < 10
+    assert found.cut == found.without_targets and found.targets > 0 and found.validation_targets > 0
+    with pytest.raises(UserError, match=rf"^{found.cut} of 10 records, drawn from 40, are cut at data.max_length"):
         found.check(data)
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Question = tuple[str, str]
 
+TOKENISED = 20_000
+"""Records whose tokens are counted at the most: of 150,000 it would take a minute or two. They are in random order."""
+
 _CHUNK = 5000
 """Records tokenised at once; their tokens are counted and forgotten."""
 
@@ -31,10 +34,11 @@ class Quality:
     Attributes:
         records: that are trained or validated on.
         validation: of these, validated on.
+        tokenised: of these, turned into tokens, which the next six counts are over: all, or a sample.
         longest: tokens of the longest record.
         enough: the smallest number of tokens that 99 % of the records fit into.
-        targets: tokens that the loss counts, in all training records.
-        validation_targets: tokens that the loss counts, in all validation records.
+        targets: tokens that the loss counts, in training records.
+        validation_targets: tokens that the loss counts, in validation records.
         cut: records longer than `max_length`, which lose their end and with it their end of sequence.
         without_targets: records of which the loss counts no token, because the prompt alone fills `max_length`.
         duplicates: records that are equal to an earlier one.
@@ -46,6 +50,7 @@ class Quality:
 
     records: int
     validation: int
+    tokenised: int
     longest: int
     enough: int
     targets: int
@@ -84,14 +89,16 @@ class Quality:
     def _counts(self, data: DataSection) -> Iterator[tuple[str, int, int, str]]:
         """(key of `data.tolerated`, count, of how many, the sentence)."""
         of = f"of {self.records} training and validation records"
+        looked_at = of if self.tokenised == self.records else f"of {self.tokenised} records, drawn from {self.records},"
         yield (
-            "without_targets", self.without_targets, self.records,
-            f"{self.without_targets} {of} have no token that the loss counts: their prompt fills data.max_length",
+            "without_targets", self.without_targets, self.tokenised,
+            f"{self.without_targets} {looked_at} have no token that the loss counts: their prompt fills "
+            f"data.max_length ({data.max_length} tokens)",
         )  # fmt: skip
         yield (
-            "cut", self.cut, self.records,
-            f"{self.cut} {of} are cut at data.max_length ({data.max_length} tokens; the longest has {self.longest}) "
-            "and lose their end of sequence",
+            "cut", self.cut, self.tokenised,
+            f"{self.cut} {looked_at} are cut at data.max_length ({data.max_length} tokens; the longest has "
+            f"{self.longest}) and lose their end of sequence",
         )  # fmt: skip
         yield "duplicates", self.duplicates, self.records, f"{self.duplicates} {of} repeat an earlier one"
         yield "empty", self.empty, self.records, f"{self.empty} {of} have a blank instruction or output"
@@ -168,21 +175,23 @@ def quality(
         UserError: the tokenizer has no end-of-sequence token.
     """
     everything = [*records.train, *records.validation]
+    validated = records.validation[: TOKENISED // 2]
+    drawn = records.train[: TOKENISED - len(validated)]
     lengths, targets = [], []
-    for length, counted in _tokens(everything, tokenizer, data):
+    for length, counted in _tokens([*drawn, *validated], tokenizer, data):
         lengths.append(length)
         targets.append(counted)
-    trained = len(records.train)
     train_questions = {_question(record) for record in records.train}
     test_questions = {_question(record) for part in test.values() for record in part}
     ordered = sorted(lengths)
     return Quality(
         records=len(everything),
         validation=len(records.validation),
+        tokenised=len(lengths),
         longest=ordered[-1],
         enough=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
-        targets=sum(targets[:trained]),
-        validation_targets=sum(targets[trained:]),
+        targets=sum(targets[: len(drawn)]),
+        validation_targets=sum(targets[len(drawn) :]),
         cut=sum(length > data.max_length for length in lengths),
         without_targets=targets.count(0),
         duplicates=len(everything) - len(set(everything)),
