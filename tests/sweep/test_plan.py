@@ -157,3 +157,16 @@ def test_a_range_of_workers_shares_the_same_global_batch(trial) -> None:
         trial("lora", training__workers={"max": 7})
     with pytest.raises(UserError, match=r"greater than or equal to 1, got 0"):
         trial("lora", training__workers=0)
+
+
+def test_a_model_without_attention_is_planned_too(trial, tmp_path: Path) -> None:
+    from transformers import MambaConfig
+
+    MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4).save_pretrained(tmp_path)
+    mamba = model_shapes(str(tmp_path), "mamba")
+    one = trial("lora", methods__lora__target_modules="all-linear")
+    method = one.make_method(1000)
+    assert estimate(one, method, mamba, target_shapes(mamba, method.values)).activations > 0
+    unknown = ModelShapes("Mine", 1, mamba.linear, mamba.config | {"hidden_size": None})
+    with pytest.raises(UserError, match="this Mine names no hidden_size"):
+        estimate(one, method, unknown, target_shapes(mamba, method.values))
