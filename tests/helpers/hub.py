@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ class Hub:
     Attributes:
         folder: its files.
         token: who does not send it gets what the hub says of a gated repository.
-        fetched: file -> how often its content was sent.
+        fetched: file -> how often its whole content was sent.
     """
 
     folder: Path
@@ -63,6 +64,10 @@ def hub(folder: Path, repository: str, token: str | None = None) -> Iterator[Hub
             if not file.is_file():
                 return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body=body)
             content = file.read_bytes()
+            if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                start, end = int(part[1]), min(int(part[2]), len(content) - 1)
+                place = {"Content-Range": f"bytes {start}-{end}/{len(content)}"}
+                return self.send(206, place, content[start : end + 1], body=body)
             served.fetched[file.name] += body
             etag = hashlib.sha256(content).hexdigest()
             self.send(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}, content, body=body)

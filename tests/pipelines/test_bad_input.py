@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import forked
 import pytest
+
+from beamplatform.models import resolve_path
 
 TINY = ["--suite", "commonsense", "--preset", "tiny"]
 
@@ -32,6 +36,8 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY, "--set", "methods.lora.r=200"], r"rank 200 is larger than .* \[\d+, \d+\]; allowed"),
         ("sweep.py", [*TINY, "--set", "methods.beamlora.interval=180"], "interval=180: no beam step can happen in 100"),
         ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[nope]"], "no such layer .* allowed: .*q_proj"),
+        ("sweep.py", [*TINY, "--set", "methods.lora.target_modules=[q_proj, v_porj]"], "'v_porj'; did you mean 'v_pr"),
+        ("sweep.py", [*TINY, "--set", "data.max_length=4096"], "data.max_length: 4096 tokens are more than the 2048"),
         ("sweep.py", [*TINY, "--set", "model.path=/nowhere"], "model.path: no model folder at /nowhere; give"),
         ("sweep.py", [*TINY[:2], "--resume"], "--resume: no sweep of the suite commonsense in .*/runs"),
         ("sweep.py", [*TINY[:2], "--resume", "nope"], "--resume nope: no such sweep .* commonsense there: none"),
@@ -103,9 +109,16 @@ def test_a_name_that_a_sweep_of_another_suite_has(root: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.rglob("*")] == ["runs", "mine", "sweep.json"], "nothing lost, nothing added"
 
 
-def test_what_does_not_fit_is_refused_with_what_would(root: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_with_what_would(
+    root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """With the memory of this machine and a batch that no machine has the memory for."""
+    long = Path(shutil.copytree(resolve_path("tiny"), tmp_path_factory.mktemp("long") / "model"))
+    config = long / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1048576}))
     huge = [
+        "--set",
+        f"model.path={long}",
         "--set",
         "data.max_length=1048576",
         "--set",

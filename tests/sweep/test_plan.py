@@ -175,3 +175,16 @@ def test_what_is_wrong_with_records_is_told_in_the_plan_and_refused_above_a_shar
     assert "are cut at data.max_length (30 tokens; the longest has 32)" in capsys.readouterr().out
     usual = plan("lora", data__max_length=30, data__tolerated={"cut": 1, "without_targets": 1, "empty": 0})
     assert [one.trial.name for one in usual.checked["lora"]] == [one.trial.name for one in tolerant.checked["lora"]]
+
+
+def test_a_model_without_attention_is_planned_too(trial, tmp_path: Path) -> None:
+    from transformers import MambaConfig
+
+    MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4).save_pretrained(tmp_path)
+    mamba = model_shapes(str(tmp_path), "mamba")
+    one = trial("lora", methods__lora__target_modules="all-linear")
+    method = one.make_method(1000)
+    assert estimate(one, method, mamba, target_shapes(mamba, method.values)).activations > 0
+    unknown = ModelShapes("Mine", 1, mamba.linear, mamba.config | {"hidden_size": None})
+    with pytest.raises(UserError, match="this Mine names no hidden_size"):
+        estimate(one, method, unknown, target_shapes(mamba, method.values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +80,47 @@ def test_a_model_that_is_not_for_everybody(served: Hub, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     assert done.stdout == "" and "hf_secret" not in done.stderr
+
+
+CHECK = """
+from beamplatform.errors import UserError
+from beamplatform.inference.identity import content_hash
+from beamplatform.model_check import check_model
+
+try:
+    check_model("org/tiny", content_hash("org/tiny"), trains=True)
+    print("in order")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_hubs_model_is_checked_without_its_weights(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    served.folder = Path(shutil.copytree(served.folder, tmp_path / "model"))
+
+    def said(program: str) -> str:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert said(CHECK) == "in order\n"
+    (tmp_path / "cache").rename(tmp_path / "old")  # the commit is always the same
+    weights = served.folder / "model.safetensors"
+    tensors = load_file(weights)
+    lost = tensors.pop("model.norm.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    lines = said(CHECK + ASK).splitlines()
+    wrong = "org/tiny lacks weights that its config.json asks for: no model.norm.weight;"
+    assert len(lines) == 2 and all(wrong in line for line in lines), "in the plan, and where it is loaded"
+    assert served.fetched["model.safetensors"] == 1, "no weight was fetched for the plan"
+    # Values are looked at once the weights are here.
+    save_file(tensors | {"model.norm.weight": lost * torch.nan}, weights, metadata={"format": "pt"})
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "other"))
+    assert "the tensor model.norm.weight has values that are NaN or infinite" in said(ASK)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,9 +153,10 @@ def _is_rank(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _all(found: Any, kind: type, good: Any) -> bool:
+def _all(found: Any, kind: type, good: Callable[[Any], bool]) -> bool:
     """Whether a list has only good members, or a dict only good values."""
-    return isinstance(found, kind) and all(map(good, found.values() if isinstance(found, dict) else found))
+    members = found.values() if isinstance(found, dict) else found
+    return isinstance(found, kind) and all(good(member) for member in members)
 
 
 def _adapter_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, _Layer]:

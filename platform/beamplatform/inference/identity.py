@@ -32,12 +32,20 @@ def content_hash(path: str) -> str:
     """SHA-256 over the files in a model's folder that make it what it is; of a hub id, its commit."""
     folder = Path(path)
     if not folder.is_dir():
-        return f"{path}@{read_config(path)._commit_hash}"
+        return f"{path}@{_commit(path)}"
     whole = hashlib.sha256()
     for file in sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}):
         digest = known_of_file("digests", file, partial(_digest, file))
         whole.update(f"{file.name} {digest}\n".encode())
     return whole.hexdigest()
+
+
+def _commit(repository: str) -> str:
+    """The commit that a hub id stands for: the hub's client names the folder of a download after it."""
+    from huggingface_hub import hf_hub_download
+
+    read_config(repository)  # says in one line what keeps it from being read
+    return Path(hf_hub_download(repository, "config.json")).parent.name
 
 
 def _digest(file: Path) -> str:

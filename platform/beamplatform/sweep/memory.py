@@ -167,11 +167,14 @@ def _activations(trial: Trial, method: Method, model: ModelShapes, shapes: dict[
     input, the method says. With gradient checkpointing the inputs of all layers and one whole layer. The head: logits,
     a copy of them and their logarithms in the forward pass, or these, their gradient and that of the logits.
     """
-    config = model.config
+    config = {name: max(value) if isinstance(value, list) else value for name, value in model.config.items()}
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if not isinstance(config[name], int):
+            raise UserError(f"model.path: the config.json of this {model.name} names no {name}, which a plan needs")
     width = 4 if trial.model.dtype == "float32" else 2
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     middle = config["intermediate_size"] or 4 * hidden
-    heads = config["num_attention_heads"]
+    heads = config["num_attention_heads"] or 1  # a model without attention is counted as one with a single head
     of_head = config["head_dim"] or hidden // heads
     keys = of_head * (config["num_key_value_heads"] or heads)
     layer = 2 * hidden * 4 + (4 * hidden + 2 * keys + 4 * middle) * width
