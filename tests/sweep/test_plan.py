@@ -157,3 +157,11 @@ def test_a_range_of_workers_shares_the_same_global_batch(trial) -> None:
         trial("lora", training__workers={"max": 7})
     with pytest.raises(UserError, match=r"greater than or equal to 1, got 0"):
         trial("lora", training__workers=0)
+
+
+def test_a_warm_up_ends_within_the_run(plan) -> None:
+    """The tiny preset's is of 10 steps."""
+    assert plan("lora", training__max_steps=10).checked["lora"][0].steps == 10
+    with pytest.raises(UserError, match=r"lora: training.warmup: 10 steps of warm-up go beyond the last of 9 steps"):
+        plan("lora", training__max_steps=9)
+    assert plan("lora", training__max_steps=9, training__warmup=0.99).checked["lora"][0].steps == 9
