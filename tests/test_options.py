@@ -96,9 +96,9 @@ def test_a_value_that_is_given_twice(overrides: list[str], given: dict[str, str]
 
 
 def test_values_of_a_sweep_that_is_extended_may_be_replaced() -> None:
-    preset = loaded("training.epochs=2", earlier=("training.max_steps=5", "search.budget=3"), trials="4")
+    preset = loaded("training.epochs=2", earlier=("training.max_steps=5", "search.trials=3"), trials="4")
     assert (preset.training.epochs, preset.training.max_steps) == (2, None)
-    assert (preset.search.trials, preset.search.budget) == (4, None)
+    assert preset.search.trials == 4
     assert loaded("methods.lora={r: 4}", "methods.lora.r=2").methods["lora"] == {"r": 2}
 
 

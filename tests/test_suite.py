@@ -74,7 +74,7 @@ def test_published_settings(root, suite, preset, r, schedule, batch, length, los
         ({"methods__lora__learning_rate": "{uniform: [1e-4, 1" + "0" * 400 + "]}"}, "bounds must be finite numbers"),
         ({"training__workers": "true"}, "workers: must not be true"),
         ({"methods__lora__r": "yes"}, "must not be true; give the value itself"),
-        ({"data__max_length": "1" + "0" * 400}, r"max_length: must lie between -2\^53 and 2\^53"),
+        ({"data__max_length": "9" * 30}, r"max_length: must lie between -2\^53 and 2\^53"),
         ({"data__split_seed": "-1"}, "split_seed: input should be greater than or equal to 0, got -1"),
         ({"evaluation__sampling_seed": "4294967296"}, "sampling_seed: input should be less than 4294967296"),
         ({"search__seed": "-1"}, "search__seed: input should be greater than or equal to 0"),
@@ -144,13 +144,6 @@ def test_both_lengths_in_one_file_are_refused(tmp_path: Path, root: Path) -> Non
         load_preset(tmp_path / "mine.yaml", "tiny", has_gpu=False)
 
 
-def test_trials_and_a_budget_take_each_others_place(root: Path) -> None:
-    _, _, preset = load(root, search__budget="2")
-    assert (preset.search.budget, preset.search.trials) == (2, 8)
-    _, _, preset = load(root, search__budget="2", search__trials="3")
-    assert (preset.search.budget, preset.search.trials) == (None, 3)
-
-
 @pytest.mark.parametrize(
     ("value", "seeds"), [("[0-3]", (0, 1, 2, 3)), ("0-3", (0, 1, 2, 3)), ("[7, 1-2]", (7, 1, 2)), ("5", (5,))]
 )
@@ -174,7 +167,7 @@ def test_every_seed_that_is_allowed_draws(root: Path) -> None:
         ("name: mine\n# é\n".encode("latin-1"), "mine.yaml: line 2 is not UTF-8 text"),
         (b"\x00\x01\x02", "mine.yaml: not valid YAML: unacceptable character"),
         (b"name: mine\npresets: {a: 1}\nname: yours\n", "line 3 not valid YAML: the key 'name' stands twice, first on"),
-        (b"[" * 5000, "nested too deeply"),
+        pytest.param(b"[" * 5000, "nested too deeply", id="nested"),
         (b"name: !!bool x\n", "line 1 not valid YAML: 'x' cannot be read"),
         (b"3\n", "a suite needs the keys name and presets"),
         (b"name: mine\npresets: {1: {}}\n", "--preset 1: not in .*; allowed: 1"),
