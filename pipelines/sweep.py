@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_name(arguments.name)
     if arguments.resume is not None:
         return _resume(arguments)
-    if arguments.trials is not None and arguments.budget is not None:
-        raise UserError(f"--budget {arguments.budget}: is given instead of --trials, not with it; leave one out")
+    _trials_or_budget(arguments)
     named = None if arguments.methods is None else split("--methods", arguments.methods)
     seeds = None if arguments.seeds is None else seeds_of("--seeds", arguments.seeds)
     saved = _extended(arguments) if arguments.extend is not None else None
@@ -113,6 +112,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         probe=not arguments.no_probe,
     )
     return dry_run(request) if arguments.dry_run else sweep(request)
+
+
+def _trials_or_budget(arguments: argparse.Namespace) -> None:
+    """Let a number of trials take the place of a budget that the suite, or the sweep to extend, has."""
+    given = dict(text.partition("=")[::2] for text in arguments.overrides)
+    trials = arguments.trials or given.get("search.trials")
+    budget = arguments.budget or given.get("search.budget")
+    if trials and budget not in (None, "null", "~"):
+        raise UserError(f"--trials {trials}, --budget {budget}: give one of the two, not both")
+    if trials and budget is None:
+        arguments.overrides.append("search.budget=null")
 
 
 def _searched(arguments: argparse.Namespace) -> dict[str, tuple[str, str | None]]:

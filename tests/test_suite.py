@@ -64,7 +64,30 @@ def test_published_settings(root, suite, preset, r, schedule, batch, length, los
             r"workers: training: global_batch \(16\) must be a multiple of .* 3 x 16 = 48|multiple of workers",
         ),
         ({"training__warmup": "1.5"}, "integer >= 0 .* fraction of all steps below 1, got 1.5"),
-        ({"training__epochs": "2"}, "exactly one of epochs and max_steps"),
+        ({"training__epochs": ".inf"}, r"epochs: input should be a finite number, got inf"),
+        ({"training__gpus_per_worker": ".nan"}, "gpus_per_worker: input should be a finite number, got nan"),
+        ({"training__warmup": ".nan"}, "warmup: input should be a finite number, got nan"),
+        ({"search__budget": ".inf"}, "budget: input should be a finite number, got inf"),
+        ({"evaluation__temperature": "-.inf"}, "temperature: input should be a finite number, got -inf"),
+        ({"methods__lora__learning_rate": ".nan"}, "finite number, got nan"),
+        ({"methods__lora__learning_rate": "{uniform: [1e-4, .inf]}"}, "bounds must be finite numbers"),
+        ({"methods__lora__learning_rate": "{uniform: [1e-4, 1" + "0" * 400 + "]}"}, "bounds must be finite numbers"),
+        ({"training__workers": "true"}, "workers: must not be true"),
+        ({"methods__lora__r": "yes"}, "must not be true; give the value itself"),
+        ({"data__max_length": "9" * 30}, r"max_length: must lie between -2\^53 and 2\^53"),
+        ({"data__split_seed": "-1"}, "split_seed: input should be greater than or equal to 0, got -1"),
+        ({"evaluation__sampling_seed": "4294967296"}, "sampling_seed: input should be less than 4294967296"),
+        ({"search__seed": "-1"}, "search__seed: input should be greater than or equal to 0"),
+        ({"search__trial_seed": "18446744073709551616"}, "trial_seed: must lie between"),
+        ({"search__seeds": "[3-0]"}, "a range such as 0-3 ascends and has at most 1000 numbers, got 3-0"),
+        ({"search__seeds": "[0-2, 1]"}, "seeds must differ"),
+        ({"search__methods": "[lora, lora]"}, "lora stands there twice"),
+        ({"evaluation__tasks": "[boolq, piqa, boolq]"}, "the task boolq stands there twice"),
+        ({"shared": "{r: 4, lora_alpha: 8, r: 8}"}, "the key 'r' stands twice, first on line 1"),
+        ({"training__max_steps": "2024-02-31"}, "'2024-02-31' cannot be read"),
+        ({"model__path": '"a\\nb"'}, "must be a path without line breaks"),
+        ({"model__path": "~nobody-of-this-name/x"}, "which has no home folder ~nobody-of-this-name"),
+        ({"data__source": "y" * 300}, "must be a path without a part of more than 255 bytes"),
         ({"model__dtype": "fp8"}, "'auto', 'float32' or 'bfloat16', got 'fp8'"),
         ({"evaluation__tasks": "[bool]"}, "unknown task 'bool': allowed are boolq, piqa"),
         (
@@ -92,7 +115,84 @@ def test_published_settings(root, suite, preset, r, schedule, batch, length, los
 def test_bad_values_are_one_clear_line(root: Path, change: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(root, **change)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "epochs"),
+    [
+        ({"training__epochs": "2"}, None, 2),
+        ({"training__max_steps": "7"}, 7, None),
+        ({"training__epochs": "2", "training__max_steps": "7"}, 7, None),
+        ({"training__max_steps": "7", "training__epochs": "2"}, None, 2),
+        ({"training__max_steps": "null", "training__epochs": "2"}, None, 2),
+    ],
+)
+def test_the_length_that_is_given_last_counts(
+    root: Path, changes: dict[str, str], steps: int | None, epochs: float | None
+) -> None:
+    _, _, preset = load(root, **changes)
+    assert (preset.training.max_steps, preset.training.epochs) == (steps, epochs)
+
+
+def test_both_lengths_in_one_file_are_refused(tmp_path: Path, root: Path) -> None:
+    text = (root / "tune_spaces" / "commonsense.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        text.replace("      max_steps: 100", "      max_steps: 100\n      epochs: 2", 1)
+    )
+    with pytest.raises(UserError, match="give exactly one of epochs and max_steps"):
+        load_preset(tmp_path / "mine.yaml", "tiny", has_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds"), [("[0-3]", (0, 1, 2, 3)), ("0-3", (0, 1, 2, 3)), ("[7, 1-2]", (7, 1, 2)), ("5", (5,))]
+)
+def test_a_range_of_seeds(root: Path, value: str, seeds: tuple[int, ...]) -> None:
+    assert load(root, search__seeds=value)[2].search.seeds == seeds
+
+
+def test_every_seed_that_is_allowed_draws(root: Path) -> None:
+    import torch
+
+    for seed in (0, 2**32 - 1):
+        _, _, preset = load(root, search__seed=str(seed), shared__learning_rate="{loguniform: [1e-4, 1e-3]}")
+        assert 1e-4 < next(preset.space("lora").random(preset.search.seed))["learning_rate"] < 1e-3
+        torch.manual_seed(seed * 1_000_003 + 4096)  # what a worker makes of the training seed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: mine\n".encode("utf-16"), "mine.yaml: line 1 is not UTF-8 text; save the file in UTF-8"),
+        ("name: mine\n# é\n".encode("latin-1"), "mine.yaml: line 2 is not UTF-8 text"),
+        (b"\x00\x01\x02", "mine.yaml: not valid YAML: unacceptable character"),
+        (b"name: mine\npresets: {a: 1}\nname: yours\n", "line 3 not valid YAML: the key 'name' stands twice, first on"),
+        pytest.param(b"[" * 5000, "nested too deeply", id="nested"),
+        (b"name: !!bool x\n", "line 1 not valid YAML: 'x' cannot be read"),
+        (b"3\n", "a suite needs the keys name and presets"),
+        (b"name: mine\npresets: {1: {}}\n", "--preset 1: not in .*; allowed: 1"),
+    ],
+)
+def test_a_file_that_is_no_suite(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_preset(tmp_path / "mine.yaml", None, has_gpu=False)
     assert "\n" not in str(caught.value)
+
+
+def test_merged_keys_may_be_replaced() -> None:
+    from beamplatform.yamlfile import parse_yaml
+
+    text = "a: &a {one: 1, two: 2}\nb: &b {<<: *a, two: 3}\nc: {<<: *b, one: 4}\n"
+    assert parse_yaml(text) == {"a": {"one": 1, "two": 2}, "b": {"one": 1, "two": 3}, "c": {"one": 4, "two": 3}}
+
+
+def test_names_of_suites_and_presets_are_names_of_folders(tmp_path: Path, root: Path) -> None:
+    text = (root / "tune_spaces" / "commonsense.yaml").read_text(encoding="utf-8")
+    for old, new in (("name: commonsense", "name: ../x"), ("\n  tiny:", "\n  ../tiny:")):
+        (tmp_path / "mine.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(UserError, match=r"mine\.yaml:\d+: .*should match pattern"):
+            load_preset(tmp_path / "mine.yaml", "paper", has_gpu=False)
 
 
 def test_the_file_and_line_of_a_wrong_key(tmp_path: Path, root: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
 import locale
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -34,6 +37,7 @@ def main_guard(function: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """
     _open_all_three()
     _speak_utf8()
+    _have_a_home()
     try:
         code = function(None)
         print(end="", flush=True)
@@ -86,3 +90,16 @@ def _speak_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _have_a_home() -> None:
+    """Give a user whom the system does not know, as in a container, a name and a home folder for this run.
+
+    Several libraries ask for both when they are imported, and fail without.
+    """
+    if os.path.isabs(os.path.expanduser("~")):
+        return
+    home = tempfile.mkdtemp(prefix="beamplatform-home-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ["HOME"] = home
+    os.environ.setdefault("USER", str(os.getuid()))

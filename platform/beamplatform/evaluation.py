@@ -73,7 +73,7 @@ def score_exports(
     if not tasks:
         raise UserError("this preset names no tasks; give --tasks A,B")
     store = checked_location("--answers", store) if store is not None else None
-    for option, place in (("--output", output), ("--answers", store)):
+    for option, place in (("--output", output), ("--answers", store), ("the folder of the log", LOG.parent)):
         if place is not None:
             check_writable(option, str(place))
     base = resolve_path(preset.model.path)

@@ -23,15 +23,14 @@ def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
         kind: a folder of the cache, `$XDG_CACHE_HOME/beamlora` or `~/.cache/beamlora`.
         about: all that decides the answer; only its text counts.
     """
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beamlora" / kind
-    except RuntimeError:  # a user whom the system does not know, and no HOME: nothing is kept
+    folder = _cache()
+    if folder is None:
         return json.loads(json.dumps(find_out()))
-    file = cache / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.json"
+    file = folder / "beamlora" / kind / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     text = json.dumps(find_out())
-    with contextlib.suppress(OSError):  # no home folder, or a full one: found out anew next time
+    with contextlib.suppress(OSError):  # a home folder that is full or cannot be written to: found out anew next time
         write_text(str(file), text)
     return json.loads(text)
 
@@ -42,3 +41,11 @@ def known_of_file(kind: str, file: Path, find_out: Callable[[], Any]) -> Any:
     if about.st_size <= LARGE:
         return find_out()
     return known(kind, (str(file.resolve()), about.st_size, about.st_mtime_ns), find_out)
+
+
+def _cache() -> Path | None:
+    """The user's cache folder; None where there is no home folder to have it."""
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        return Path(place)
+    home = os.path.expanduser("~")  # `~` itself for a user whom the system does not know
+    return Path(home) / ".cache" if os.path.isabs(home) and os.path.isdir(home) else None

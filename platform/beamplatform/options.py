@@ -196,7 +196,7 @@ def check_name(name: str | None) -> None:
     if name is None:
         return
     if not re.fullmatch(NAME, name) or name.endswith("\n"):
-        raise UserError(f"--name {shortened(name)}: must be {NAME_IN_WORDS}")
+        raise UserError(f"--name {shortened(name if name.isprintable() else repr(name))}: must be {NAME_IN_WORDS}")
     if name == ANSWERS:
         raise UserError(f"--name {name}: this is the folder of the answers that all sweeps share; choose another name")
 

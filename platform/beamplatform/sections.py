@@ -321,8 +321,8 @@ class SearchSection(Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _ranges(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = value.split(",")
+        if isinstance(value, (str, int)):
+            value = value.split(",") if isinstance(value, str) else [value]
         return expand_ranges(value) if isinstance(value, (list, tuple)) else value
 
     @field_validator("methods")

@@ -209,13 +209,8 @@ def _place(path: Path, text: str, location: list[str], overrides: Sequence[Overr
     return f"{path}:{line}: {'.'.join(location)}" if line else f"{path}: {'.'.join(location)}"
 
 
-_INSTEAD_OF = {
-    "training.max_steps": "training.epochs",
-    "training.epochs": "training.max_steps",
-    "search.budget": "search.trials",
-    "search.trials": "search.budget",
-}
-"""Keys of which a preset follows one: a value given on the command line takes the place of the other key's."""
+_INSTEAD_OF = {"training.max_steps": "training.epochs", "training.epochs": "training.max_steps"}
+"""Keys of which a preset has exactly one: a value given on the command line takes the place of the other key's."""
 
 
 def _override(preset: Any, override: Override) -> Any:

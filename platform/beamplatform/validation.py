@@ -59,13 +59,19 @@ def check_numbers(model: type[BaseModel], values: Any) -> Any:
     """
     for key, value in values.items() if isinstance(values, Mapping) else ():
         field = model.model_fields.get(str(key))
-        annotation = str(field.annotation) if field is not None else "bool"
         if isinstance(value, bool):
-            if not any(word in annotation for word in ("bool", "True", "False")):
+            if field is not None and not _takes_booleans(field.annotation):
                 raise ValueError(f"{key}: must not be {str(value).lower()}; give the value itself")
         elif isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{key}: must lie between -2^53 and 2^53")
     return values
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    """Whether `true` or `false` is one of the values; all of them where anything is."""
+    if annotation is bool or annotation is Any or isinstance(annotation, bool):
+        return True
+    return any(_takes_booleans(part) for part in get_args(annotation))
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:

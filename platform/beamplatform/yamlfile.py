@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
     ``2024-02-31``, is a `yaml.YAMLError` like all others.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Here and not in `construct_mapping`, which sees the keys that `<<` merges, and these may be replaced."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}

@@ -188,3 +188,11 @@ def test_a_model_without_attention_is_planned_too(trial, tmp_path: Path) -> None
     unknown = ModelShapes("Mine", 1, mamba.linear, mamba.config | {"hidden_size": None})
     with pytest.raises(UserError, match="this Mine names no hidden_size"):
         estimate(one, method, unknown, target_shapes(mamba, method.values))
+
+
+def test_a_warm_up_ends_within_the_run(plan) -> None:
+    """The tiny preset's is of 10 steps."""
+    assert plan("lora", training__max_steps=10).checked["lora"][0].steps == 10
+    with pytest.raises(UserError, match=r"lora: training.warmup: 10 steps of warm-up go beyond the last of 9 steps"):
+        plan("lora", training__max_steps=9)
+    assert plan("lora", training__max_steps=9, training__warmup=0.99).checked["lora"][0].steps == 9

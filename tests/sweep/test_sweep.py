@@ -35,6 +35,8 @@ def test_it_ends_well_and_prints_a_table(swept) -> None:
     assert method == "dora" and 0 < float(seconds) < 10
     assert "RayTrainWorker" not in done.stdout + done.stderr, "Ray's lines belong in the log"
     assert "RayTrainWorker" in (folder / "runs" / "first" / "log.txt").read_text()
+    kept = {path.name for path in (folder / "runs" / "first").iterdir()}
+    assert kept == {"comparison", "ledger.json", "lock", "log.txt", "sweep.json", "trials"}, "nothing of Ray's own"
 
 
 def test_mlflow_holds_parent_children_metrics_and_artifacts(swept) -> None:
@@ -159,7 +161,7 @@ def test_own_data_in_a_relative_folder(root: Path, tmp_path: Path) -> None:
         "--name",
         "own",
     ]
-    arguments += ["--set", "evaluation.tasks=[boolq]", "--set", "training.max_steps=2"]
+    arguments += ["--set", "evaluation.tasks=[boolq]", "--set", "training.max_steps=2", "--set", "training.warmup=0"]
     arguments += ["--set", "data.validation_records=8", "--set", "evaluation.max_records=8"]
     done = forked.run(root / "pipelines" / "train.py", *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

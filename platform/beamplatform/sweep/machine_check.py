@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import tempfile
 from pathlib import Path
 
 from beamplatform.errors import UserError
@@ -13,8 +14,8 @@ from beamplatform.storage_check import check_free
 _LONGEST_SOCKET = 107
 """Bytes that Linux leaves for the path of a Unix socket."""
 
-_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""What Ray adds to the folder for temporary files, at the longest."""
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+"""What Ray adds to the folder for temporary files, at the longest; the process is the driver's."""
 
 _LEAST_FILES = 1024
 """Open files of one process, as many as Linux allows by default: Ray's own processes end without a word below some
@@ -44,7 +45,7 @@ def check_machine() -> None:
     shown = f"{name}={folder}" if name else str(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{shown}: is no folder that can be written to, as Ray's temporary files need; set RAY_TMPDIR")
-    most = _LONGEST_SOCKET - len(_SOCKET)
+    most = _LONGEST_SOCKET - len(_SOCKET.format(pid=os.getpid()))
     if (length := len(os.fsencode(folder.absolute()))) > most:
         raise UserError(
             f"{shown}: this path has {length} bytes, and Ray's sockets allow {most}; set RAY_TMPDIR to a shorter one, "
@@ -66,12 +67,18 @@ def token_without_home() -> None:
     """
     if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
-    home = os.environ.get("HOME")
-    folder = Path(home) / ".ray" if home else None
-    if folder is not None:
-        if (folder / "auth_token").is_file():
-            return
-        place = folder if folder.is_dir() else folder.parent
-        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-            return
+    if (home := os.environ.get("HOME")) and _holds_a_token(Path(home) / ".ray"):
+        return
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _holds_a_token(folder: Path) -> bool:
+    """Whether Ray's token is in the folder, or can be written there."""
+    if (folder / "auth_token").is_file():
+        return True
+    place = folder if folder.is_dir() else folder.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # an attempt: what permissions say is not all
+    except OSError:
+        return False
+    return True
