@@ -10,15 +10,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError
 from beamplatform.known import known
-from beamplatform.models import incomplete, load_tokenizer, refuse_not_finite, resolve_path, skeleton
+from beamplatform.models import (
+    incomplete,
+    load_tokenizer,
+    quiet_transformers,
+    refuse_not_finite,
+    resolve_path,
+    skeleton,
+)
 from beamplatform.weight_files import Shapes, folder_files, folder_shapes
 
 if TYPE_CHECKING:
@@ -90,22 +95,6 @@ def refuse_unfitting(model: PreTrainedModel, shapes: Shapes, where: str) -> None
             f"{where} has weights of more layers than its config.json asks for, such as {unknown}; they would be left "
             "out, give the configuration that these weights were saved with"
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and printing its report of a loading."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _check(path: str, *, trains: bool) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,6 +240,22 @@ _CAUSAL_WITHOUT_SAYING = ("gpt_neox", "gpt_neox_japanese")
 """Models that have BERT's option is_decoder, and do not heed it."""
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing progress bars and printing its report of a loading."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
 def skeleton(path: str, *, what: str = "model.path") -> PreTrainedModel:
     """The model on the meta device: all shapes, no weights, in a second even for 70 billion parameters.
 
@@ -250,7 +267,7 @@ def skeleton(path: str, *, what: str = "model.path") -> PreTrainedModel:
 
     config, resolved = read_config(path, what=what), resolve_path(path)
     try:
-        with torch.device("meta"):
+        with quiet_transformers(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"{what}: {resolved} is not a causal language model: {_why(error)}") from error

@@ -16,8 +16,7 @@ from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.identity import draw_seed, fingerprint
 from beamplatform.inference.in_use import PROBES, blaming, require_in_use
 from beamplatform.inference.text import TextCodec, load_codec
-from beamplatform.model_check import quiet_transformers
-from beamplatform.models import load_model
+from beamplatform.models import load_model, quiet_transformers
 
 if TYPE_CHECKING:
     import torch
