@@ -59,7 +59,8 @@ def check_writable(option: str, location: str) -> None:
         return
     there = _nearest(Path(location))
     if not there.is_dir():
-        raise UserError(f"{option} {location}: {there} is a file; name a folder, which is made where it is missing")
+        what = "" if there == Path(location).absolute() else f"{there} "
+        raise UserError(f"{option} {location}: {what}is a file; name a folder, which is made where it is missing")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{option} {location}: the folder {there} cannot be written to; name another one")
     check_free(f"{option} {location}", there)
