@@ -22,10 +22,13 @@ if ! answers; then
         trap 'kill \$server' EXIT
         while cat /proc/[0-9]*/comm 2>/dev/null | grep -qx gcs_server && kill -0 \$server; do sleep 2; done
     " >>"$log" 2>&1 </dev/null &
+    starter=$!
 fi
 
-for _ in {1..60}; do
+# Its processes import for a minute where others have the cores; one that has ended is not waited for.
+while ((SECONDS < 300)); do
     answers && exit
+    [[ -z ${starter:-} ]] || kill -0 "$starter" 2>/dev/null || break
     sleep 1
 done
 echo "MLflow's server does not answer on port $port; its log, $log, ends with:" >&2
