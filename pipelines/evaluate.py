@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,12 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from beamplatform.evaluation import score_exports
 
+    output = arguments.output
+
     store = None if arguments.ask_again else arguments.answers
     return score_exports(
         suite.name,
         preset,
-        arguments.adapter,
-        output=arguments.output,
+        [os.path.expanduser(folder) for folder in arguments.adapter],
+        output=Path(os.path.expanduser(output)) if output is not None else None,
         store=store,
         tracking_uri=arguments.tracking_uri,
         options=unsafe_options(arguments),

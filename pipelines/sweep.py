@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.cli import main_guard
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, shortened
 from beamplatform.options import (
     Parser,
     add_suite_options,
@@ -187,8 +188,10 @@ def _resume(arguments: argparse.Namespace) -> int:
         raise UserError(f"{option}: a resumed sweep goes on as it was started; leave it out, or use --extend")
     concurrent = None
     if arguments.max_concurrent is not None:
-        if not arguments.max_concurrent.isdecimal() or int(arguments.max_concurrent) < 1:
-            raise UserError(f"--max-concurrent {arguments.max_concurrent}: must be an integer >= 1")
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", arguments.max_concurrent):
+            raise UserError(
+                f"--max-concurrent {shortened(arguments.max_concurrent)}: must be an integer from 1 to 10^9"
+            )
         concurrent = int(arguments.max_concurrent)
     return resume(
         suite_name(arguments.suite),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from beamplatform.cli import main_guard
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, shortened
 from beamplatform.options import Parser, add_suite_options, check_name, load, unsafe_options
 
 EXAMPLES = """examples:
@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     check_name(arguments.name)
-    if not re.fullmatch(r"-?[0-9]+", arguments.seed):
-        raise UserError(f"--seed {arguments.seed}: must be one number; pipelines/sweep.py takes several (--seeds)")
+    if not re.fullmatch(r"-?[0-9]{1,20}", arguments.seed):
+        raise UserError(
+            f"--seed {shortened(arguments.seed)}: must be one number; pipelines/sweep.py takes several (--seeds)"
+        )
     suite, preset_name, preset = load(arguments, {"--seed": ("search.seeds", f"[{int(arguments.seed)}]")})
     if arguments.method not in preset.methods:
         raise UserError(f"--method {arguments.method}: not in this preset; allowed: {', '.join(preset.methods)}")

@@ -228,7 +228,7 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = saved(LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 1000})), tmp_path / "model")
-    assert "has tokens up to number 1439, and the model 1000 embeddings" in refusal(folder)
+    assert "has tokens up to number 1441, and the model 1000 embeddings" in refusal(folder)
 
 
 def test_an_adapters_folder_is_not_a_model(copy: Path) -> None:
@@ -264,3 +264,39 @@ def test_a_large_file_is_read_once(cache: Path, copy: Path, monkeypatch: pytest.
     assert looked == ["model.safetensors"]
     rewrite(copy, lambda tensors: tensors[LAYER].fill_(torch.inf))
     assert LAYER in refusal(copy) and len(looked) == 2
+
+
+def test_files_nested_too_deep(copy: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text("[" * 100_000)
+    assert "not readable as JSON" in refusal(copy)
+
+
+def test_two_models_in_one_folder(copy: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {LAYER: "model-00001-of-00002.safetensors"}}))
+    assert "holds model.safetensors and also model.safetensors.index.json" in refusal(copy)
+    index.write_text(json.dumps({"weight_map": {LAYER: "model.safetensors"}}))
+    check_model(str(copy), "content", trains=True)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool])
+def test_weights_that_are_integers(copy: Path, kind: torch.dtype) -> None:
+    rewrite(copy, lambda tensors: tensors.update({LAYER: tensors[LAYER].to(kind)}))
+    assert f"the tensor {LAYER} holds no floating-point numbers" in refusal(copy)
+
+
+def test_an_empty_quantization(copy: Path) -> None:
+    configure(copy, quantization_config={})
+    assert "is quantized" in refusal(copy)
+
+
+def test_tokens_that_a_text_may_hold_have_embeddings(copy: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens([f"<special {number}>" for number in range(100)], special_tokens=True)
+    tokenizer.save_pretrained(copy)
+    check_model(str(copy), "before", trains=True)  # no text becomes one of these
+    tokenizer.add_tokens(["a new word"])
+    tokenizer.save_pretrained(copy)
+    assert "has tokens up to number" in refusal(copy)

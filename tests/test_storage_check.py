@@ -85,3 +85,12 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_check, "LEAST_FREE", 2**70)  # no disk has so much
     with pytest.raises(UserError, match=r"--storage x: the disk is full: \d+ MiB are free"):
         check_free("--storage x", tmp_path / "not" / "there")
+
+
+def test_a_home_folder_and_what_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checked_location("--storage", "~/runs") == str(tmp_path / "runs")
+    with pytest.raises(UserError, match="--storage file://: names no folder"):
+        checked_location("--storage", "file://")
+    with pytest.raises(UserError, match="without line breaks"):
+        checked_location("--storage", "a\nb")

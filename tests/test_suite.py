@@ -170,7 +170,7 @@ def test_every_seed_that_is_allowed_draws(root: Path) -> None:
         pytest.param(b"[" * 5000, "nested too deeply", id="nested"),
         (b"name: !!bool x\n", "line 1 not valid YAML: 'x' cannot be read"),
         (b"3\n", "a suite needs the keys name and presets"),
-        (b"name: mine\npresets: {1: {}}\n", "--preset 1: not in .*; allowed: 1"),
+        (b"name: mine\npresets: {1: {}}\n", "the name of a preset must be a text, got 1; put it in quotes"),
     ],
 )
 def test_a_file_that_is_no_suite(tmp_path: Path, content: bytes, message: str) -> None:
@@ -238,3 +238,10 @@ def test_relative_paths_become_absolute(root: Path, tmp_path: Path, monkeypatch)
     assert preset.data.source == str(tmp_path / "mine")
     (tmp_path / "tiny").mkdir()
     assert load(root)[2].model.path == "tiny", "the shipped model, whatever lies in this folder"
+
+
+@pytest.mark.parametrize("preset", ["paper", "mistral"])
+def test_questions_that_metamath_answers_several_times_are_no_reason_to_refuse(root: Path, preset: str) -> None:
+    assert (
+        load_preset(root / "tune_spaces" / "math.yaml", preset, has_gpu=True)[2].data.tolerated.validation_trained == 1
+    )

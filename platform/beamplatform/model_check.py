@@ -24,7 +24,7 @@ from beamplatform.models import (
     resolve_path,
     skeleton,
 )
-from beamplatform.weight_files import Shapes, folder_files, folder_shapes
+from beamplatform.weight_files import Shapes, folder_files, folder_shapes, not_floating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +57,15 @@ def check_weights(resolved: str, *, what: str) -> None:
     """
     model = skeleton(resolved, what=what)
     refuse_unfitting(model, folder_shapes(Path(resolved)), f"{what}: {resolved}")
+    wanted = {name for name, _ in model.named_parameters()}
+    for file in folder_files(Path(resolved)):
+        # Of other tensors there may be integers: masks and positions that old versions have saved.
+        if odd := {name: kind for name, kind in not_floating(file).items() if name in wanted}:
+            name, kind = min(odd.items())
+            raise UserError(
+                f"{what}: {file}: the tensor {name} holds no floating-point numbers ({kind}), as of a quantized model "
+                "without its configuration; give the model in float32, bfloat16 or float16"
+            )
     refuse_not_finite(folder_files(Path(resolved)), what=what)
 
 
@@ -116,7 +125,9 @@ def _check_tokenizer(path: str, model: PreTrainedModel, *, trains: bool) -> None
             "example ends; set eos_token in its tokenizer_config.json"
         )
     embeddings = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.vocab_size - 1, *(getattr(tokenizer, f"{name}_token_id") or 0 for name in _SPECIAL))
+    added = (number for number, token in tokenizer.added_tokens_decoder.items() if not token.special)
+    special = (getattr(tokenizer, f"{name}_token_id") or 0 for name in _SPECIAL)
+    largest = max(tokenizer.vocab_size - 1, *special, *added)  # other special tokens are never made of a text
     if largest >= embeddings:
         raise UserError(
             f"model.path: the tokenizer of {resolved} has tokens up to number {largest}, and the model {embeddings} "

@@ -226,7 +226,7 @@ def read_config(path: str, *, what: str = "model.path") -> Any:
         why = _why(error) if _needs_code(error) else _why(error) + allowed
         raise UserError(f"{what}: cannot read a model configuration from {resolved}: {why}") from error
     for key in ("quantization_config", "compression_config"):
-        if getattr(config, key, None):
+        if getattr(config, key, None) is not None:
             raise UserError(
                 f"{what}: {resolved} is quantized ({key} in its config.json), which can neither be trained nor merged "
                 "here; give the model in float32, bfloat16 or float16"

@@ -114,12 +114,20 @@ class DataSection(Section):
     )
     split_seed: Seed = Field(0, description="seed of the train/validation split, the same for every trial")
 
+    @field_validator("columns")
+    @classmethod
+    def _distinct_columns(cls, value: dict[str, str]) -> dict[str, str]:
+        instruction, output = (value.get(key, key) for key in ("instruction", "output"))
+        if instruction == output:
+            raise ValueError(f"instruction and output must be two fields, got {instruction!r} for both")
+        return value
+
 
 class WorkerRange(Section):
     """As many workers as the cluster has room for when a run starts, or starts again after a loss."""
 
-    min: Annotated[int, Field(ge=1)]
-    max: Annotated[int, Field(ge=1)]
+    min: Annotated[int, Field(ge=1, le=10**6)]
+    max: Annotated[int, Field(ge=1, le=10**6)]
 
 
 class TrainingSection(Section):
@@ -239,6 +247,10 @@ class TrainingSection(Section):
         return self.global_batch // (self.workers * self.micro_batch)
 
 
+_LEAST_TEMPERATURE = 0.01
+"""Below it the scores that are divided by it leave the range of numbers, and vLLM takes this one instead."""
+
+
 class EvaluationSection(Section):
     """How a trained model is scored."""
 
@@ -255,7 +267,7 @@ class EvaluationSection(Section):
         "string", description="MATH: answers agree as normalised text; sympy: or as mathematics, or within 1e-4"
     )
     samples: Annotated[int, Field(ge=1)] = Field(1, description="answers drawn per question, for pass@k")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="of the draws; 0 = greedy")
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(0.0, description="of the draws; 0 = greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the draws")
     sampling_seed: Seed = Field(0, description="seed of the draws")
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="also report pass@k for these k")
@@ -269,6 +281,10 @@ class EvaluationSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationSection:
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            raise ValueError(f"temperature must be 0, or at least {_LEAST_TEMPERATURE}, got {self.temperature}")
+        if (twice := repeated(self.pass_at)) is not None:
+            raise ValueError(f"pass_at: {twice} stands there twice; name each once")
         if self.temperature and self.beams > 1:
             raise ValueError(f"beams ({self.beams}) search, temperature ({self.temperature}) draws: choose one")
         if self.samples > 1 and not self.temperature:
@@ -292,7 +308,7 @@ class SearchSection(Section):
         description="random; grid: every point; tpe: Optuna's, from what was seen so far; asha, hyperband: random, and "
         "trials that fall behind are stopped; bohb: tpe with hyperband",
     )
-    trials: Annotated[int, Field(ge=1)] = Field(
+    trials: Annotated[int, Field(ge=1, le=10_000)] = Field(
         8, description="configurations tried for each method, fewer where its space has fewer"
     )
     budget: Annotated[float, Field(gt=0)] | None = Field(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, shortened
 from beamplatform.methods import get_method
 from beamplatform.validation import describe_error
 
@@ -193,18 +193,20 @@ def parse_space(method: str, values: Mapping[str, Any]) -> Space:
 
 def _domain(name: str, value: Mapping[str, Any]) -> Domain:
     if len(value) != 1 or next(iter(value)) not in DOMAINS:
-        raise ValueError(f"{name}: a domain has exactly one key of {', '.join(DOMAINS)}, got {dict(value)}")
+        raise ValueError(
+            f"{name}: a domain has exactly one key of {', '.join(DOMAINS)}, got {shortened(repr(dict(value)))}"
+        )
     kind, arguments = next(iter(value.items()))
     if not isinstance(arguments, list) or not arguments:
-        raise ValueError(f"{name}.{kind}: must be a non-empty list, got {arguments!r}")
+        raise ValueError(f"{name}.{kind}: must be a non-empty list, got {shortened(repr(arguments))}")
     if any(arguments.count(value) > 1 for value in arguments):
-        raise ValueError(f"{name}.{kind}: values must differ, got {arguments!r}")
+        raise ValueError(f"{name}.{kind}: values must differ, got {shortened(repr(arguments))}")
     if kind in {"uniform", "loguniform"}:
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in arguments)
         if numbers and not all(abs(v) <= sys.float_info.max for v in arguments):
             raise ValueError(f"{name}.{kind}: bounds must be finite numbers, got {[str(v)[:20] for v in arguments]}")
         if len(arguments) != 2 or not numbers or arguments[0] >= arguments[1]:
-            raise ValueError(f"{name}.{kind}: must be [low, high] with low < high, got {arguments!r}")
+            raise ValueError(f"{name}.{kind}: must be [low, high] with low < high, got {shortened(repr(arguments))}")
         if kind == "loguniform" and arguments[0] <= 0:
             raise ValueError(f"{name}.{kind}: bounds must be above 0, got {arguments!r}")
     return Domain(kind, tuple(arguments))

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from beamplatform.errors import UserError, first_line
+from beamplatform.errors import UserError, first_line, shortened
 from beamplatform.storage import is_uri, join, reached
 
 SECONDS = 20.0
@@ -28,15 +28,20 @@ def checked_location(option: str, location: str) -> str:
     Raises:
         UserError: a URI of no known kind, without a bucket or without the credentials that it takes.
     """
+    given = location
     if location.startswith(("file://", "local://")):
         location = location.partition("://")[2]
+        if not location:
+            raise UserError(f"{option} {given}: names no folder; give one, such as file:///data/sweeps")
+    if any(ord(character) < 32 for character in location):
+        raise UserError(f"{option} {shortened(repr(location))}: must be without line breaks and control characters")
     if not is_uri(location):
         begun = re.match(r"([a-z0-9]{2,}):", location)
         if begun and begun[1] in _kinds():
             raise UserError(
                 f"{option} {location}: a URI begins with {begun[1]}://; a folder of this name is ./{location}"
             )
-        return str(Path(location).resolve())
+        return str(Path(os.path.expanduser(location)).resolve())
     kind, _, place = location.partition("://")
     if not place.strip("/"):
         raise UserError(f"{option} {location}: names no bucket or folder; give one, such as {kind}://BUCKET/sweeps")

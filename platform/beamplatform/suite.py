@@ -171,7 +171,9 @@ def load_preset(
     presets = raw.get("presets") if isinstance(raw, dict) else None
     if not isinstance(presets, dict) or not presets:
         raise UserError(f"{path}: a suite needs the keys name and presets, presets with at least one entry")
-    names = [str(key) for key in presets]
+    if odd := [key for key in presets if not isinstance(key, str)]:
+        raise UserError(f"{path}: the name of a preset must be a text, got {odd[0]!r}; put it in quotes")
+    names = list(presets)
     name = preset if preset is not None else _default_preset(path, names, has_gpu)
     if name not in presets:
         raise UserError(f"--preset {name}: not in {path}; allowed: {', '.join(names)}")

@@ -54,7 +54,12 @@ def folder_files(folder: Path) -> list[Path]:
     weight_map = read_json(index, "").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: weight_map must name the file of each tensor")
-    return [weights_file(folder, name) for name in sorted(set(weight_map.values()))]
+    names = set(weight_map.values())
+    if WEIGHTS not in names and (folder / WEIGHTS).is_file():  # transformers takes it, vLLM what the index names
+        raise UserError(
+            f"{folder}: holds {WEIGHTS} and also {INDEX}, which names other files; remove what is not the model's"
+        )
+    return [weights_file(folder, name) for name in sorted(names)]
 
 
 def has_weights(folder: Path) -> bool:
@@ -106,6 +111,15 @@ def file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def not_floating(path: Path) -> dict[str, str]:
+    """Name -> type of the tensors in a file whose values are no floating-point numbers. The file must be whole."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    return {key: kind for key, kind in kinds.items() if kind not in _EXPONENTS}
+
+
 def not_finite(files: Sequence[Path]) -> NotFinite | None:
     """The first tensor with a NaN or infinite value. A large file is read once, until its size or age changes.
 
@@ -128,7 +142,7 @@ def read_json(path: Path, expectation: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {expectation}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")

@@ -120,7 +120,7 @@ def test_bad_sources(data: DataSection, message: str) -> None:
             '[{"instruction": "a", "output": "b", "input": 0}]',
             "field 'input' must be a string, found a number",
         ),
-        ("x.json", '[{"instruction": "a", "output": null}]', "needs the text fields .* found instruction, output"),
+        ("x.json", '[{"instruction": "a", "output": null}]', "record 1: field 'output' must be a string, found null"),
         ("x.json", '[{"instruction": "\\ud800", "output": "b"}]', r"field 'instruction' holds '\\ud800', which is no"),
         ("x.json", "[" * 100_000, "nested too deep"),
         ("x.jsonl", '{"instruction": "a", "output": "b"}\n' + "[" * 100_000, r"nested too deep to be read \(line 2\)"),

@@ -56,14 +56,21 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         ({"r": ...}, "r must be a whole number, at least 1; it is missing"),
         ({"r": 0}, "r must be a whole number, at least 1; found 0"),
         ({"r": True}, "r must be a whole number, at least 1; found True"),
+        ({"lora_alpha": 0}, "lora_alpha must be a number other than 0; found 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number other than 0; found 1000"),
+        ({"lora_dropout": "a"}, "lora_dropout must be a number from 0 to 1; found 'a'"),
+        ({"lora_dropout": 2}, "lora_dropout must be a number from 0 to 1; found 2"),
+        ({"use_rslora": "false"}, "use_rslora must be true or false; found 'false'"),
+        ({"use_dora": "false"}, "use_dora must be true or false; found 'false'"),
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "which is no regular expression"),
         ({"r": 8}, "model.layers.0.mlp.down_proj has factors of rank 4, and adapter_config.json says 8"),
         ({"rank_pattern": {"v_proj": 2}}, "self_attn.v_proj has factors of rank 4, and adapter_config.json says 2"),
         ({"rank_pattern": {"v_proj": "4"}}, "rank_pattern must be layers' names with their ranks"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern has '(', which is no regular expression"),
         ({"rank_pattern": [4]}, "rank_pattern must be layers' names with their ranks"),
-        ({"lora_alpha": None}, "lora_alpha must be a number; found None"),
-        ({"lora_alpha": ...}, "lora_alpha must be a number; it is missing"),
-        ({"lora_alpha": float("nan")}, "lora_alpha must be a number; found nan"),
+        ({"lora_alpha": None}, "lora_alpha must be a number other than 0; found None"),
+        ({"lora_alpha": ...}, "lora_alpha must be a number other than 0; it is missing"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number other than 0; found nan"),
         ({"alpha_pattern": {"v_proj": None}}, "alpha_pattern must be layers' names with numbers"),
         ({"target_modules": None}, "target_modules must be a list of layers' names, a pattern, or 'all-linear'"),
         ({"target_modules": [1]}, "target_modules must be a list of layers' names"),
@@ -178,3 +185,14 @@ def test_a_merged_model_is_whole_and_finite(base: Path, merged: Path, tmp_path: 
     assert f"the tensor {name} has values that are NaN" in refused(lambda tensors: tensors[name].fill_(torch.nan))
     assert "no model.layers.2.input_layernorm.weight" in refused(num_hidden_layers=3)
     assert "is quantized (quantization_config" in refused(quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def test_a_configuration_nested_too_deep(base: Path, copy: Path) -> None:
+    (copy / "adapter_config.json").write_text("[" * 100_000)
+    assert "not readable as JSON" in refusal(base, copy)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+def test_factors_that_are_integers(base: Path, copy: Path, kind: torch.dtype) -> None:
+    rewrite(copy, lambda tensors: tensors.update({f"{Q}.lora_A.weight": tensors[f"{Q}.lora_A.weight"].to(kind)}))
+    assert f"{Q}.lora_A.weight holds no floating-point numbers" in refusal(base, copy)

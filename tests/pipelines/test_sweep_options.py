@@ -47,6 +47,12 @@ def call(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
         (["--seeds", "4294967296"], "--seeds 4294967296: .*less than 4294967296"),
         (["--seeds", "0-3,2"], "--seeds 0-3,2: 2 stands there twice"),
         (["--budget", ".inf"], "--budget .inf: input should be a finite number"),
+        (["--trials", "10001"], "--trials 10001: .*less than or equal to 10000"),
+        (["--set", "training.workers={min: 1, max: 1000000000000}"], "max: .*less than or equal to 1000000"),
+        (["--set", "evaluation={temperature: 1e-300, samples: 2}"], "temperature must be 0, or at least 0.01"),
+        (["--set", "evaluation={temperature: 1, samples: 2, pass_at: [1, 1]}"], "pass_at: 1 stands there twice"),
+        (["--set", "data.columns={instruction: output}"], "must be two fields, got 'output' for both"),
+        (["--set", "methods.lora.target_modules=[q_proj, q_proj]"], "'q_proj' stands there twice"),
         (["--budget", "2", "--trials", "3"], "--trials 3, --budget 2: give one of the two"),
         (["--budget", "2", "--set", "search.trials=3"], "--trials 3, --budget 2: give one of the two"),
         (["--trials", "2", "--trials", "3"], "--trials: is given twice"),
@@ -110,3 +116,11 @@ def test_what_an_extension_takes_over_and_replaces(
     assert named == [("lora", "seed0"), ("lora", "seed1")] and "r=2" in printed and " 20 " not in printed
     with pytest.raises(UserError, match="--methods lora,lora: lora stands there twice"):
         call("sweep", *extend, "--methods", "lora,lora", "--dry-run")
+
+
+def test_numbers_of_more_digits_than_python_reads(call: Main) -> None:
+    digits = "9" * 5000
+    with pytest.raises(UserError, match=r"--seed 999.*must be one number"):
+        call("train", *TINY, "--method", "lora", "--seed", digits)
+    with pytest.raises(UserError, match=r"--max-concurrent 999.*must be an integer from 1 to"):
+        call("sweep", "--suite", "commonsense", "--resume", "x", "--max-concurrent", digits)

@@ -43,3 +43,11 @@ def test_a_value_that_is_refused_now(storage: str) -> None:
     saved.preset["search"]["seeds"] = [-1]
     with pytest.raises(UserError, match=r"the sweep good has the value search.seeds.0, which this version refuses"):
         saved.resolved()
+
+
+def test_a_sweep_nested_too_deep(storage: str) -> None:
+    folder = Path(storage) / "deep"
+    folder.mkdir()
+    (folder / "sweep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is damaged"):
+        find_sweep(storage, "commonsense", "deep")

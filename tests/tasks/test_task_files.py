@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from beamplatform.data.records import Record
 from beamplatform.errors import UserError
 from beamplatform.tasks import get_task
+from beamplatform.tasks.task import Task
 
 TASK = """
 from beamplatform.tasks import Task
@@ -45,3 +47,42 @@ def test_what_a_file_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureF
     assert get_task(str(path)).name == "mine"
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "loading\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("max_new_tokens=0", "max_new_tokens of the task mine must be an integer >= 1, found 0"),
+        ("max_new_tokens='8'", "max_new_tokens of the task mine must be an integer >= 1, found '8'"),
+        ("prompt='x'", "prompt of the task mine must be a function, found 'x'"),
+        ("correct=None", "correct of the task mine must be a function, found None"),
+        ("scorable=None", "scorable of the task mine must be a function"),
+        ("stop='abc'", "stop of the task mine must be a tuple of texts"),
+        ("stop=('',)", "stop of the task mine must be a tuple of texts"),
+        ("files='{nope}.json'", "files of the task mine must be a path"),
+        ("files='{'", "files of the task mine must be a path"),
+        ("files=5", "files of the task mine must be a path"),
+        ("options=None", "options of the task mine must be a dict"),
+    ],
+)
+def test_fields_of_another_kind(tmp_path: Path, value: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    fields = "dict(name='mine', prompt=str, max_new_tokens=1, extract=str)"
+    path.write_text(f"from beamplatform.tasks import Task\n\nTASK = Task(**{fields} | dict({value}))\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        get_task(str(path))
+
+
+def test_functions_that_fail() -> None:
+    def fails(*_: object) -> bool:
+        raise ZeroDivisionError("never")
+
+    record = Record("1 + 1?", "2", "2")
+    task = Task("mine", prompt=str, max_new_tokens=1, extract=str, scorable=fails, requires=fails, note=fails)
+    for name, call in (
+        ("scorable", lambda: task.can_score(record)),
+        ("requires", task.check_machine),
+        ("note", lambda: task.notes([record])),
+    ):
+        with pytest.raises(UserError, match=rf"task mine: its {name}\(\) fails \(ZeroDivisionError: never\)"):
+            call()

@@ -198,3 +198,36 @@ def test_hellaswag_without_wikihows_markers_is_called_a_variant(shared_data: Pat
     assert task.notes(records[:3000]) == "", "the first ones are of another source, and as published"
     marked = [*records[:-1], replace(records[-1], instruction="[step] " + records[-1].instruction)]
     assert task.notes(marked) == "" and get_task("piqa").notes(records) == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("gsm8k", {"question": "q", "answer": "2 and 3 are 5"}, "has no answer behind '#### '"),
+        (
+            "humaneval",
+            {"prompt": "p", "test": "t", "entry_point": "f g", "canonical_solution": "s"},
+            "entry_point must",
+        ),
+        ("mbpp", {"task_id": 11, "text": "t", "code": "x = 1", "test_list": []}, "test_list is empty"),
+        (
+            "mbpp",
+            {"task_id": 11, "text": "t", "code": "x = 1", "test_list": ["t"], "test_setup_code": ["s"]},
+            "test_setup_code must be a string, found a list",
+        ),
+    ],
+)
+def test_rows_that_no_answer_or_every_answer_would_be_right_for(
+    task: str, row: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        get_task(task).parse(row, "here")
+
+
+@pytest.mark.parametrize(
+    ("answer", "good"), [("#### 3", True), ("#### 3.0", True), ("####1,234", True), ("#### 3.5", False)]
+)
+def test_gold_answers_of_gsm8k_are_integers(answer: str, good: bool) -> None:
+    task = get_task("gsm8k")
+    record = task.parse({"question": "q", "answer": answer}, "here")
+    assert record is not None and task.scorable(record) is good

@@ -207,3 +207,15 @@ def test_file_that_is_not_mlflows(folder: Path) -> None:
 def test_folder_that_cannot_be_made(folder: Path) -> None:
     (folder / "file").write_text("")
     assert "cannot be made" in refused(f"sqlite:///{folder}/file/mlflow.db")
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("postgresql://host:port/x", "Port could not be cast"),
+        ("postgresql://[::1/x", "Invalid IPv6 URL"),
+        ("mysql+nothing:///x", "install the driver that it needs"),
+    ],
+)
+def test_databases_that_are_none(uri: str, words: str) -> None:
+    assert words in refused(uri)

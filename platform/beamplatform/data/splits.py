@@ -63,7 +63,7 @@ def count_unscorable(tasks: Sequence[str], records: Mapping[str, Sequence[Record
     Returns:
         Name of a task -> (records with such an answer, records in all).
     """
-    scorable = {get_task(task).name: get_task(task).scorable for task in tasks}
+    scorable = {get_task(task).name: get_task(task).can_score for task in tasks}
     return {name: (sum(not scorable[name](one) for one in part), len(part)) for name, part in records.items()}
 
 
@@ -149,7 +149,10 @@ def _from_hub(source: str) -> Any:
 def _mixed(row: Any, where: str, columns: Mapping[Literal["instruction", "output"], str]) -> Record:
     """A row of a mixture; an output may be empty, which the plan counts (`beamplatform.data.quality`)."""
     instruction, output = columns.get("instruction", "instruction"), columns.get("output", "output")
-    if not isinstance(row, Mapping) or not all(isinstance(row.get(key), str) for key in (instruction, output)):
+    for key in (instruction, output):
+        if isinstance(row, Mapping) and key in row and not isinstance(row[key], str):
+            raise UserError(f"{where}: field {key!r} must be a string, found {json_type(row[key])}")
+    if not isinstance(row, Mapping) or not all(key in row for key in (instruction, output)):
         found = ", ".join(map(str, row)) if isinstance(row, Mapping) else json_type(row)
         raise UserError(
             f"{where}: needs the text fields {instruction!r} and {output!r} (data.columns names them), found {found}"

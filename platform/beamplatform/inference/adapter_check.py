@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.errors import UserError, first_line
+from beamplatform.errors import UserError, first_line, shortened
 from beamplatform.models import refuse_not_finite, skeleton
-from beamplatform.weight_files import Shapes, file_shapes, folder_shapes, has_weights, read_json, weights_file
+from beamplatform.weight_files import (
+    Shapes,
+    file_shapes,
+    folder_shapes,
+    has_weights,
+    not_floating,
+    read_json,
+    weights_file,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +43,12 @@ PEFT_ONLY = frozenset((
 
 _TRAINING_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Values of init_lora_weights after which the base weights are as they were; others change them."""
+
+_SWITCHES = ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out")
+"""Keys of which PEFT takes every text, 'false' among them, for a yes."""
+
+_PATTERN = r"(.*\.)?({})$"
+"""How PEFT looks for a layer's name with a pattern of rank_pattern and alpha_pattern."""
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
 _MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vector(\.weight)?")
@@ -117,10 +131,12 @@ def adapter_rank(folder: Path) -> int:
 def _check_values(config: Mapping[str, Any], path: Path) -> None:
     """Refuse values of a type or range that PEFT does not give them."""
     start = config.get("init_lora_weights", True)
-    targets = config.get("target_modules")
+    targets, dropout = config.get("target_modules"), config.get("lora_dropout", 0.0)
     wanted = {
         "r": (_is_rank(config.get("r")), "a whole number, at least 1"),
-        "lora_alpha": (_is_number(config.get("lora_alpha")), "a number"),
+        "lora_alpha": (_is_number(config.get("lora_alpha")) and config["lora_alpha"] != 0, "a number other than 0"),
+        "lora_dropout": (_is_number(dropout) and 0 <= dropout <= 1, "a number from 0 to 1"),
+        **{key: (isinstance(config.get(key, False), bool | None), "true or false") for key in _SWITCHES},
         "target_modules": (
             isinstance(targets, str) or _all(targets, list, lambda name: isinstance(name, str)),
             "a list of layers' names, a pattern, or 'all-linear'",
@@ -135,18 +151,20 @@ def _check_values(config: Mapping[str, Any], path: Path) -> None:
     }
     for key, (good, what) in wanted.items():
         if not good:
-            found = f"found {config[key]!r}" if key in config else "it is missing"
+            found = f"found {shortened(repr(config[key]))}" if key in config else "it is missing"
             raise UserError(f"{path}: {key} must be {what}; {found}")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in config.get(key) or {}:
             try:
-                re.compile(pattern)
+                re.compile(_PATTERN.format(pattern))
             except re.error as error:
                 raise UserError(f"{path}: {key} has {pattern!r}, which is no regular expression ({error})") from error
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # an integer beyond it is none that a float could take
 
 
 def _is_rank(value: object) -> bool:
@@ -189,6 +207,9 @@ def _adapter_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, _Layer
         raise UserError(
             f"{path}: {odd} {has} lora_magnitude_vector, and {ADAPTER_CONFIG} says use_dora={config.get('use_dora')!r}"
         )
+    if integers := not_floating(path):
+        key, kind = min(integers.items())
+        raise UserError(f"{path}: {key} holds no floating-point numbers ({kind}); save it in float32 or bfloat16")
     layers = {}
     for module, pair in factors.items():
         a, b = pair.get("A"), pair.get("B")
@@ -209,7 +230,7 @@ def _adapter_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, _Layer
 def _rank_of(module: str, config: Mapping[str, Any]) -> int:
     """The rank that the configuration gives a layer; the first pattern that matches counts, as in PEFT."""
     for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_PATTERN.format(pattern), module):
             return int(rank)
     return int(config["r"])
 

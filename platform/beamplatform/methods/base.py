@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from beamplatform.methods.targets import all_linear
 from beamplatform.schedule import learning_rate_factor
-from beamplatform.validation import check_numbers
+from beamplatform.validation import check_numbers, repeated
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,13 @@ class AdapterHyperparameters(Hyperparameters):
     lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = 2 r; scaling is alpha / r")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _distinct_targets(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, tuple) and (twice := repeated(value)) is not None:
+            raise ValueError(f"{twice!r} stands there twice; name each once")
+        return value
 
     @property
     def alpha(self) -> int:

@@ -161,7 +161,8 @@ class Evaluator:
             UserError: what a task lacks, or names the first task with prompts that do not fit, and how many.
         """
         for task in self._tasks:
-            task.requires()
+            task.check_machine()
+            task.notes(self._records[task.name])
         prompts = {task.name: [task.question(record) for record in self._records[task.name]] for task in self._tasks}
         about = (self._content(self._base), version("transformers"), prompts)
         found = known("prompt-lengths", about, lambda: self._lengths(prompts))

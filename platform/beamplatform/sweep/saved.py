@@ -127,7 +127,7 @@ def _in_folder(folder: str) -> SavedSweep | None:
     try:
         text = read_text(file)
         return SavedSweep(**json.loads(text)) if text is not None else None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: is damaged ({first_line(error)}); bring back a copy, or start a new sweep") from None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, text_field
+from beamplatform.data.records import Record, json_type, text_field
 from beamplatform.errors import UserError
 from beamplatform.tasks.task import Option, Task
 
@@ -97,6 +97,8 @@ def _parses(program: str) -> bool:
 def parse_humaneval(row: Mapping[str, Any], where: str) -> Record:
     """{"prompt", "canonical_solution", "test", "entry_point"}."""
     prompt, test, name = (text_field(row, field, where) for field in ("prompt", "test", "entry_point"))
+    if not name.isidentifier():
+        raise UserError(f"{where}: entry_point must be the name of a function, found {name!r}")
     tests = {"setup": prompt, "test": f"{test}\ncheck({name})\n", "names": [name]}
     return Record(prompt, text_field(row, "canonical_solution", where), json.dumps(tests))
 
@@ -108,10 +110,15 @@ def parse_mbpp(row: Mapping[str, Any], where: str) -> Record | None:
         raise UserError(f"{where}: needs an integer task_id and a list of texts test_list")
     if number not in MBPP_TEST:
         return None
+    if not any(test.strip() for test in tests):
+        raise UserError(f"{where}: test_list is empty, so that every program would be right")
+    setup = row.get("test_setup_code")
+    if setup is not None and not isinstance(setup, str):
+        raise UserError(f"{where}: test_setup_code must be a string, found {json_type(setup)}")
     shown = "\n".join(tests)
     asked = f"{text_field(row, 'text', where)} Your code should satisfy these tests:\n{shown}"
     code = text_field(row, "code", where)
-    wanted = {"setup": row.get("test_setup_code") or "", "test": shown, "names": _defined(code)}
+    wanted = {"setup": setup or "", "test": shown, "names": _defined(code)}
     return Record(asked, code, json.dumps(wanted))
 
 

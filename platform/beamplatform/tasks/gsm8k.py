@@ -7,9 +7,9 @@ from typing import Any
 
 from beamplatform.data.prompts import alpaca_prompt
 from beamplatform.data.records import Record, text_field
+from beamplatform.errors import UserError
 from beamplatform.tasks.answers.numbers import first_number
 from beamplatform.tasks.task import Task
-from beamplatform.tasks.word_problems import has_number
 
 MARKER = "The answer is: "
 STOP = ("Instruction:", "Instruction", "Response:", "Response")
@@ -23,7 +23,10 @@ def step_by_step(record: Record) -> str:
 def parse(row: Mapping[str, Any], where: str) -> Record:
     """{"question", "answer"}; the gold answer stands behind "#### "."""
     question, solution = text_field(row, "question", where), text_field(row, "answer", where)
-    return Record(question, solution, solution.rpartition("#### ")[2].replace(",", "").strip())
+    _, marker, answer = solution.rpartition("####")
+    if not marker:
+        raise UserError(f"{where}: the solution has no answer behind '#### '")
+    return Record(question, solution, answer.replace(",", "").strip())
 
 
 def extract(completion: str) -> str | None:
@@ -39,6 +42,12 @@ def correct(extracted: str, record: Record) -> bool:
     return gold is not None and int(extracted) == gold
 
 
+def is_integer(record: Record) -> bool:
+    """Whether the gold answer is one: a completion's is rounded to an integer."""
+    gold = first_number(record.answer)
+    return gold is not None and gold.denominator == 1
+
+
 GSM8K = Task(
     name="gsm8k",
     prompt=step_by_step,
@@ -48,5 +57,5 @@ GSM8K = Task(
     correct=correct,
     files="gsm8k/{split}.jsonl",
     parse=parse,
-    scorable=has_number,
+    scorable=is_integer,
 )

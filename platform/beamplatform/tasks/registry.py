@@ -7,14 +7,15 @@ import functools
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from beamplatform.errors import UserError, first_line
+from beamplatform.errors import UserError, first_line, shortened
 from beamplatform.tasks.code import HUMANEVAL, MBPP
 from beamplatform.tasks.commonsense import COMMONSENSE
 from beamplatform.tasks.gsm8k import GSM8K
 from beamplatform.tasks.math import MATH
-from beamplatform.tasks.task import Task
+from beamplatform.tasks.task import Option, Task
 from beamplatform.tasks.word_problems import WORD_PROBLEMS
 from beamplatform.validation import NAME, NAME_IN_WORDS
 
@@ -57,4 +58,30 @@ def _from_file(path: str) -> Task:
         raise UserError(
             f"{path}: the name of a task must be {NAME_IN_WORDS}, and not that of another task, found {task.name!r}"
         )
+    for field, good, what in _fields(task):
+        if not good:
+            found = shortened(repr(getattr(task, field)))
+            raise UserError(f"{path}: {field} of the task {task.name} must be {what}, found {found}")
     return task
+
+
+def _fields(task: Task) -> Iterator[tuple[str, bool, str]]:
+    """(field, whether its value is of the right kind, what would be) of a task of the user's own."""
+    for field in ("prompt", "extract", "correct", "requires", "parse", "scorable", "note"):
+        yield field, callable(getattr(task, field)), "a function"
+    yield "extract_for", task.extract_for is None or callable(task.extract_for), "a function or None"
+    tokens: object = task.max_new_tokens
+    yield "max_new_tokens", isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1, "an integer >= 1"
+    stop: object = task.stop
+    texts = isinstance(stop, tuple | list) and all(isinstance(text, str) and text for text in stop)
+    yield "stop", texts, "a tuple of texts that are not empty"
+    yield "files", _is_place(task.files), "a path, in which {name} and {split} may stand and no other braces"
+    options = isinstance(task.options, Mapping) and all(isinstance(one, Option) for one in task.options.values())
+    yield "options", options, "a dict of names and Options"
+
+
+def _is_place(files: object) -> bool:
+    try:
+        return isinstance(files, str) and bool(files.format(name="name", split="split"))
+    except (ValueError, LookupError, AttributeError):
+        return False

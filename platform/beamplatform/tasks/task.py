@@ -102,10 +102,51 @@ class Task:
             raise UserError(f"task {self.name}: its prompt() must return a text, found {type(text).__name__}")
         return text
 
+    def can_score(self, record: Record) -> bool:
+        """What `scorable` says.
+
+        Raises:
+            UserError: the task's own `scorable` fails.
+        """
+        try:
+            return bool(self.scorable(record))
+        except (Exception, SystemExit) as error:  # of a task of the user's own
+            raise UserError(
+                f"task {self.name}: its scorable() fails ({type(error).__name__}: {first_line(error)}) on the record "
+                f"that begins {record.instruction[:60]!r}"
+            ) from error
+
+    def check_machine(self) -> None:
+        """What `requires` does.
+
+        Raises:
+            UserError: the task cannot be scored on this machine, or its own `requires` fails.
+        """
+        try:
+            self.requires()
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # of a task of the user's own
+            raise UserError(
+                f"task {self.name}: its requires() fails ({type(error).__name__}: {first_line(error)})"
+            ) from error
+
     def answer_in(self, completion: str, record: Record) -> str | None:
         """The answer that a completion gives to a record's question; None where it gives none."""
         return self.extract(completion) if self.extract_for is None else self.extract_for(completion, record)
 
     def notes(self, records: Sequence[Record]) -> str:
-        """What a reader of the score must know about its records and the options chosen; "" for nothing."""
-        return "; ".join(filter(None, [self.note(records), *(self.options[name].note for name in self.chosen)]))
+        """What a reader of the score must know about its records and the options chosen; "" for nothing.
+
+        Raises:
+            UserError: the task's own `note` fails, or returns no text.
+        """
+        try:
+            own = self.note(records)
+        except (Exception, SystemExit) as error:  # of a task of the user's own
+            raise UserError(
+                f"task {self.name}: its note() fails ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        if not isinstance(own, str):
+            raise UserError(f"task {self.name}: its note() must return a text, found {type(own).__name__}")
+        return "; ".join(filter(None, [own, *(self.options[name].note for name in self.chosen)]))

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from beamplatform.errors import UserError
+from beamplatform.errors import UserError, first_line
 
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Database servers that MLflow writes to directly, with their usual ports."""
@@ -183,15 +183,26 @@ def _reason(error: Exception) -> str:
 
 
 def _check_database(uri: str) -> None:
-    parts = urlsplit(uri)
-    host = parts.hostname
-    if host is None:  # a local socket or a driver's own notation
-        return
-    port = parts.port or DATABASES[parts.scheme.partition("+")[0]]
+    from sqlalchemy import create_engine
+
     try:
-        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
-    except OSError as error:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"the tracking database {redact(uri)}: {error}; correct MLFLOW_TRACKING_URI") from error
+    port = port or DATABASES[parts.scheme.partition("+")[0]]
+    try:
+        if host is not None:  # and no local socket or a driver's own notation
+            socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"the tracking database {redact(uri)} does not answer at {host}:{port} ({error}): "
             "start it, or correct MLFLOW_TRACKING_URI"
+        ) from error
+    try:
+        create_engine(uri)  # finds the driver, and connects to nothing
+    except Exception as error:  # of SQLAlchemy or the driver
+        raise UserError(
+            f"the tracking database {redact(uri)} cannot be used ({first_line(error)}): install the driver that it "
+            "needs, or correct MLFLOW_TRACKING_URI"
         ) from error
