@@ -86,7 +86,11 @@ def processes(class_name: str) -> list[int]:
     ids=["two", "all"],
 )
 def test_every_trial_gives_way_to_the_next(
-    faults: list[Fault], trial: Callable[..., Trial], trained_under_ray: Callable[..., Any], tmp_path: Path
+    faults: list[Fault],
+    trial: Callable[..., Trial],
+    trained_under_ray: Callable[..., Any],
+    tmp_path: Path,
+    forked_ray: None,
 ) -> None:
     trials = [
         trial(
