@@ -47,7 +47,7 @@ def repeated(values: Sequence[Any]) -> Any | None:
     return next((value for place, value in enumerate(values) if value in values[:place]), None)
 
 
-_LARGEST = 2**53
+_LARGEST = 10**100
 """Up to here every integer is also a number of JSON, of MLflow and of a float."""
 
 
@@ -63,7 +63,7 @@ def check_numbers(model: type[BaseModel], values: Any) -> Any:
             if field is not None and not _takes_booleans(field.annotation):
                 raise ValueError(f"{key}: must not be {str(value).lower()}; give the value itself")
         elif isinstance(value, int) and abs(value) > _LARGEST:
-            raise ValueError(f"{key}: must lie between -2^53 and 2^53")
+            raise ValueError(f"{key}: must lie between -10^100 and 10^100")
     return values
 
 

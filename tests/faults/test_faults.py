@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -52,14 +51,11 @@ FAILING = [
 def test_where_all_trials_fail_that_is_said_and_nothing_is_compared(tmp_path: Path, root: Path) -> None:
     """Every point of the search diverges: no final trial is begun, and `compare` has one line to say."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    overflow = "methods.dora.learning_rate={choice: [1e37, 1e38]}"
+    overflow = f"methods.dora.lora_alpha={{choice: [{10**44}, {10**45}]}}"
     line = [*FAILING, "--methods", "dora", "--set", overflow]
     done = forked.run(root / "pipelines" / "sweep.py", *line, folder=tmp_path, environment=environment)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert (
-        "all 2 trials failed (details in" in done.stdout
-        and len(re.findall(r"is not finite at step [23]\b", done.stdout)) >= 2
-    )
+    assert "all 2 trials failed (details in" in done.stdout and done.stdout.count("is not finite at step 1") >= 2
     assert "Try those again with: python pipelines/sweep.py --suite commonsense --resume s" in done.stdout
     assert "Traceback" not in done.stderr and "Accuracy" not in done.stdout
     compare = (root / "pipelines" / "compare.py", "--suite", "commonsense")
@@ -70,14 +66,14 @@ def test_where_all_trials_fail_that_is_said_and_nothing_is_compared(tmp_path: Pa
 
 @pytest.mark.timeout(1200)
 def test_failing_trials_are_named_and_the_others_go_on(tmp_path: Path, root: Path) -> None:
-    """DoRA's gradient is NaN (its first step goes beyond float32); the disk under BeamLoRA's checkpoints is full.
+    """DoRA's gradient is NaN (its scaling is beyond float32); the disk under BeamLoRA's checkpoints is full.
 
     The small disk is a tmpfs in a mount namespace; without the right to one, a file lies in the place of the folder.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     del environment["RAY_RUNTIME_ENV_HOOK"]  # forked workers would be outside this mount namespace
     line = [sys.executable, str(root / "pipelines" / "sweep.py"), *FAILING]
-    line += ["--methods", "lora,dora,beamlora", "--set", "methods.dora.learning_rate=1e38"]
+    line += ["--methods", "lora,dora,beamlora", "--set", f"methods.dora.lora_alpha={10**45}"]
     wide = environment | {"COLUMNS": "250"}
     dry = forked.run(*line[1:], "--dry-run", folder=tmp_path, environment=wide)
     name = next(word for word in dry.stdout.split() if word.startswith("beamlora-"))
@@ -97,7 +93,7 @@ def test_failing_trials_are_named_and_the_others_go_on(tmp_path: Path, root: Pat
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     failed = done.stdout[done.stdout.index("2 of 3 trials failed") :]
-    assert "dora-" in failed and re.search(r"is not finite at step [23]: lower the learning rate", failed)
+    assert "dora-" in failed and "the gradient is not finite at step 1: lower the learning rate" in failed
     assert f"{name}: " in failed and "the checkpoint of step 5 cannot be written to" in failed and why in failed
     assert "LoRA" in done.stdout and "BoolQ" in done.stdout, "the table of what there is"
 
