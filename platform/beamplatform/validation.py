@@ -48,7 +48,7 @@ def repeated(values: Sequence[Any]) -> Any | None:
 
 
 _LARGEST = 10**100
-"""Up to here every integer is also a number of JSON, of MLflow and of a float."""
+"""Larger integers are taken for a slip of the hand; a float holds this one."""
 
 
 def check_numbers(model: type[BaseModel], values: Any) -> Any:
