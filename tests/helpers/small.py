@@ -16,10 +16,13 @@ RATES = {"loguniform": [1e-4, 1e-2]}
 
 
 def command(root: Path, *arguments: str, probe: bool = False) -> list[str]:
+    given = {argument.partition("=")[0] for argument in arguments}  # no key is set twice
+    pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
+    small = [part for pair in pairs if pair[1].partition("=")[0] not in given for part in pair]
     return [
         sys.executable,
         str(root / "pipelines" / "sweep.py"),
-        *SMALL,
+        *small,
         *(() if probe else ("--no-probe",)),
         *arguments,
     ]
