@@ -69,3 +69,9 @@ def test_what_is_found_runs() -> None:
     assert program is not None
     (found,) = ast.parse(program).body
     assert isinstance(found, ast.ClassDef) and found.name == "C" and found.col_offset == 0
+
+
+@pytest.mark.parametrize("words", ["{.python}", "{.python .numberLines}", "python:a.py", "python,ignore", "{python}"])
+def test_fences_with_more_than_a_language(words: str) -> None:
+    program = "def f(x):\n    return x\n"
+    assert extract_program(f"Here it is:\n```{words}\n{program}```\n", ["f"]) == program

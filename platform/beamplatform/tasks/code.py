@@ -23,8 +23,9 @@ MBPP_TEST = range(11, 511)
 """The ids of MBPP's test split; one file holds all splits."""
 
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
-_PYTHON = re.compile(r"(?:(?:i?python|py)[\d.]*)?", re.IGNORECASE)
-"""What stands behind the fence of a block that may be the program; nothing may, too."""
+_PYTHON = re.compile(r"(?:\{?\.?(?:i?python|py)[\d.]*\}?(?:[:,].*)?)?", re.IGNORECASE)
+"""What stands behind the fence of a block that may be the program, such as python3, {.python} and python:a.py; nothing
+may, too."""
 _ENDS = re.compile(r"""^if __name__ == ["']__main__["']:|^# Example usage|^assert\b""", re.MULTILINE)
 _CODE = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
 """A line that is neither blank nor a comment."""
