@@ -43,7 +43,7 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY[:2], "--resume", "nope"], "--resume nope: no such sweep .* commonsense there: none"),
         ("sweep.py", [*TINY[:2], "--resume", "--seeds", "1"], "--seeds: a resumed sweep goes on as it was started"),
         ("sweep.py", [*TINY[:2], "--resume", "--set", "a=1"], "--set: a resumed sweep goes on as it was started"),
-        ("sweep.py", [*TINY[:2], "--resume", "--max-concurrent", "0"], "--max-concurrent 0: must be an integer >= 1"),
+        ("sweep.py", [*TINY[:2], "--resume", "--max-concurrent", "0"], "--max-concurrent 0: must be an integer from 1"),
         ("sweep.py", [*TINY, "--search", "tpee"], "--search tpee: .*'random', 'grid', 'tpe', 'asha', 'hyperband'"),
         ("sweep.py", [*TINY, "--trials", "0"], "--trials 0: .*greater than or equal to 1"),
         ("sweep.py", [*TINY, "--budget", "0"], "--budget 0: .*greater than 0"),

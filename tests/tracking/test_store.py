@@ -215,6 +215,7 @@ def test_folder_that_cannot_be_made(folder: Path) -> None:
         ("postgresql://host:port/x", "Port could not be cast"),
         ("postgresql://[::1/x", "Invalid IPv6 URL"),
         ("mysql+nothing:///x", "install the driver that it needs"),
+        ("http://", "does not answer (unknown host name)"),
     ],
 )
 def test_databases_that_are_none(uri: str, words: str) -> None:

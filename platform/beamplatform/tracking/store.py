@@ -190,9 +190,9 @@ def _check_database(uri: str) -> None:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise UserError(f"the tracking database {redact(uri)}: {error}; correct MLFLOW_TRACKING_URI") from error
-    port = port or DATABASES[parts.scheme.partition("+")[0]]
     try:
         if host is not None:  # and no local socket or a driver's own notation
+            port = port or DATABASES[parts.scheme.partition("+")[0]]
             socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (OSError, UnicodeError) as error:
         raise UserError(
