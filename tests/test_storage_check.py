@@ -12,6 +12,7 @@ from beamplatform.errors import UserError
 from beamplatform.storage_check import check_free, check_writable, checked_location
 
 NO_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+NOBODY = 65534
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,9 @@ def test_a_uri_that_can_only_be_read() -> None:
 
 
 def test_s3_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
     for name in NO_CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -55,7 +58,9 @@ def test_s3_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(storage_check, "SECONDS", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -74,10 +79,19 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
             check_writable("--answers", str(tmp_path / place))
 
 
-@pytest.mark.skipif(not os.path.isdir("/sys/kernel") or os.access("/sys/kernel", os.W_OK), reason="all can be written")
 def test_a_folder_that_is_read_only() -> None:
-    with pytest.raises(UserError, match="the folder /sys/kernel cannot be written to"):
-        check_writable("--storage", "/sys/kernel/runs")
+    """Root may write everywhere, so that a process of another user asks."""
+    if (asking := os.fork()) == 0:
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+            with pytest.raises(UserError, match="the folder /usr cannot be written to"):
+                check_writable("--storage", "/usr/runs")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(asking, 0)[1]) == 0
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from beamplatform.errors import UserError, first_line
+
 
 def join(base: str, *parts: str) -> str:
     """`base` extended by path parts; works for folders and URIs."""
@@ -50,6 +52,19 @@ def read_text(location: str) -> str | None:
         return str(filesystem.cat_file(path_there).decode())
     except FileNotFoundError:
         return None
+
+
+@contextlib.contextmanager
+def undamaged(file: str) -> Iterator[None]:
+    """What is read in here is what a sweep has written to the file.
+
+    Raises:
+        UserError: it is not, as after a disk was full or somebody changed it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, RecursionError) as error:  # pydantic's error is a ValueError
+        raise UserError(f"{file}: is damaged ({first_line(error)}); bring back a copy, or start a new sweep") from None
 
 
 def write_text(location: str, text: str) -> None:

@@ -30,7 +30,7 @@ def test_a_damaged_sweep(storage: str) -> None:
         find_sweep(storage, "commonsense", "cut")
 
 
-@pytest.mark.parametrize("content", ["[", "[3]", '[{"trial": 3, "curve": []}]', "{}3"])
+@pytest.mark.parametrize("content", ["[", "[" * 100_000, "[3]", '[{"trial": 3, "curve": []}]', "{}3"])
 def test_a_damaged_ledger(storage: str, content: str) -> None:
     assert load_ledger(storage, "good") == []
     (Path(storage) / "good" / "ledger.json").write_text(content)

@@ -6,7 +6,7 @@ follow from the number of records alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,53 +76,81 @@ class Quality:
                     f"({data.max_length} tokens); the longest record has {self.longest}, and {self.enough} would hold "
                     f"99 % of them: --set data.max_length={self.enough}"
                 )
-        for kind, count, of, words in self._counts(data):
-            if of and count / of > getattr(data.tolerated, kind):
-                raise UserError(_refusal(kind, words, count / of, data, _REMEDIES[kind](self)))
+        for count in self._counts(data):
+            count.check(data)
 
     def lines(self, data: DataSection) -> Iterator[str]:
         """What was counted, in words; nothing where all is well."""
-        for *_, count, _of, words in self._counts(data):
-            if count:
-                yield f"{words}."
+        for count in self._counts(data):
+            yield from count.lines()
 
-    def _counts(self, data: DataSection) -> Iterator[tuple[str, int, int, str]]:
-        """(key of `data.tolerated`, count, of how many, the sentence)."""
+    def _counts(self, data: DataSection) -> Iterator[_Count]:
         of = f"of {self.records} training and validation records"
         looked_at = of if self.tokenised == self.records else f"of {self.tokenised} records, drawn from {self.records},"
-        yield (
+        longer = f"raise data.max_length ({self.enough} holds 99 % of the records)"
+        yield _Count(
             "without_targets", self.without_targets, self.tokenised,
-            f"{self.without_targets} {looked_at} have no token that the loss counts: their prompt fills "
-            f"data.max_length ({data.max_length} tokens)",
+            f"{looked_at} have no token that the loss counts: their prompt fills data.max_length ({data.max_length} "
+            "tokens)",
+            longer,
         )  # fmt: skip
-        yield (
+        yield _Count(
             "cut", self.cut, self.tokenised,
-            f"{self.cut} {looked_at} are cut at data.max_length ({data.max_length} tokens; the longest has "
-            f"{self.longest}) and lose their end of sequence",
+            f"{looked_at} are cut at data.max_length ({data.max_length} tokens; the longest has {self.longest}) and "
+            "lose their end of sequence",
+            longer,
         )  # fmt: skip
-        yield "duplicates", self.duplicates, self.records, f"{self.duplicates} {of} repeat an earlier one"
-        yield "empty", self.empty, self.records, f"{self.empty} {of} have a blank instruction or output"
-        yield (
+        yield _Count(
+            "duplicates", self.duplicates, self.records,
+            f"{of} repeat an earlier one", "leave the repeated records out of the data",
+        )  # fmt: skip
+        yield _Count(
+            "empty", self.empty, self.records,
+            f"{of} have a blank instruction or output", "leave the blank records out of the data",
+        )  # fmt: skip
+        yield _Count(
             "validation_trained", self.validation_trained, self.validation,
-            f"{self.validation_trained} of {self.validation} validation records ask what is also trained on",
+            f"of {self.validation} validation records ask what is also trained on",
+            "leave the repeated questions out of the data",
         )  # fmt: skip
-        yield (
+        yield _Count(
             "test_questions", self.test_questions, self.records,
-            f"{self.test_questions} {of} ask a question of the test sets",
+            f"{of} ask a question of the test sets", "leave the tests' questions out of the training data",
         )  # fmt: skip
-        for place, (count, records) in self.unknown_answers.items():
-            yield "unknown_answers", count, records, _unknown(place, count, records)
+        yield from _unknown_answers(self.unknown_answers)
 
 
-_REMEDIES: dict[str, Callable[[Quality], str]] = {
-    "without_targets": lambda found: f"raise data.max_length ({found.enough} holds 99 % of the records)",
-    "cut": lambda found: f"raise data.max_length ({found.enough} holds 99 % of the records)",
-    "duplicates": lambda _: "leave the repeated records out of the data",
-    "empty": lambda _: "leave the blank records out of the data",
-    "validation_trained": lambda _: "leave the repeated questions out of the data",
-    "test_questions": lambda _: "leave the tests' questions out of the training data",
-    "unknown_answers": lambda _: "correct the data",
-}
+@dataclass(frozen=True)
+class _Count:
+    """Records that are unfit in one way.
+
+    Attributes:
+        kind: their key in `data.tolerated`.
+        number: how many.
+        of: how many were looked at.
+        words: the rest of the sentence that begins with the number.
+        remedy: what would be right.
+    """
+
+    kind: str
+    number: int
+    of: int
+    words: str
+    remedy: str
+
+    def check(self, data: DataSection) -> None:
+        """Raises UserError where they are more than `data.tolerated` allows."""
+        limit, share = getattr(data.tolerated, self.kind), self.number / max(self.of, 1)
+        if share > limit:
+            raise UserError(
+                f"{self.number} {self.words}, more than data.tolerated.{self.kind} ({limit:g} of them) allows; "
+                f"{self.remedy}, or accept it with --set data.tolerated.{self.kind}={_rounded_up(share)}"
+            )
+
+    def lines(self) -> Iterator[str]:
+        """The sentence; nothing where there are none."""
+        if self.number:
+            yield f"{self.number} {self.words}."
 
 
 def check_answers(tasks: Sequence[str], test: Mapping[str, Sequence[Record]], data: DataSection) -> list[str]:
@@ -131,24 +159,23 @@ def check_answers(tasks: Sequence[str], test: Mapping[str, Sequence[Record]], da
     Raises:
         UserError: they are more than `data.tolerated.unknown_answers` allows.
     """
-    found = count_unscorable(tasks, test).items()
-    told = [(_unknown(f"{task}, test", *counts), counts) for task, counts in found if counts[0]]
-    for sentence, (count, of) in told:
-        if count / of > data.tolerated.unknown_answers:
-            raise UserError(_refusal("unknown_answers", sentence, count / of, data, "correct the data"))
-    return [f"{sentence}." for sentence, _ in told]
+    counts = _unknown_answers(_by_split(count_unscorable(tasks, test), "test"))
+    for count in counts:
+        count.check(data)
+    return [line for count in counts for line in count.lines()]
 
 
-def _unknown(place: str, count: int, records: int) -> str:
-    return f"{count} of {records} gold answers of {place} are none that the task can score"
+def _unknown_answers(found: Mapping[str, Sequence[int]]) -> list[_Count]:
+    """One count for each entry of `Quality.unknown_answers`."""
+    return [
+        _Count("unknown_answers", number, of, f"of {of} gold answers of {place} are none that the task can score",
+               "correct the data")
+        for place, (number, of) in found.items()
+    ]  # fmt: skip
 
 
-def _refusal(kind: str, sentence: str, share: float, data: DataSection, remedy: str) -> str:
-    limit = getattr(data.tolerated, kind)
-    return (
-        f"{sentence}, more than data.tolerated.{kind} ({limit:g} of them) allows; {remedy}, or accept it with "
-        f"--set data.tolerated.{kind}={_rounded_up(share)}"
-    )
+def _by_split(counts: Mapping[str, tuple[int, int]], split: str) -> dict[str, tuple[int, int]]:
+    return {f"{task}, {split}": found for task, found in counts.items()}
 
 
 def _rounded_up(share: float) -> str:
@@ -199,8 +226,8 @@ def quality(
         validation_trained=sum(_question(record) in train_questions for record in records.validation),
         test_questions=sum(_question(record) in test_questions for record in everything),
         unknown_answers={
-            **{f"{task}, training": counts for task, counts in records.unscorable.items()},
-            **{f"{task}, test": counts for task, counts in count_unscorable(tasks, test).items()},
+            **_by_split(records.unscorable, "training"),
+            **_by_split(count_unscorable(tasks, test), "test"),
         },
     )
 

@@ -31,9 +31,6 @@ class TokenCodec:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.tokenizer,)
-
     @cached_property
     def prefix(self) -> list[int]:
         plain = self._plain([_PROBE])[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError, first_line, shortened
+from beamplatform.methods.targets import names_layer
 from beamplatform.models import refuse_not_finite, skeleton
 from beamplatform.weight_files import (
     Shapes,
@@ -267,7 +268,7 @@ def _named(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
     targets = config["target_modules"]
     if isinstance(targets, str) or any(is_set(config.get(key)) for key in ("exclude_modules", "layers_to_transform")):
         return []
-    return [name for name in modules if any(name == t or name.endswith(f".{t}") for t in targets)]
+    return [name for name in modules if any(names_layer(target, name) for target in targets)]
 
 
 def _targeted(config: Mapping[str, Any], base: nn.Module, folder: Path) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from beamplatform.data.token_codec import TokenCodec
@@ -26,10 +27,10 @@ class TextCodec:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     context: int
-    _tokens: TokenCodec = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_tokens", TokenCodec(self.tokenizer))
+    @cached_property
+    def _tokens(self) -> TokenCodec:
+        return TokenCodec(self.tokenizer)
 
     def encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
         """Return the token ids of every prompt, the same as in training (`TokenCodec`).

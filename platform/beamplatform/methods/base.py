@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from beamplatform.methods.targets import all_linear
+from beamplatform.methods.targets import all_linear, names_layer
 from beamplatform.schedule import learning_rate_factor
 from beamplatform.validation import check_numbers, repeated
 
@@ -90,7 +90,7 @@ class AdapterHyperparameters(Hyperparameters):
         """Whether target_modules names this layer, by its whole name or the end of it; 'all-linear' names none."""
         if isinstance(self.target_modules, str):
             return False
-        return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
+        return any(names_layer(target, name) for target in self.target_modules)
 
     def lora_arguments(self, base: PreTrainedModel) -> dict[str, Any]:
         """The arguments that PEFT's LoraConfig and its subclasses share, for this base model."""

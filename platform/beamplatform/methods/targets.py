@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def names_layer(target: str, layer: str) -> bool:
+    """Whether an entry of target_modules names a layer: by its whole name, or by the end of it."""
+    return layer == target or layer.endswith(f".{target}")
+
+
 def linear_layers(model: nn.Module) -> list[str]:
     """Names of all linear layers, the head among them; without those that PEFT takes for parts of fused experts."""
     from torch import nn

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from beamplatform.errors import UserError, first_line
 from beamplatform.space import Point
-from beamplatform.storage import join, read_text, write_text
+from beamplatform.storage import join, read_text, undamaged, write_text
 from beamplatform.trial import Trial
 
 _FILE = "ledger.json"
@@ -66,11 +65,9 @@ def load_ledger(storage: str, sweep: str) -> list[Entry]:
         UserError: the file is damaged.
     """
     file = join(storage, sweep, _FILE)
-    try:
+    with undamaged(file):
         text = read_text(file)
         return [Entry.of_json(values) for values in json.loads(text)] if text is not None else []
-    except (ValueError, TypeError, LookupError) as error:  # pydantic's error is a ValueError
-        raise UserError(f"{file}: is damaged ({first_line(error)}); bring back a copy, or start a new sweep") from None
 
 
 def save_ledger(storage: str, sweep: str, entries: Sequence[Entry]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError
 from beamplatform.methods.base import AdapterHyperparameters, Hyperparameters, Method
+from beamplatform.methods.targets import names_layer
 from beamplatform.model_shapes import ModelShapes, Shape
 from beamplatform.options import has_gpu
 from beamplatform.sections import TrainingSection
@@ -71,14 +72,14 @@ def target_shapes(model: ModelShapes, values: Hyperparameters) -> dict[str, Shap
     if not values.target_modules:
         raise UserError(f"target_modules: names no layer; allowed: {_allowed(everything)}")
     for target in values.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in everything):
+        if not any(names_layer(target, name) for name in everything):
             raise UserError(f"target_modules: {_unknown(target, everything, model)}")
     return {name: shape for name, shape in everything.items() if values.targets(name)}
 
 
 def _unknown(target: str, layers: Collection[str], model: ModelShapes) -> str:
     """What is wrong with an entry of target_modules that names no linear layer."""
-    kind = next((k for name, k in model.others.items() if name == target or name.endswith(f".{target}")), None)
+    kind = next((k for name, k in model.others.items() if names_layer(target, name)), None)
     if kind is not None:
         return f"{target!r} is a {kind}, which no method adapts; allowed: {_allowed(layers)}"
     last = sorted({name.rpartition(".")[2] for name in layers})

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from beamplatform.errors import UserError, first_line
-from beamplatform.storage import join, list_folders, read_text, write_text
+from beamplatform.errors import UserError
+from beamplatform.storage import join, list_folders, read_text, undamaged, write_text
 from beamplatform.storage_check import checked_location
 from beamplatform.suite import Preset
 from beamplatform.validation import describe_error
@@ -124,11 +124,9 @@ def _sweeps(storage: str, suite: str) -> list[SavedSweep]:
 
 def _in_folder(folder: str) -> SavedSweep | None:
     file = join(folder, _FILE)
-    try:
+    with undamaged(file):
         text = read_text(file)
         return SavedSweep(**json.loads(text)) if text is not None else None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{file}: is damaged ({first_line(error)}); bring back a copy, or start a new sweep") from None
 
 
 @contextlib.contextmanager

@@ -91,13 +91,7 @@ class Task:
         Raises:
             UserError: the task's own `prompt` fails, or returns no text.
         """
-        try:
-            text = self.prompt(record)
-        except (Exception, SystemExit) as error:  # of a task of the user's own
-            raise UserError(
-                f"task {self.name}: its prompt() fails ({type(error).__name__}: {first_line(error)}) on the record "
-                f"that begins {record.instruction[:60]!r}"
-            ) from error
+        text = self._own("prompt", record)
         if not isinstance(text, str):
             raise UserError(f"task {self.name}: its prompt() must return a text, found {type(text).__name__}")
         return text
@@ -108,13 +102,7 @@ class Task:
         Raises:
             UserError: the task's own `scorable` fails.
         """
-        try:
-            return bool(self.scorable(record))
-        except (Exception, SystemExit) as error:  # of a task of the user's own
-            raise UserError(
-                f"task {self.name}: its scorable() fails ({type(error).__name__}: {first_line(error)}) on the record "
-                f"that begins {record.instruction[:60]!r}"
-            ) from error
+        return bool(self._own("scorable", record))
 
     def check_machine(self) -> None:
         """What `requires` does.
@@ -122,14 +110,7 @@ class Task:
         Raises:
             UserError: the task cannot be scored on this machine, or its own `requires` fails.
         """
-        try:
-            self.requires()
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:  # of a task of the user's own
-            raise UserError(
-                f"task {self.name}: its requires() fails ({type(error).__name__}: {first_line(error)})"
-            ) from error
+        self._own("requires")
 
     def answer_in(self, completion: str, record: Record) -> str | None:
         """The answer that a completion gives to a record's question; None where it gives none."""
@@ -141,12 +122,23 @@ class Task:
         Raises:
             UserError: the task's own `note` fails, or returns no text.
         """
-        try:
-            own = self.note(records)
-        except (Exception, SystemExit) as error:  # of a task of the user's own
-            raise UserError(
-                f"task {self.name}: its note() fails ({type(error).__name__}: {first_line(error)})"
-            ) from error
+        own = self._own("note", records)
         if not isinstance(own, str):
             raise UserError(f"task {self.name}: its note() must return a text, found {type(own).__name__}")
         return "; ".join(filter(None, [own, *(self.options[name].note for name in self.chosen)]))
+
+    def _own(self, name: str, *arguments: Any) -> Any:
+        """What one of the task's functions returns, which may be in a file of the user's own.
+
+        Raises:
+            UserError: the function says so itself, or it fails or exits; then the function is named, and its record.
+        """
+        try:
+            return getattr(self, name)(*arguments)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            why = f"task {self.name}: its {name}() fails ({type(error).__name__}: {first_line(error)})"
+            records = [argument for argument in arguments if isinstance(argument, Record)]
+            where = "".join(f" on the record that begins {record.instruction[:60]!r}" for record in records)
+            raise UserError(why + where) from error
