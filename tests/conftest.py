@@ -36,6 +36,19 @@ hypothesis.settings.load_profile("no deadline")
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  the name that Ray reads
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a file's tests leave in the environment, as `ray.init` in a test's own process does, ends with the file.
+
+    Programs of later tests would inherit it, and could not be forked: see `forked`.
+    """
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root folder."""
