@@ -122,6 +122,12 @@ class DataSection(Section):
             raise ValueError(f"instruction and output must be two fields, got {instruction!r} for both")
         return value
 
+    @model_validator(mode="after")
+    def _columns_of_something(self) -> DataSection:
+        if self.columns and self.train_source is None:
+            raise ValueError("columns names fields of train_source, which is not given; give both or neither")
+        return self
+
 
 class WorkerRange(Section):
     """As many workers as the cluster has room for when a run starts, or starts again after a loss."""

@@ -88,7 +88,7 @@ def test_the_published_training_splits(shared_data: Path) -> None:
     [
         (DataSection(validation_records=1), "data.source: missing"),
         (DataSection(source="embedded", validation_records=10**6), "leaves nothing to train on"),
-        (DataSection(train_source="nowhere.json"), "no file nowhere.json"),
+        (DataSection(train_source="nowhere.json"), r"nowhere\.json does not exist; it must be a \.json or"),
     ],
 )
 def test_bad_sources(data: DataSection, message: str) -> None:
@@ -126,6 +126,9 @@ def test_bad_sources(data: DataSection, message: str) -> None:
         ("x.jsonl", '{"instruction": "a", "output": "b"}\n' + "[" * 100_000, r"nested too deep to be read \(line 2\)"),
         ("x.txt", "instruction,output", r"x\.txt must be a \.json or \.jsonl file, or \.gz of one$"),
         ("folder", None, "it is a folder, which data.source or --data-dir takes"),
+        ("x.json", None, r"x\.json is a folder, which data.source or --data-dir takes; it must be a \.json"),
+        ("x.json", '[{"instruction": "a", "output": "b", "output": "c"}]', "an object has the field 'output' twice"),
+        ("x.jsonl", '{"output": "b"}\n{"a": {"b": 1, "b": 1}}', r"\(line 2\): an object has the field 'b' twice"),
     ],
 )
 def test_bad_mixtures_are_one_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:

@@ -86,6 +86,7 @@ def test_published_files_parse(shared_data: Path, task: str, split: Any) -> None
         ([{**GOOD, "output": "half \ud800 of one"}], "record 1: field 'output' holds '\\ud800', which is no character"),
         ("[" * 100_000, "lists or objects are nested too deep to be read"),
         ('[{"a": ' + "9" * 5000 + "}]", "not readable as JSON: Exceeds the limit"),
+        ('[{"output": "a", "output": "b"}]', "not readable as JSON: an object has the field 'output' twice"),
         ("5", "expected a JSON list of records, found a number"),
         ([{**GOOD, "input": 3}], "record 1: field 'input' must be a string, found a number"),
     ],

@@ -52,6 +52,7 @@ def call(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
         (["--set", "evaluation={temperature: 1e-300, samples: 2}"], "temperature must be 0, or at least 0.01"),
         (["--set", "evaluation={temperature: 1, samples: 2, pass_at: [1, 1]}"], "pass_at: 1 stands there twice"),
         (["--set", "data.columns={instruction: output}"], "must be two fields, got 'output' for both"),
+        (["--set", "data.columns={output: response}"], "columns names fields of train_source, which is not given"),
         (["--set", "methods.lora.target_modules=[q_proj, q_proj]"], "'q_proj' stands there twice"),
         (["--budget", "2", "--trials", "3"], "--trials 3, --budget 2: give one of the two"),
         (["--budget", "2", "--set", "search.trials=3"], "--trials 3, --budget 2: give one of the two"),

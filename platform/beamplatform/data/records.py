@@ -103,7 +103,7 @@ def read_rows(path: Path) -> Any:
     A byte order mark, which some Windows programs write first, is left out.
 
     Raises:
-        UserError: not readable; names the file and the line.
+        UserError: not readable, or an object has one key twice; names the file and the line.
     """
     try:
         content = path.read_bytes()
@@ -117,19 +117,29 @@ def read_rows(path: Path) -> Any:
     first = 1
     try:
         if ".jsonl" not in path.name:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_object)
         rows = []
         for line in text.split("\n"):  # not splitlines: a JSON text may hold other separators as they are
             if line.strip():
-                rows.append(json.loads(line))
+                rows.append(json.loads(line, object_pairs_hook=_object))
             first += 1
         return rows
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON (line {first + error.lineno - 1}: {error.msg})") from error
     except RecursionError as error:
         raise UserError(f"{path}: lists or objects are nested too deep to be read{_line(path, first)}") from error
-    except ValueError as error:  # a number of more digits than Python reads
+    except ValueError as error:  # a key that stands twice, or a number of more digits than Python reads
         raise UserError(f"{path}: not readable as JSON{_line(path, first)}: {first_line(error)}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields. Python would keep the last of two fields of one name, and nobody would hear of the other."""
+    fields_of = dict(pairs)
+    if len(fields_of) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the field {twice!r} twice")
+    return fields_of
 
 
 def _line(path: Path, number: int) -> str:

@@ -112,7 +112,8 @@ def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str
     path = Path(source).expanduser()
     if path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
         if not path.is_file():
-            raise UserError(f"data.train_source: no file {path}")
+            there = "is a folder, which data.source or --data-dir takes" if path.is_dir() else "does not exist"
+            raise UserError(f"data.train_source: {path} {there}; it must be a .json or .jsonl file, or .gz of one")
         try:
             rows = read_rows(path)
         except UserError as error:

@@ -33,19 +33,24 @@ def last_boxed(solution: str) -> str | None:
     if not rest.lstrip().startswith("{"):
         bare = re.match(r"\s+([^$\s]+)", rest)
         return bare[1] if bare else None
-    rest = rest.lstrip()
+    return _group(rest.lstrip())
+
+
+def _group(text: str) -> str | None:
+    """The content of the braces that a text begins with; None where they never close."""
     depth = 0
-    for position, character in enumerate(rest):
-        escaped = position > 0 and rest[position - 1] == "\\"
+    for position, character in enumerate(text):
+        escaped = position > 0 and text[position - 1] == "\\"
         if character == "{" and not escaped:
             depth += 1
         elif character == "}" and not escaped:
             depth -= 1
             if depth == 0:
-                return rest[1:position]
+                return text[1:position]
     return None
 
 
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _WRAPPED = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 
 
@@ -59,8 +64,9 @@ def bare(answer: str) -> str:
             if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
                 whole = "$" not in inner and not inner.endswith("\\") and opening not in inner
                 text = inner.strip() if whole else text
-        content = last_boxed(text)
-        if content is not None and re.fullmatch(r"\\(?:boxed|fbox)\s*", text.removesuffix(f"{{{content}}}")):
+        box = _BOX.match(text)
+        content = _group(text[box.end() :]) if box else None
+        if box and content is not None and box.end() + len(content) + 2 == len(text):
             text = content.strip()
     return text
 

@@ -12,12 +12,14 @@ _LONGEST = 1000
 """Digits of a number; a model that repeats itself writes longer ones, which are no answers (and Python prints none)."""
 
 
-_SEPARATORS = re.compile(r"\{,\}|\\[,!]")
-"""LaTeX's thousands separators: 9{,}500, 9\\,500, and 9,\\!500, whose comma stays."""
+_SEPARATORS = re.compile(r"\{,\}|\\[,!]|(?<=[0-9])(?:\\[;: ]|~)(?=[0-9]{3}(?![0-9]))")
+"""LaTeX's thousands separators: 9{,}500, 9\\,500, 9\\;500, 9~500, and 9,\\!500, whose comma stays."""
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 
 
 def _plain(text: str) -> str:
-    """With thousands separated as outside of LaTeX, or not at all."""
+    """With fractions and thousands written as outside of LaTeX."""
+    text = _LATEX_FRACTION.sub(r" \1/\2", text)
     return _SEPARATORS.sub(lambda match: "," if match[0] == "{,}" else "", text)
 
 
