@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any
 
 from peft import LoraConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from beamlora.layer import BeamLinear, refuse_layer
+from beamlora.options import BeamOptions
 from beamlora.peft_support import register
 
 # What a saved adapter calls itself: a PEFT that has not heard of beamlora refuses the adapter, instead of loading it
@@ -38,119 +39,19 @@ _INCOMPATIBLE = (
 _INITS = (True, False, "gaussian", "orthogonal")
 
 
-def _option(default: Any, help: str, source: str, choices: tuple[Any, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "source": source, "choices": choices})
-
-
 @dataclass
-class BeamLoraConfig(LoraConfig):
-    """Fields not listed here keep PEFT's meaning. Each field's metadata names the source of its default.
+class BeamLoraConfig(BeamOptions, LoraConfig):
+    """PEFT's LoraConfig with the options of `BeamOptions`, whose metadata explain them and name the source of defaults.
 
     Raises:
         ValueError: a value outside its range, or an option of LoraConfig that does not go with BeamLoRA.
     """
 
-    p_init: float = _option(
-        0.95,
-        "Share of the total score that is left untouched at the start, in (0, 1]. At 1 no rank is operated.",
-        "Table 4: 0.95 for math and code, 0.96 for commonsense",
-    )
-    interval: int | float = _option(
-        1000,
-        "Optimizer steps between beam steps, at least 2; or a fraction of all steps, in (0, 1).",
-        "Section A.2: 800 to 3500 by task; 1000 is among the values searched for code",
-    )
-    temperature: float | Literal["auto"] = _option(
-        "auto",
-        "Temperature of the softmax over scores. 'auto' is 0.05 for learning rates >= 1e-4, else 0.03; "
-        "BeamSearch writes the resolved value here.",
-        "reference",
-    )
-    score_scale: Literal["rank", "unit"] = _option(
-        "rank",
-        "Weights sum to r ('rank', training starts as plain LoRA) or to 1.",
-        "reference; paper: unit",
-        ("rank", "unit"),
-    )
-    threshold_horizon: Literal["window", "total"] = _option(
-        "window",
-        "Where the threshold reaches 1: at the end of the operating window or of the run.",
-        "reference; paper: total",
-        ("window", "total"),
-    )
-    threshold_schedule: Literal["cosine", "linear", "constant", "match_lr"] = _option(
-        "cosine",
-        "How the threshold rises. 'match_lr' follows the learning-rate schedule; 'constant' is the ablation without "
-        "dynamic threshold.",
-        "reference, also where the learning rate falls linearly; Section 3.3: match_lr",
-        ("cosine", "linear", "constant", "match_lr"),
-    )
-    threshold_scope: Literal["global", "module"] = _option(
-        "global",
-        "Operated ranks are counted over all modules together or in each module.",
-        "reference; paper: module",
-        ("global", "module"),
-    )
-    threshold_crossing: Literal["greater", "greater_equal"] = _option(
-        "greater",
-        "The first operated rank is where the cumulative score is > or >= the threshold.",
-        "reference; Eq. 13: greater_equal",
-        ("greater", "greater_equal"),
-    )
-    operate_until: float = _option(
-        2 / 3, "Share of all steps that may operate, in (0, 1].", "reference: two of three epochs"
-    )
-    copy_moments: bool = _option(True, "Children take their parents' optimizer moments.", "Eq. 12")
-    reset_score_moments: Literal["all", "operated", False] = _option(
-        "all",
-        "Whose scores' moments are set to zero: of all modules, at every multiple of the interval with at least an "
-        "interval left, also after the operating window; or of the modules that a beam step operates on; or none.",
-        "reference",
-        ("all", "operated", False),
-    )
-    expansion: bool = _option(True, "False: the ablation that only prunes.", "Table 3")
-    assessment: bool = _option(True, "False: the ablation that draws pruned and expanded ranks at random.", "Table 3")
-    history: bool = _option(True, "False: the ablation that copies current values, not the snapshot's.", "Eq. 9, 10")
-    fused: bool = _option(
-        True,
-        "Adapted layers as one operation, those of one input together; False: the plain path, of the same numbers.",
-        "ours: less time and memory",
-    )
-    snapshot_device: Literal["cpu", "parameter"] = _option(
-        "cpu",
-        "Where the snapshot is kept between half step and beam step.",
-        "ours: the reference doubles the adapter's optimizer memory on the GPU",
-        ("cpu", "parameter"),
-    )
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_own_fields()
+        self.check_options()
         self._check_base_fields()
         self._register_custom_module({nn.Linear: BeamLinear, Conv1D: BeamLinear, nn.Module: refuse_layer})
-
-    def _check_own_fields(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            choices = option.metadata.get("choices")
-            if choices and value not in choices:
-                raise ValueError(f"{option.name}={value!r}: must be one of {', '.join(map(repr, choices))}")
-        for name in ("copy_moments", "expansion", "assessment", "history", "fused"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be true or false")
-        if not (_is_number(self.p_init) and 0 < self.p_init <= 1):
-            raise ValueError(f"p_init={self.p_init!r}: must be greater than 0 and at most 1")
-        if not (_is_number(self.operate_until) and 0 < self.operate_until <= 1):
-            raise ValueError(f"operate_until={self.operate_until!r}: must be greater than 0 and at most 1")
-        whole = isinstance(self.interval, int) and self.interval >= 2
-        fraction = isinstance(self.interval, float) and 0 < self.interval < 1
-        if not (whole or fraction):
-            raise ValueError(
-                f"interval={self.interval!r}: must be a whole number of optimizer steps, at least 2, "
-                "or a fraction of all steps between 0 and 1"
-            )
-        if self.temperature != "auto" and not (_is_number(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature={self.temperature!r}: must be 'auto' or greater than 0")
 
     def _check_base_fields(self) -> None:
         ranks = {"r": self.r} | {f"rank_pattern[{k!r}]": r for k, r in (self.rank_pattern or {}).items()}
@@ -196,7 +97,3 @@ class BeamLoraConfig(LoraConfig):
 
 
 register(PEFT_TYPE, BeamLoraConfig, BeamLinear.adopt)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LEVELS = 2**16
 """On a CPU the probability is a whole number of these parts: 16 random bits decide, and four elements share a 64-bit
@@ -37,6 +37,11 @@ def scale(x: Tensor, rate: float) -> float:
 def keeps_some(rate: float) -> bool:
     """Whether a rate leaves elements whose scale is a number: not 1, nor what is 1 in 16 bits."""
     return round(rate * _LEVELS) < _LEVELS
+
+
+def rate_of(dropout: nn.Module) -> float:
+    """The share of an adapter's input that is dropped now: 0 unless its Dropout module is in training mode."""
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
 def _mask(x: Tensor, rate: float, seed: int) -> Tensor:

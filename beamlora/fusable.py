@@ -7,17 +7,15 @@ path. So does a call that autograd's custom functions cannot serve (vmap, forwar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
 
-from beamlora.dropout import keeps_some
-
-if TYPE_CHECKING:
-    from beamlora.layer import BeamLinear
+from beamlora.dropout import keeps_some, rate_of
 
 _FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.Identity)}
 """The modules that a fused layer may consist of, and what calling them does."""
@@ -26,10 +24,16 @@ _TENSORS = (Tensor, nn.Parameter)
 """A subclass (DTensor, FakeTensor, a quantized weight) has products of its own."""
 
 
-def fused_adapter(layer: BeamLinear, x: Tensor) -> str | None:
-    """Name of the active adapter if the fused operation can run it on `x`, else None."""
+def fused_adapter(layer: LoraLinear, fused: Mapping[str, bool], x: Tensor) -> str | None:
+    """Name of the active adapter if the fused operation can run it on `x`, else None.
+
+    Args:
+        layer: the adapted layer.
+        fused: the option `fused` of each of its adapters that has scores.
+        x: its input [..., d_in].
+    """
     names = layer.active_adapters
-    if layer.disable_adapters or layer.merged or len(names) != 1 or not layer.fused.get(names[0], False):
+    if layer.disable_adapters or layer.merged or len(names) != 1 or not fused.get(names[0], False):
         return None
     name = names[0]
     base, lora_a, lora_b = layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name]
@@ -42,7 +46,7 @@ def fused_adapter(layer: BeamLinear, x: Tensor) -> str | None:
     if lora_a.weight.shape[0] != layer.r[name]:  # padded: the plain path says so
         return None
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-    return name if frozen and lora_b.bias is None and keeps_some(layer.dropout_rate(name)) else None
+    return name if frozen and lora_b.bias is None and keeps_some(rate_of(layer.lora_dropout[name])) else None
 
 
 def _has_fused_types(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:

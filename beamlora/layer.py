@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -11,12 +11,11 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from beamlora.dropout import rate_of
 from beamlora.fusable import fused_adapter
 from beamlora.fused import Operands, beam_product
+from beamlora.options import BeamOptions
 from beamlora.rules import score_weights
-
-if TYPE_CHECKING:
-    from beamlora.config import BeamLoraConfig
 
 # Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first
 # optimizer step, and zeros divided by any temperature give equal weights.
@@ -65,7 +64,7 @@ class BeamVariant(DeltaVariant):
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
-        config: BeamLoraConfig = kwargs["config"]
+        config: BeamOptions = kwargs["config"]
         temperature = DEFAULT_TEMPERATURE if config.temperature == "auto" else config.temperature
         device = module.lora_A[adapter_name].weight.device
         module.lora_beam[adapter_name] = RankScores(module.r[adapter_name], temperature, config.score_scale, device)
@@ -146,23 +145,16 @@ class BeamLinear(LoraLinear):
             self.fused: dict[str, bool] = {}
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> LoraVariant | None:
-        from beamlora.config import BeamLoraConfig
-
-        return BeamVariant() if isinstance(config, BeamLoraConfig) else super().resolve_lora_variant(config=config)
+        return BeamVariant() if isinstance(config, BeamOptions) else super().resolve_lora_variant(config=config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The frozen layer and all active adapters; one adapter alone as one operation, where that is possible."""
-        name = None if args or kwargs else fused_adapter(self, x)
+        name = None if args or kwargs else fused_adapter(self, self.fused, x)
         if name is None:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
         operands = Operands(base.weight, base.bias, *self.factors(name), self.scores(name)() * self.scaling[name])
-        return beam_product(x, operands, self.dropout_rate(name))
-
-    def dropout_rate(self, adapter_name: str) -> float:
-        """The share of an adapter's input that is dropped now: 0 unless its Dropout module is in training mode."""
-        dropout = self.lora_dropout[adapter_name]
-        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return beam_product(x, operands, rate_of(self.lora_dropout[name]))
 
     def scores(self, adapter_name: str) -> RankScores:
         """The rank scores of one adapter."""

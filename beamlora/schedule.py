@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
+
+from beamlora.options import BeamOptions
 
 logger = logging.getLogger(__name__)
 
@@ -17,21 +19,6 @@ _LR_CURVES: dict[str, Curve] = {
     "constant": "constant",
     "constant_with_warmup": "constant",
 }
-
-
-class ScheduleOptions(Protocol):
-    """Those of `BeamLoraConfig` that a schedule is made from."""
-
-    @property
-    def p_init(self) -> float: ...
-    @property
-    def interval(self) -> int | float: ...
-    @property
-    def operate_until(self) -> float: ...
-    @property
-    def threshold_schedule(self) -> Literal["cosine", "linear", "constant", "match_lr"]: ...
-    @property
-    def threshold_horizon(self) -> Literal["window", "total"]: ...
 
 
 @dataclass(frozen=True)
@@ -87,37 +74,37 @@ def window_end(total_steps: int, operate_until: float) -> int:
     return math.floor(total_steps * operate_until + rounding)
 
 
-def plan_schedule(config: ScheduleOptions, total_steps: int, lr_schedule: str) -> BeamSchedule:
+def plan_schedule(options: BeamOptions, total_steps: int, lr_schedule: str) -> BeamSchedule:
     """The schedule of a run, refused when no beam step can happen in it."""
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
         raise ValueError(f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1")
-    if lr_schedule not in _LR_CURVES and config.threshold_schedule == "match_lr":
+    if lr_schedule not in _LR_CURVES and options.threshold_schedule == "match_lr":
         raise ValueError(
             f"lr_schedule={lr_schedule!r}: threshold_schedule='match_lr' follows {', '.join(_LR_CURVES)}; "
             "with another learning-rate schedule set threshold_schedule to cosine, linear or constant"
         )
-    curve = _LR_CURVES[lr_schedule] if config.threshold_schedule == "match_lr" else config.threshold_schedule
+    curve = _LR_CURVES[lr_schedule] if options.threshold_schedule == "match_lr" else options.threshold_schedule
 
     def with_interval(interval: int) -> BeamSchedule:
-        end = window_end(total_steps, config.operate_until)
-        return BeamSchedule(total_steps, interval, end, config.p_init, curve, config.threshold_horizon)
+        end = window_end(total_steps, options.operate_until)
+        return BeamSchedule(total_steps, interval, end, options.p_init, curve, options.threshold_horizon)
 
-    interval = config.interval
+    interval = options.interval
     if isinstance(interval, float):
         interval = round(interval * total_steps)
         if interval < 2:
             raise ValueError(
-                f"interval={config.interval!r} of {total_steps} steps is {interval} steps: must be at least 2"
+                f"interval={options.interval!r} of {total_steps} steps is {interval} steps: must be at least 2"
             )
     schedule = with_interval(interval)
-    if config.p_init == 1:
+    if options.p_init == 1:
         logger.warning("p_init=1: no rank is ever operated, this is LoRA with scores")
     elif not schedule.beam_steps():
         largest = next(
             (i for i in range(min(interval, total_steps // 2), 1, -1) if with_interval(i).beam_steps()), None
         )
         raise ValueError(
-            f"interval={config.interval!r}: no beam step can happen in {total_steps} steps; "
+            f"interval={options.interval!r}: no beam step can happen in {total_steps} steps; "
             + (f"the largest interval that works is {largest}" if largest else "the run is too short for any interval")
         )
     return schedule

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, folder: Path, way: str, adapters: list[st
 def answer(job: dict) -> None:  # type: ignore[type-arg]
     """One process: an engine, and every adapter's answers to every question."""
     from beamplatform.inference import Export, Generation, Request, create_engine
-    from beamplatform.models import resolve_path
+    from beamplatform.models.loading import resolve_path
 
     exports = [Export("adapter", adapter) for adapter in job["adapters"]]
     engine = create_engine(
@@ -114,7 +114,7 @@ def make_adapters(model: str, folder: Path, number: int, rank: int) -> list[str]
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from beamplatform.models import resolve_path
+    from beamplatform.models.loading import resolve_path
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(resolve_path(model)), config)

@@ -104,23 +104,23 @@ def worker(way: str, rank: int, workers: int, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from torch import distributed
 
-    from beamplatform.models import load_base
-    from beamplatform.sections import ModelSection, TrainingSection
+    from beamplatform.config.sections import TrainingSection
+    from beamplatform.models.loading import load_base
     from beamplatform.training.engine import make_engine, sharding_from_the_start, whole_model
 
     distributed.init_process_group("gloo")
     training = TrainingSection(max_steps=1, workers=workers, zero_stage=3, global_batch=workers, micro_batch=1)
-    section = ModelSection(path=str(folder / "model"), dtype="float32")
+    path = str(folder / "model")
     torch.ones(512, 512) @ torch.ones(512, 512)
     peak = Peak()
     peak.start()
     began = time.perf_counter()
     if way == "shards":
         with sharding_from_the_start(training, bf16=False):
-            base = load_base(section, on_gpu=False)
+            base = load_base(path, torch.float32)
             model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
     else:
-        base = load_base(section, on_gpu=False)
+        base = load_base(path, torch.float32)
         model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     engine = make_engine(model, training, optimizer, bf16=False)

@@ -151,9 +151,9 @@ def main() -> None:
 def predict_and_measure(case: Case, folder: Path) -> tuple[int, int]:
     """Bytes of the worker that takes most."""
     from beamplatform.inference.identity import content_hash
-    from beamplatform.model_shapes import model_shapes
-    from beamplatform.models import resolve_path
-    from beamplatform.sweep.memory import estimate, target_shapes
+    from beamplatform.models.loading import resolve_path
+    from beamplatform.models.shapes import model_shapes
+    from beamplatform.sweep.plan.memory_estimate import estimate, target_shapes
     from beamplatform.training.host_memory import allocator_of_workers
 
     if not case.shipped:
@@ -185,7 +185,7 @@ def write_model(case: Case, folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from beamplatform.models import load_tokenizer
+    from beamplatform.models.loading import load_tokenizer
 
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype) if case.whole else torch.float32
@@ -204,8 +204,8 @@ def write_records(case: Case, file: Path) -> None:
 
 
 def make_trial(case: Case, folder: Path) -> Any:
-    from beamplatform.sections import DataSection, EvaluationSection, ModelSection, TrainingSection
-    from beamplatform.trial import Trial
+    from beamplatform.config.sections import DataSection, EvaluationSection, ModelSection, TrainingSection
+    from beamplatform.config.trial import Trial
 
     values: dict[str, Any] = {"learning_rate": 1e-5}
     if case.method != "full":
@@ -236,9 +236,9 @@ def worker(rank: str, workers: str, port: str, place: str) -> None:
     import torch
     from torch import distributed
 
+    from beamplatform.config.trial import Trial
     from beamplatform.training.loop import Place
     from beamplatform.training.run import start_run
-    from beamplatform.trial import Trial
 
     distributed.init_process_group("gloo")
     folder = Path(place)

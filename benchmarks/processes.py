@@ -15,7 +15,7 @@ LIBRARIES = (
     "peft",
     "transformers.integrations",
     "transformers.models.llama.modeling_llama",
-    "beamplatform.models",
+    "beamplatform.models.loading",
     "beamplatform.training.run",
 )
 

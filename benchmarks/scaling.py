@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from beamplatform.sections import DataSection, EvaluationSection, ModelSection, TrainingSection
-from beamplatform.sweep.memory import MemoryEstimate, estimate, target_shapes
-from beamplatform.trial import Trial
+from beamplatform.config.sections import DataSection, EvaluationSection, ModelSection, TrainingSection
+from beamplatform.config.trial import Trial
+from beamplatform.sweep.plan.memory_estimate import MemoryEstimate, estimate, target_shapes
 
 GIB = 2**30
 MODELS = {

@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from beamplatform.cli import main_guard
+from beamplatform.cli.exit_codes import main_guard
+from beamplatform.cli.options import Parser, split
 from beamplatform.errors import UserError
-from beamplatform.options import Parser, split
 
 EPILOG = """\
 Each method stands in the table as the configuration with the lowest validation loss in its search; test scores take no

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from beamplatform.cli import main_guard
-from beamplatform.options import (
+from beamplatform.cli.exit_codes import main_guard
+from beamplatform.cli.options import (
     Parser,
     add_preset_options,
     add_tracking_option,
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--max-records": ("evaluation.max_records", arguments.max_records),
         },
     )
-    from beamplatform.evaluation import score_exports
+    from beamplatform.evaluation.command import score_exports
 
     output = arguments.output
 

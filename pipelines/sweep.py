@@ -8,9 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.cli import main_guard
-from beamplatform.errors import UserError, shortened
-from beamplatform.options import (
+from beamplatform.cli.exit_codes import main_guard
+from beamplatform.cli.options import (
     Parser,
     add_suite_options,
     as_text,
@@ -21,10 +20,11 @@ from beamplatform.options import (
     suite_name,
     unsafe_options,
 )
+from beamplatform.errors import UserError, shortened
 
 if TYPE_CHECKING:
-    from beamplatform.suite import Preset
-    from beamplatform.sweep.saved import SavedSweep
+    from beamplatform.config.suite import Preset
+    from beamplatform.sweep.plan.saved_sweep import SavedSweep
 
 EXAMPLES = """examples:
   python pipelines/sweep.py --suite commonsense                 the embedded world without a GPU, the paper's with one
@@ -164,7 +164,7 @@ def _methods(named: list[str] | None, saved: SavedSweep | None, preset_name: str
 
 def _extended(arguments: argparse.Namespace) -> SavedSweep:
     """The sweep to extend, whose preset becomes that of `arguments`."""
-    from beamplatform.sweep.saved import find_sweep, storage_of
+    from beamplatform.sweep.plan.saved_sweep import find_sweep, storage_of
 
     if arguments.name is not None:
         raise UserError("--name: an extended sweep keeps its name; leave it out, or start another sweep")

@@ -6,9 +6,9 @@ import re
 import time
 from collections.abc import Sequence
 
-from beamplatform.cli import main_guard
+from beamplatform.cli.exit_codes import main_guard
+from beamplatform.cli.options import Parser, add_suite_options, check_name, load, unsafe_options
 from beamplatform.errors import UserError, shortened
-from beamplatform.options import Parser, add_suite_options, check_name, load, unsafe_options
 
 EXAMPLES = """examples:
   python pipelines/train.py --suite commonsense --method beamlora

@@ -15,9 +15,9 @@ import pytest
 from forked import Program
 from serving import free_port
 
-from beamplatform.suite import Override, load_preset
-from beamplatform.trial import Trial
-from beamplatform.trial import make_trial as trial_at
+from beamplatform.config.suite import Override, load_preset
+from beamplatform.config.trial import Trial
+from beamplatform.config.trial import make_trial as trial_at
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -160,7 +160,7 @@ def train_under_ray(
     """`train_trials` on the Ray that is running, each trial in a folder of its name (or of `names`)."""
     from listed import Listed
 
-    from beamplatform.sweep.train_stage import Job, Listener, train_trials
+    from beamplatform.sweep.trials.train_stage import Job, Listener, train_trials
     from beamplatform.training.worker import Destination
 
     outcome = Outcome()

@@ -14,7 +14,8 @@ def run(folder: Path, body: str, **variables: str) -> subprocess.CompletedProces
     """A pipeline whose `main` has this body."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     program = (
-        "import errno, os, sys\nfrom beamplatform.cli import main_guard\nfrom beamplatform.errors import UserError\n"
+        "import errno, os, sys\nfrom beamplatform.cli.exit_codes import main_guard\n"
+        "from beamplatform.errors import UserError\n"
         f"def main(argv):\n{lines}    return 0\nmain_guard(main)\n"
     )
     (folder / "pipeline.py").write_text(program, encoding="utf-8")

@@ -9,14 +9,14 @@ from typing import Any
 import grimp
 import pytest
 
-from beamplatform.code_version import PARTS, code_version, sources, version_of
-from beamplatform.syntax import statements
+from beamplatform.config.code_version import PARTS, code_version, sources, version_of
+from beamplatform.config.normal_form import statements
 
 BEFORE = """
 import math
 from typing import Any
 
-from beamplatform.models import load_base
+from beamplatform.models.loading import load_base
 
 
 def scaled(x: Any, factor: float = 2.0) -> Any:
@@ -49,7 +49,7 @@ SAME = {
     "an annotation": ("x: Any, factor: float", "x: list[float], factor: int"),
     "an import for annotations": ("import math", "import math\nfrom collections.abc import Sequence"),
     "a block for type checkers": ("import math", "import math\nif TYPE_CHECKING:\n    import torch"),
-    "where a name of our own is imported from": ("beamplatform.models", "beamplatform.models.loading"),
+    "where a name of our own is imported from": ("beamplatform.models.loading", "beamplatform.anywhere"),
     "a local variable": ("values", "roots"),
     "the variable of a comprehension": ("math.sqrt(one) for one", "math.sqrt(y) for y"),
     "the name of an error": ("error", "caught"),
@@ -151,18 +151,19 @@ def test_a_part_that_is_not_there_is_an_error(part: str) -> None:
 
 DECIDES_NOTHING = {
     "beamplatform.errors", "beamplatform.metrics",  # names
-    "beamplatform.known", "beamplatform.storage",  # where things lie
-    "beamplatform.model_check", "beamplatform.weight_files", "beamplatform.model_shapes",  # they refuse, or estimate
+    "beamplatform.io.disk_cache", "beamplatform.io.storage",  # where things lie
+    "beamplatform.models.check", "beamplatform.models.weight_files",  # they refuse
+    "beamplatform.models.shapes",  # for estimates
     # What they read is in the trial.
-    "beamplatform.sections", "beamplatform.space", "beamplatform.suite", "beamplatform.validation",
-    "beamplatform.yamlfile",
+    "beamplatform.config.sections", "beamplatform.config.space", "beamplatform.config.suite", "beamplatform.validation",
+    "beamplatform.config.yaml_source",
 }  # fmt: skip
 
 
 def test_no_module_that_trains_or_scores_is_left_out() -> None:
     """Whatever a training worker or the evaluator imports, at once or later, is in a part or decides nothing."""
     graph = grimp.build_graph("beamplatform", exclude_type_checking_imports=True)
-    starts = {"beamplatform.training.worker", "beamplatform.sweep.evaluator"}
+    starts = {"beamplatform.training.worker", "beamplatform.evaluation.evaluator"}
     reached = starts.union(*(graph.find_upstream_modules(start) for start in starts))
     left_out = {one for one in reached if not any(f"{one}.".startswith(f"{part}.") for part in PARTS)}
     assert left_out == DECIDES_NOTHING

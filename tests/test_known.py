@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform.known import known
+from beamplatform.io.disk_cache import known
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ import torch
 from small_models import SIZES, mixtral, saved
 
 from beamplatform.errors import UserError
-from beamplatform.model_check import check_model
-from beamplatform.model_shapes import model_shapes
-from beamplatform.models import load_base, resolve_path
-from beamplatform.sections import ModelSection
+from beamplatform.models.check import check_model
+from beamplatform.models.loading import load_base, resolve_path
+from beamplatform.models.shapes import model_shapes
 
 Change = Callable[[dict[str, Any]], Any]
 LAYER = "model.layers.3.mlp.up_proj.weight"
@@ -46,7 +45,7 @@ def refusal(path: Path, *, trains: bool = True) -> str:
 def loading(path: Path) -> str:
     """What a worker says that loads the model without a check before."""
     with pytest.raises(UserError) as caught:
-        load_base(ModelSection(path=str(path)), on_gpu=False)
+        load_base(str(path), torch.float32)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -211,7 +210,7 @@ def test_code_beside_a_model_that_needs_none_is_not_run(copy: Path) -> None:
     configure(copy, auto_map={"AutoConfig": "mine.A", "AutoModelForCausalLM": "mine.A"})
     configure(copy, "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.A", "mine.A"]})
     check_model(str(copy), "content", trains=True)
-    load_base(ModelSection(path=str(copy)), on_gpu=False)
+    load_base(str(copy), torch.float32)
 
 
 def test_tokenizers_that_are_not_the_models(copy: Path) -> None:
@@ -253,9 +252,10 @@ def test_positions_of_gpt2_have_another_name(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_read_once(cache: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from beamplatform import known, weight_files
+    from beamplatform.io import disk_cache
+    from beamplatform.models import weight_files
 
-    monkeypatch.setattr(known, "LARGE", 0)
+    monkeypatch.setattr(disk_cache, "LARGE", 0)
     looked: list[str] = []
     look = weight_files._first_not_finite
     monkeypatch.setattr(weight_files, "_first_not_finite", lambda path: (looked.append(path.name), look(path))[1])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform import options
+from beamplatform import hardware
+from beamplatform.cli.options import Parser, as_text, check_name, load, seeds_of, split
 from beamplatform.errors import UserError
-from beamplatform.options import Parser, as_text, check_name, has_gpu, load, seeds_of, split
+from beamplatform.hardware import gpus, has_gpu
 
 
 def parse(*line: str) -> argparse.Namespace:
@@ -118,9 +119,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    options._driver_lists_a_gpu.cache_clear()
+    gpus.cache_clear()
     yield tmp_path
-    options._driver_lists_a_gpu.cache_clear()
+    gpus.cache_clear()
 
 
 def nvidia_smi(folder: Path, lines: str) -> None:
@@ -132,10 +133,10 @@ def nvidia_smi(folder: Path, lines: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
-        ('echo "GPU 0: NVIDIA H200 (UUID: GPU-1)"', True),
+        ('echo "NVIDIA H200, 143771 MiB, 570.86.15"', True),
         ('echo "No devices were found"', False),
         ('echo "NVIDIA-SMI has failed because it could not communicate with the driver."; exit 9', False),
-        ('echo "GPU 0: NVIDIA H200"; exit 1', False),
+        ('echo "NVIDIA H200, 143771 MiB, 570.86.15"; exit 1', False),
         ("", False),
     ],
 )
@@ -147,8 +148,8 @@ def test_a_gpu_is_one_that_the_driver_lists(machine: Path, lines: str, found: bo
 
 def test_a_machine_without_a_driver_and_one_that_hides_its_gpus(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_gpu()
-    options._driver_lists_a_gpu.cache_clear()
-    nvidia_smi(machine, 'echo "GPU 0: NVIDIA H200"')
+    gpus.cache_clear()
+    nvidia_smi(machine, 'echo "NVIDIA H200, 143771 MiB, 570.86.15"')
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert not has_gpu()
@@ -157,6 +158,6 @@ def test_a_machine_without_a_driver_and_one_that_hides_its_gpus(machine: Path, m
 
 
 def test_a_program_that_hangs_is_no_driver(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_DRIVER_SECONDS", 0.2)
+    monkeypatch.setattr(hardware, "_SECONDS", 0.2)
     nvidia_smi(machine, f"{'/bin/sleep' if os.path.exists('/bin/sleep') else '/usr/bin/sleep'} 5")
     assert not has_gpu()

@@ -94,7 +94,7 @@ def test_shipped_files_are_package_data(root: Path, pyproject: dict[str, Any]) -
     ("statement", "unwanted"),
     [
         ("import beamlora", "ray deepspeed mlflow datasets vllm pydantic_settings beamplatform"),
-        ("import beamplatform.suite", "torch ray deepspeed mlflow transformers vllm matplotlib"),
+        ("import beamplatform.config.suite", "torch ray deepspeed mlflow transformers vllm matplotlib"),
     ],
 )
 def test_imports_stay_light(root: Path, statement: str, unwanted: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from beamplatform.schedule import learning_rate_factor, warmup_steps
+from beamplatform.methods.lr_schedule import learning_rate_factor, warmup_steps
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

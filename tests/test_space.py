@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from beamplatform.space import Point, Space, parse_space
+from beamplatform.config.space import Point, Space, parse_space
 
 
 def test_grids_are_crossed_and_other_domains_drawn_for_each_point() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beamplatform.storage import join, local_folder, put_folder
+from beamplatform.io.storage import join, local_folder, put_folder
 
 
 def test_a_local_copy_replaces_what_was_there(tmp_path: Path) -> None:

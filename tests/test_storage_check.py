@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform import storage_check
 from beamplatform.errors import UserError
-from beamplatform.storage_check import check_free, check_writable, checked_location
+from beamplatform.io import storage_check
+from beamplatform.io.storage_check import check_free, check_writable, checked_location
 
 NO_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 NOBODY = 65534

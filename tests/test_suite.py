@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from beamplatform.config.suite import Override, find_suite, load_preset
 from beamplatform.errors import UserError
-from beamplatform.suite import Override, find_suite, load_preset
 
 
 def load(
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_suite(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_merged_keys_may_be_replaced() -> None:
-    from beamplatform.yamlfile import parse_yaml
+    from beamplatform.config.yaml_source import parse_yaml
 
     text = "a: &a {one: 1, two: 2}\nb: &b {<<: *a, two: 3}\nc: {<<: *b, one: 4}\n"
     assert parse_yaml(text) == {"a": {"one": 1, "two": 2}, "b": {"one": 1, "two": 3}, "c": {"one": 4, "two": 3}}

@@ -16,9 +16,9 @@ from autoscaler import autoscaler
 from ray.util import get_node_ip_address
 from serving import free_port
 
+from beamplatform.config.sections import TrainingSection
 from beamplatform.errors import UserError
-from beamplatform.sections import TrainingSection
-from beamplatform.sweep.cluster_check import check_cluster
+from beamplatform.sweep.cluster.health_check import check_cluster
 
 ON_CPU = TrainingSection(max_steps=1, device="cpu")
 ON_GPU = TrainingSection(max_steps=1, device="gpu")

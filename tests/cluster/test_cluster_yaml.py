@@ -129,7 +129,7 @@ def test_holds_no_secret(text: str) -> None:
 
 def test_commands_in_the_comments_name_real_options(text: str, root: Path) -> None:
     options = set(re.findall(r"--(?:suite|preset|data-dir|max-concurrent)\b", text))
-    sources = [root / "pipelines" / "sweep.py", root / "platform" / "beamplatform" / "options.py"]
+    sources = [root / "pipelines" / "sweep.py", root / "platform" / "beamplatform" / "cli/options.py"]
     parser = "".join(path.read_text(encoding="utf-8") for path in sources)
     assert options
     assert all(f'"{option}"' in parser for option in options)

@@ -15,8 +15,8 @@ def test_the_driver_s_credentials_are_handed_to_workers(monkeypatch: pytest.Monk
     from ray.cluster_utils import Cluster
     from ray.util.state import list_jobs, list_runtime_envs
 
-    from beamplatform.sweep.cluster import start_ray
-    from beamplatform.sweep.credentials import NAMES
+    from beamplatform.sweep.cluster.cluster import start_ray
+    from beamplatform.sweep.cluster.credentials import NAMES
 
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)

@@ -11,7 +11,7 @@ import pytest
 from autoscaler import autoscaler
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.launched import Launched, launched
+from beamplatform.sweep.cluster.autoscaler import Launched, launched
 from beamplatform.training.worker import Destination
 
 

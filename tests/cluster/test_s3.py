@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from small import command
 
-from beamplatform.storage import list_folders, local_folder, put_folder, read_text, remove_folder, write_text
+from beamplatform.io.storage import list_folders, local_folder, put_folder, read_text, remove_folder, write_text
 from beamplatform.training.checkpoint_store import CheckpointStore, describe
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("forked_ray")]
@@ -30,7 +30,7 @@ def test_files_and_folders(bucket: str, tmp_path: Path) -> None:
     with local_folder(f"{bucket}/a/folder") as folder:
         assert (folder / "sub" / "x").read_text() == "content"
     # What another process writes is seen, whatever was listed before.
-    other = f"from beamplatform.storage import write_text; write_text('{bucket}/c/d.txt', 'other')"
+    other = f"from beamplatform.io.storage import write_text; write_text('{bucket}/c/d.txt', 'other')"
     subprocess.run([sys.executable, "-c", other], check=True, timeout=900)
     assert read_text(f"{bucket}/c/d.txt") == "other" and list_folders(bucket) == [f"{bucket}/a", f"{bucket}/c"]
     remove_folder(f"{bucket}/a")

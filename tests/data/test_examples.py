@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from beamplatform.config.sections import DataSection
 from beamplatform.data.examples import IGNORED, tokenise
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record
 from beamplatform.data.splits import training_records
 from beamplatform.errors import UserError
-from beamplatform.models import load_tokenizer
-from beamplatform.sections import DataSection
+from beamplatform.models.loading import load_tokenizer
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 
 RECORD = Record("Is the sky green?", "the correct answer is false", "false")
 

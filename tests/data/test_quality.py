@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import beamplatform.data.quality as module
+from beamplatform.config.sections import DataSection, Tolerances
 from beamplatform.data.quality import Quality, check_answers, quality
-from beamplatform.data.records import Record
 from beamplatform.data.splits import count_unscorable, training_records
 from beamplatform.data.splits import test_records as load_tests
 from beamplatform.errors import UserError
-from beamplatform.models import load_tokenizer
-from beamplatform.sections import DataSection, Tolerances
+from beamplatform.models.loading import load_tokenizer
+from beamplatform.tasks.record import Record
 
 TASK = "boolq"
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, load_records, read_rows
+from beamplatform.data.records import load_records, read_rows
 from beamplatform.errors import UserError
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 
 GOOD = {"instruction": "Is water wet?", "input": "", "output": "the correct answer is true", "answer": "true"}
 

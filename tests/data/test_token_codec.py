@@ -13,11 +13,11 @@ import pytest
 from llama2_tokenizer import llama2_tokenizer
 
 from beamplatform.data.examples import IGNORED, tokenise
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record
 from beamplatform.data.token_codec import TokenCodec
 from beamplatform.errors import UserError
-from beamplatform.models import load_tokenizer
+from beamplatform.models.loading import load_tokenizer
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 
 
 def functions() -> list[tuple[str, str]]:

@@ -75,9 +75,9 @@ def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
     from conftest import make_trial, train_under_ray
     from worker_faults import fault_hook
 
-    from beamplatform.sweep.recorder import Recorder
     from beamplatform.tracking import Tracker
     from beamplatform.tracking.runs import TRIAL_TAGS
+    from beamplatform.tracking.writer import Recorder
     from beamplatform.training.worker import Destination
 
     trial = make_trial("beamlora", **SETTING)

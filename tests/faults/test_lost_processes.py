@@ -16,8 +16,8 @@ import pytest
 import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from beamplatform.sweep.trial_run import INDEX
-from beamplatform.trial import Trial
+from beamplatform.config.trial import Trial
+from beamplatform.sweep.trials.tune_actor import INDEX
 
 Fault = tuple[str, float | None]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beamplatform.data.records import Record
 from beamplatform.errors import UserError
+from beamplatform.evaluation.evaluate import Settings, evaluate_all
+from beamplatform.evaluation.scores import Evaluation
 from beamplatform.inference import Engine, Export, Generation, Request
-from beamplatform.tasks import Evaluation, Settings, Task, evaluate_all
+from beamplatform.tasks import Task
+from beamplatform.tasks.record import Record
 
 
 def complete(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from beamplatform.sweep.train_stage import Job
+from beamplatform.sweep.trials.train_stage import Job
 
 
 class Listed:
-    """`beamplatform.sweep.train_stage.Jobs`, from a list."""
+    """`beamplatform.sweep.trials.train_stage.Jobs`, from a list."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._left = list(jobs)

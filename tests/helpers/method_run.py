@@ -8,8 +8,7 @@ import torch
 
 from beamplatform.methods import get_method
 from beamplatform.methods.base import Method, RunPlan
-from beamplatform.models import load_base
-from beamplatform.sections import ModelSection
+from beamplatform.models.loading import load_base
 
 STEPS = 12
 IDS = torch.arange(3, 99).reshape(4, 24)
@@ -27,7 +26,7 @@ def train(name: str, path: str, targets: str | list[str]) -> tuple[Method, Any]:
     torch.manual_seed(0)
     values = {"r": 4, "learning_rate": 0.02, "target_modules": targets, **OWN.get(name, {})}
     method = get_method(name)(values, RunPlan(total_steps=STEPS, schedule="constant", seed=0))
-    model: Any = method.build(load_base(ModelSection(path=path, dtype="float32"), on_gpu=False))
+    model: Any = method.build(load_base(path, torch.float32))
     optimizer = method.make_optimizer([p for p in model.parameters() if p.requires_grad], 0.0)
     method.attach(model, optimizer)
     for step in range(1, STEPS + 1):

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from beamplatform.models import resolve_path
+from beamplatform.models.loading import resolve_path
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from asking import complete, complete_all, evaluate
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record
 from beamplatform.errors import UserError
+from beamplatform.evaluation.evaluate import Settings
 from beamplatform.inference import Engine, Export, Generation, Request, create_engine
-from beamplatform.inference.in_use import ExportError, changes_weights
+from beamplatform.inference.applied_check import ExportError, changes_weights
 from beamplatform.inference.transformers_engine import TransformersEngine
-from beamplatform.tasks import Settings, get_task
+from beamplatform.tasks import get_task
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 
 NEW_TOKENS = 12
 

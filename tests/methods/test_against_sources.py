@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from beamplatform.config.trial import Trial
 from beamplatform.data.batches import BatchPlan, collate
 from beamplatform.data.examples import Example, tokenise
 from beamplatform.data.splits import training_records
-from beamplatform.models import load_base, load_tokenizer
-from beamplatform.sections import ModelSection
+from beamplatform.models.loading import load_base, load_tokenizer
 from beamplatform.training.loss import summed_loss
-from beamplatform.trial import Trial
 
 STEPS = 10
 SETTING = {
@@ -27,7 +26,6 @@ SETTING = {
     "data__validation_records": 16,
     "methods__adalora__delta_t": 2,
 }
-TINY = ModelSection(path="tiny", dtype="float32")
 
 
 def batches(trial: Trial) -> Iterator[list[Example]]:
@@ -45,7 +43,7 @@ def by_hand(trial: Trial, configure: Callable[[Any], Any]) -> tuple[list[float],
 
     torch.set_num_threads(1)  # as in the worker: a singular value decomposition depends on it in its last bits
     torch.manual_seed(trial.seed)
-    model = get_peft_model(load_base(TINY, on_gpu=False), configure(trial.hyperparameters))
+    model = get_peft_model(load_base("tiny", torch.float32), configure(trial.hyperparameters))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=trial.hyperparameters["learning_rate"], weight_decay=0.0)
     pad = load_tokenizer("tiny").pad_token_id
@@ -121,7 +119,7 @@ def test_full_fine_tuning_is_that_of_transformers_trainer(trial, train, tmp_path
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.01, logging_steps=1, save_strategy="no",
         report_to=[], disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
     )  # fmt: skip
-    model = load_base(TINY, on_gpu=False).requires_grad_(True)
+    model = load_base("tiny", torch.float32).requires_grad_(True)
     trainer = Trainer(
         model, arguments, train_dataset=InOrder(), data_collator=lambda part: collate(part, pad, torch.device("cpu"))
     )
@@ -138,9 +136,9 @@ def test_full_fine_tuning_is_that_of_transformers_trainer(trial, train, tmp_path
 def test_components_are_split_and_not_changed(method: str, end: slice, trial) -> None:
     """Base + adapter is the original weight, and the adapter holds the largest or the smallest singular values."""
     wanted = trial(method, **SETTING)
-    original = dict(load_base(TINY, on_gpu=False).named_parameters())
+    original = dict(load_base("tiny", torch.float32).named_parameters())
     torch.manual_seed(0)
-    model = wanted.make_method(1000).build(load_base(TINY, on_gpu=False))
+    model = wanted.make_method(1000).build(load_base("tiny", torch.float32))
     layers = {name: layer for name, layer in model.base_model.model.named_modules() if hasattr(layer, "lora_A")}
     assert len(layers) == 5 * model.config.num_hidden_layers
     for name, layer in layers.items():
@@ -157,9 +155,9 @@ def test_in_bfloat16_the_export_is_off_by_no_more_than_a_merged_model(method: st
     from safetensors.torch import load_file
 
     wanted = trial(method, **SETTING).make_method(1000)
-    original = dict(load_base(TINY, on_gpu=False).bfloat16().named_parameters())
+    original = dict(load_base("tiny", torch.float32).bfloat16().named_parameters())
     torch.manual_seed(0)
-    model = wanted.build(load_base(TINY, on_gpu=False).bfloat16())
+    model = wanted.build(load_base("tiny", torch.float32).bfloat16())
     layers = {name: layer for name, layer in model.base_model.model.named_modules() if hasattr(layer, "lora_A")}
     with torch.no_grad():
         for layer in layers.values():  # as if it had been trained

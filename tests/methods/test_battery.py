@@ -19,8 +19,7 @@ from beamplatform.baselines.relora.schedule import RestartSchedule
 from beamplatform.data import splits
 from beamplatform.inference import Export, check_export, create_engine
 from beamplatform.methods import METHODS, get_method
-from beamplatform.models import load_base, load_tokenizer
-from beamplatform.sections import ModelSection
+from beamplatform.models.loading import load_base, load_tokenizer
 from beamplatform.tasks import TASKS
 
 SETTING = {
@@ -66,7 +65,7 @@ IDS = torch.arange(3, 99).reshape(4, 24)
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The shipped model's first layers: what a method does to a third one is what it does to two."""
     folder = str(tmp_path_factory.mktemp("base"))
-    model: Any = load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False)
+    model: Any = load_base("tiny", torch.float32)
     del model.model.layers[LAYERS:]
     model.config.num_hidden_layers = LAYERS
     model.save_pretrained(folder)
@@ -247,7 +246,7 @@ def test_vllm_serves_every_export(battery, base: str, trial, tmp_path: Path, roo
 
 
 def load(path: str) -> Any:
-    return load_base(ModelSection(path=path, dtype="float32"), on_gpu=False)
+    return load_base(path, torch.float32)
 
 
 def exported_logits(base: str, kind: str, folder: str) -> torch.Tensor:

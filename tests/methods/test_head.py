@@ -10,13 +10,13 @@ import pytest
 import torch
 from method_run import IDS, exported_logits, train
 
+from beamplatform.config.sections import TrainingSection
 from beamplatform.inference import Export, check_export
 from beamplatform.methods import METHODS, get_method
 from beamplatform.methods.base import RunPlan
-from beamplatform.model_shapes import model_shapes
-from beamplatform.models import load_base, load_tokenizer, resolve_path
-from beamplatform.sections import ModelSection, TrainingSection
-from beamplatform.sweep.memory import check_head, target_shapes
+from beamplatform.models.loading import load_base, load_tokenizer, resolve_path
+from beamplatform.models.shapes import model_shapes
+from beamplatform.sweep.plan.memory_estimate import check_head, target_shapes
 
 ADAPTERS = [name for name in METHODS if name != "full"]
 
@@ -24,7 +24,7 @@ ADAPTERS = [name for name in METHODS if name != "full"]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("base"))
-    model: Any = load_base(ModelSection(path="tiny", dtype="float32"), on_gpu=False)
+    model: Any = load_base("tiny", torch.float32)
     del model.model.layers[2:]
     model.config.num_hidden_layers = 2
     model.save_pretrained(folder)
@@ -42,7 +42,7 @@ def test_an_adapted_head_is_exported_as_it_was_trained(name: str, base: str, tmp
     check_export(base, Export(method.export_kind, str(tmp_path / "export")))
     logits = exported_logits(method, base, str(tmp_path / "export"))
     with torch.no_grad():
-        before = load_base(ModelSection(path=base, dtype="float32"), on_gpu=False).eval()(IDS).logits
+        before = load_base(base, torch.float32).eval()(IDS).logits
     assert (logits - trained).abs().max() / trained.abs().max() < 1e-5
     assert (logits - before).abs().max() > 0.1, "it has learned something"
 
@@ -79,5 +79,5 @@ def test_where_an_adapted_head_could_not_do_what_it_is_for() -> None:
 
 
 def test_the_shipped_models_head_is_tied() -> None:
-    model: Any = load_base(ModelSection(path=resolve_path("tiny")), on_gpu=False)
+    model: Any = load_base(resolve_path("tiny"), torch.float32)
     assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
+from beamplatform.config.suite import load_preset
+from beamplatform.config.trial import make_trial
 from beamplatform.errors import UserError
 from beamplatform.methods import METHODS, get_method
-from beamplatform.suite import load_preset
-from beamplatform.trial import make_trial
 
 SETTING = {"training__max_steps": 20}
 

@@ -13,8 +13,8 @@ from small_models import SIZES, mixtral, saved
 from beamplatform.errors import UserError
 from beamplatform.inference import Export, check_export
 from beamplatform.methods import METHODS, get_method
-from beamplatform.model_shapes import ModelShapes, model_shapes
-from beamplatform.sweep.memory import target_shapes
+from beamplatform.models.shapes import ModelShapes, model_shapes
+from beamplatform.sweep.plan.memory_estimate import target_shapes
 
 ADAPTERS = [name for name in METHODS if name != "full"]
 

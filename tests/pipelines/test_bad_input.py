@@ -12,7 +12,7 @@ from pathlib import Path
 import forked
 import pytest
 
-from beamplatform.models import resolve_path
+from beamplatform.models.loading import resolve_path
 
 TINY = ["--suite", "commonsense", "--preset", "tiny"]
 
@@ -94,7 +94,7 @@ def test_an_adapter_for_another_base_model(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_name_that_a_sweep_of_another_suite_has(root: Path, tmp_path: Path) -> None:
-    from beamplatform.sweep.saved import SavedSweep
+    from beamplatform.sweep.plan.saved_sweep import SavedSweep
 
     saved = SavedSweep("mine", "math", "paper", {}, ["lora"], 0.0)
     saved.save(str(tmp_path / "runs"))

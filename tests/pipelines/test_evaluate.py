@@ -12,7 +12,7 @@ import forked
 import pytest
 from tiny_adapters import two_adapters_and_a_merged_model
 
-from beamplatform.tasks.predictions import read_predictions
+from beamplatform.evaluation.predictions import read_predictions
 
 TINY = ["--suite", "commonsense", "--preset", "tiny", "--tasks", "boolq,piqa"]
 
@@ -140,7 +140,7 @@ def test_a_bad_adapter_beside_a_good_one_costs_only_itself(root: Path, adapters:
 def test_a_base_model_that_lacks_a_tensor_is_not_asked(root: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from beamplatform.models import resolve_path
+    from beamplatform.models.loading import resolve_path
 
     base = Path(shutil.copytree(resolve_path("tiny"), tmp_path / "base"))
     tensors = load_file(base / "model.safetensors")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from beamplatform.config.suite import load_preset
 from beamplatform.errors import UserError
-from beamplatform.suite import load_preset
-from beamplatform.sweep.saved import SavedSweep
+from beamplatform.sweep.plan.saved_sweep import SavedSweep
 
 TINY = ["--suite", "commonsense", "--preset", "tiny"]
 

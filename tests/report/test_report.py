@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from beamplatform.errors import UserError
+from beamplatform.evaluation.predictions import Prediction, rows, write_predictions
 from beamplatform.report.beam import draw_beam, replacements
 from beamplatform.report.comparison import compare
 from beamplatform.report.costs import front
@@ -16,7 +17,6 @@ from beamplatform.report.files import Report, make_report
 from beamplatform.report.published import published
 from beamplatform.report.render import to_latex, to_markdown
 from beamplatform.report.searched import searched
-from beamplatform.tasks.predictions import Prediction, rows, write_predictions
 from beamplatform.tracking import Tracker
 
 TASKS = ("boolq", "piqa")

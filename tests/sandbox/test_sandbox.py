@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from beamplatform.data.records import Record, load_records
+from beamplatform.data.records import load_records
 from beamplatform.errors import UserError
 from beamplatform.sandbox import Limits, Verdict, check, check_program, find_bubblewrap
 from beamplatform.sandbox.bubblewrap import _USER, _USERS
 from beamplatform.tasks import TASKS
+from beamplatform.tasks.record import Record
 
 LIMITS = Limits(seconds=3.0, cpu_seconds=2, memory=512 * 2**20)
 TEST = "assert f(2) == 4\nassert f(3) == 9\n"

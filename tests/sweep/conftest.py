@@ -13,8 +13,8 @@ import forked_workers
 import pytest
 from small import command
 
-from beamplatform.suite import Override, load_preset
-from beamplatform.sweep.preflight import Plan, plan_sweep
+from beamplatform.config.suite import Override, load_preset
+from beamplatform.sweep.plan.plan import Plan, plan_sweep
 
 
 @pytest.fixture(scope="session")

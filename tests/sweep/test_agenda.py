@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from small import RATES
 
-from beamplatform.sweep import agenda as module
-from beamplatform.sweep.agenda import Agenda
-from beamplatform.sweep.ledger import load_ledger, save_ledger
+from beamplatform.sweep.plan.ledger import load_ledger, save_ledger
+from beamplatform.sweep.trials import trial_queue as module
+from beamplatform.sweep.trials.trial_queue import Agenda
 
 
 def run(agenda: Agenda, loss: Callable[[Any], float], concurrent: int = 1) -> list[int]:

@@ -15,11 +15,11 @@ from engines import needs_vllm
 from tiny_adapters import two_adapters_and_a_merged_model
 
 from beamplatform.data.records import load_records
+from beamplatform.evaluation.evaluator import Evaluator, evaluator_actor
+from beamplatform.evaluation.scores import Evaluation
 from beamplatform.inference import Export
-from beamplatform.sweep.evaluate_stage import EvaluationStage
-from beamplatform.sweep.evaluator import Evaluator, evaluator_actor
 from beamplatform.sweep.run import Cluster
-from beamplatform.tasks import Evaluation
+from beamplatform.sweep.trials.evaluate_stage import EvaluationStage
 
 TASKS = ("boolq", "piqa")
 QUESTIONS = 40

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.fit import GIB, Room, check_fit, room_here, room_on_gpu
+from beamplatform.sweep.plan.memory_check import GIB, Room, check_fit, room_here, room_on_gpu
 
 
 def advice(plan, room: int) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small import RATES
 
-from beamplatform.sweep.agenda import Agenda
-from beamplatform.sweep.stopping import SearchScheduler, scheduler_of
+from beamplatform.sweep.trials.early_stopping import SearchScheduler, scheduler_of
+from beamplatform.sweep.trials.trial_queue import Agenda
 
 
 def report(scheduler: SearchScheduler, index: int, step: int, loss: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.machine_check import check_machine, token_without_home
+from beamplatform.sweep.cluster.machine_check import check_machine, token_without_home
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_folders_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_too_few_open_files() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
-        "from beamplatform.sweep.machine_check import check_machine; check_machine()"
+        "from beamplatform.sweep.cluster.machine_check import check_machine; check_machine()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "UserError: ulimit -n 64: a process may open 64 files, and Ray needs 1024; raise the hard" in done.stderr
@@ -78,7 +78,7 @@ def test_a_home_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_ray_that_cannot_start(short: Path) -> None:
     (short / "ray").touch()  # where Ray's folder would be
     done = subprocess.run(
-        [sys.executable, "-c", "from beamplatform.sweep.cluster import start_ray; start_ray()"],
+        [sys.executable, "-c", "from beamplatform.sweep.cluster.cluster import start_ray; start_ray()"],
         env={**os.environ, "RAY_TMPDIR": str(short)}, cwd=short, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     last = done.stderr.strip().splitlines()[-1]
@@ -93,7 +93,7 @@ def test_a_ray_that_is_too_slow_is_tried_again(
     """Ray itself is not here; what it says on a loaded machine is."""
     import ray
 
-    from beamplatform.sweep.cluster import _start_here
+    from beamplatform.sweep.cluster.cluster import _start_here
 
     begun: list[object] = []
 

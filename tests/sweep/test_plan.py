@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from beamplatform.config.trial import Trial
 from beamplatform.errors import UserError
 from beamplatform.inference.identity import content_hash
 from beamplatform.methods import get_method
-from beamplatform.model_shapes import ModelShapes, model_shapes
-from beamplatform.models import resolve_path
-from beamplatform.sweep.cluster import Cluster
-from beamplatform.sweep.memory import estimate, target_shapes
-from beamplatform.trial import Trial
+from beamplatform.models.loading import resolve_path
+from beamplatform.models.shapes import ModelShapes, model_shapes
+from beamplatform.sweep.cluster.cluster import Cluster
+from beamplatform.sweep.plan.memory_estimate import estimate, target_shapes
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_concurrency_follows_the_cluster(trial) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_found_before_training(trial) -> None:
-    from beamplatform.data.records import Record
-    from beamplatform.sweep.evaluator import Evaluator
+    from beamplatform.evaluation.evaluator import Evaluator
+    from beamplatform.tasks.record import Record
 
     one = trial("lora")
     long = {"boolq": [Record("word " * 3000, "the correct answer is true", "true")]}
@@ -114,8 +114,8 @@ def test_a_prompt_that_does_not_fit_is_found_before_training(trial) -> None:
 
 
 def test_a_machine_without_a_sandbox_is_told_before_training(trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    from beamplatform.data.records import Record
-    from beamplatform.sweep.evaluator import Evaluator
+    from beamplatform.evaluation.evaluator import Evaluator
+    from beamplatform.tasks.record import Record
 
     monkeypatch.setenv("PATH", "/nowhere")
     one = trial("lora")
@@ -162,7 +162,7 @@ def test_a_range_of_workers_shares_the_same_global_batch(trial) -> None:
 def test_what_is_wrong_with_records_is_told_in_the_plan_and_refused_above_a_share(plan, capsys) -> None:
     from rich.console import Console
 
-    from beamplatform.sweep.announce import print_plan
+    from beamplatform.sweep.plan.describe import print_plan
 
     with pytest.raises(
         UserError, match=r"no training record has a token that the loss counts.*--set data.max_length=32"

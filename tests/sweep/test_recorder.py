@@ -17,8 +17,8 @@ from mlflow_server import Server
 from serving import free_port
 from waiting import wait_until
 
-from beamplatform.sweep.recorder import Recorder
 from beamplatform.tracking import Tracker
+from beamplatform.tracking.writer import Recorder
 
 TAGS = {"method": "lora", "sweep": "s", "stage": "train", "preset": "tiny", "configuration": "c"}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from beamplatform.config.suite import load_preset
 from beamplatform.errors import UserError
-from beamplatform.suite import load_preset
-from beamplatform.sweep.ledger import load_ledger
-from beamplatform.sweep.saved import SavedSweep, find_sweep
+from beamplatform.sweep.plan.ledger import load_ledger
+from beamplatform.sweep.plan.saved_sweep import SavedSweep, find_sweep
 
 
 @pytest.fixture

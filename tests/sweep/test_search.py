@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from beamplatform.sections import SearchSection
-from beamplatform.space import Point, parse_space
-from beamplatform.sweep.search import Tried, propose
+from beamplatform.config.sections import SearchSection
+from beamplatform.config.space import Point, parse_space
+from beamplatform.sweep.plan.proposals import Tried, propose
 
 SPACE = parse_space(
     "lora",

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import ray
 
+from beamplatform.config.trial import Trial
 from beamplatform.errors import UserError
-from beamplatform.sweep.trial_run import comes_again
-from beamplatform.trial import Trial
+from beamplatform.training.failure_policy import comes_again
 
 pytestmark = pytest.mark.faults
 

@@ -15,8 +15,8 @@ import pytest
 from small import SMALL, command
 from waiting import wait_until
 
+from beamplatform.evaluation.predictions import read_predictions
 from beamplatform.tasks import TASKS
-from beamplatform.tasks.predictions import read_predictions
 
 pytestmark = pytest.mark.usefixtures("forked_ray")
 

@@ -6,7 +6,7 @@ import ray
 from listed import Listed
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from beamplatform.sweep.train_stage import Listener, is_lost, train_trials
+from beamplatform.sweep.trials.train_stage import Listener, is_lost, train_trials
 
 
 def test_a_sweep_that_died_in_its_evaluation_has_nothing_to_train() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from beamplatform.sweep.trial_run import TrialRun
+from beamplatform.sweep.trials.tune_actor import TrialRun
 
 
 def report(step: int, **metrics: float) -> dict[str, Any]:

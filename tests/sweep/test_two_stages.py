@@ -113,7 +113,7 @@ def test_a_search_is_interrupted_resumed_and_extended(root: Path, tmp_path: Path
 
 
 def name(entry: dict[str, Any]) -> str:
-    from beamplatform.trial import Trial
+    from beamplatform.config.trial import Trial
 
     return Trial.model_validate(entry["trial"]).name
 

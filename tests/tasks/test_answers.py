@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beamplatform.data.records import Record, load_records
+from beamplatform.data.records import load_records
 from beamplatform.tasks import TASKS
 from beamplatform.tasks.answers.latex import bare, last_boxed, normal_form
 from beamplatform.tasks.answers.numbers import first_number, last_number
+from beamplatform.tasks.record import Record
 
 # --- numbers ------------------------------------------------------------------------------------------------
 

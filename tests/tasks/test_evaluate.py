@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from beamplatform.data.records import Record
 from beamplatform.errors import UserError
+from beamplatform.evaluation.answer_store import Answers
+from beamplatform.evaluation.evaluate import Event, Settings, evaluate_all
+from beamplatform.evaluation.scores import Evaluation
 from beamplatform.inference import Export, Generation, Request
-from beamplatform.inference.in_use import ExportError
-from beamplatform.tasks import Evaluation, Settings, evaluate_all, get_task
-from beamplatform.tasks.answer_store import Answers
-from beamplatform.tasks.evaluate import Event
+from beamplatform.inference.applied_check import ExportError
+from beamplatform.tasks import get_task
+from beamplatform.tasks.record import Record
 
 TASKS = [get_task("boolq"), get_task("gsm8k")]
 RECORDS = {

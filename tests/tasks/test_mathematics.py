@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform.data.records import Record, load_records
+from beamplatform.data.records import load_records
 from beamplatform.tasks import get_task
 from beamplatform.tasks.answers import mathematics
 from beamplatform.tasks.answers.mathematics import same_mathematics
+from beamplatform.tasks.record import Record
 
 EQUAL = [
     (r"\frac{1}{4}", "0.25"), (r"\frac{3}{4}", r"\frac34"), ("x^2+2x+1", "(x+1)^2"), (r"\sqrt{8}", r"2\sqrt{2}"),

@@ -9,9 +9,9 @@ from pathlib import Path
 import forked
 import pytest
 
+from beamplatform.config.sections import DataSection, EvaluationSection
 from beamplatform.data.splits import test_records as records_of_tests
 from beamplatform.errors import UserError
-from beamplatform.sections import DataSection, EvaluationSection
 from beamplatform.tasks import get_task
 
 RECORDS = "".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(5))

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform.data.records import Record
-from beamplatform.tasks import Evaluation, Prediction
-from beamplatform.tasks.predictions import digest, document_hash, read_predictions, rows, write_predictions
+from beamplatform.evaluation.predictions import (
+    Prediction,
+    digest,
+    document_hash,
+    read_predictions,
+    rows,
+    write_predictions,
+)
+from beamplatform.evaluation.scores import Evaluation
+from beamplatform.tasks.record import Record
 
 ODD = [
     Prediction("d1", "a prompt\nof two lines", "the answer is true", "true", "true", True),

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from beamplatform.data.records import Record
 from beamplatform.tasks import get_task
 from beamplatform.tasks.code import extract_program
+from beamplatform.tasks.record import Record
 
 F = "def f(x):\n    return x + 1\n"
 BODY = "    return x + 1\n"

@@ -9,8 +9,8 @@ import statistics
 
 import pytest
 
-from beamplatform.tasks import Evaluation, Prediction
-from beamplatform.tasks.scores import bootstrap_error, pass_at
+from beamplatform.evaluation.predictions import Prediction
+from beamplatform.evaluation.scores import Evaluation, bootstrap_error, pass_at
 
 
 @pytest.mark.parametrize("n", [1, 4, 6])

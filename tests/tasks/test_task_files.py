@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform.data.records import Record
 from beamplatform.errors import UserError
 from beamplatform.tasks import get_task
+from beamplatform.tasks.record import Record
 from beamplatform.tasks.task import Task
 
 TASK = """

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from asking import evaluate
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, load_records
+from beamplatform.data.records import load_records
 from beamplatform.errors import UserError
+from beamplatform.evaluation.evaluate import Settings
+from beamplatform.evaluation.scores import Evaluation
 from beamplatform.inference import Generation, Request
-from beamplatform.tasks import TASKS, Evaluation, Settings, Task, get_task
+from beamplatform.tasks import TASKS, Task, get_task
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 
 COMMONSENSE = [
     "boolq",

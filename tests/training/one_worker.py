@@ -22,11 +22,11 @@ def main() -> None:
     import torch
     from torch import distributed
 
+    from beamplatform.config.trial import Trial
     from beamplatform.training.checkpoint_store import CheckpointStore
     from beamplatform.training.engine import whole_parameters
     from beamplatform.training.loop import Place
     from beamplatform.training.run import start_run
-    from beamplatform.trial import Trial
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")

@@ -40,11 +40,11 @@ def main() -> None:
     from torch import distributed
 
     from beamlora.optimizer_access import optimizer_access
+    from beamplatform.config.trial import Trial
     from beamplatform.training import loop
     from beamplatform.training.checkpoint_store import CheckpointStore
     from beamplatform.training.engine import whole_parameters
     from beamplatform.training.run import start_run
-    from beamplatform.trial import Trial
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")

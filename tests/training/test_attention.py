@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from beamplatform.data.batches import collate, pack
 from beamplatform.data.examples import Example
-from beamplatform.model_shapes import ModelShapes
+from beamplatform.models.shapes import ModelShapes
 from beamplatform.training.attention import attend_within_examples, check_packing
 from beamplatform.training.loss import summed_loss
 

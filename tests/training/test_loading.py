@@ -15,15 +15,15 @@ import pytest
 import torch
 from hub import Hub, hub
 
-from beamplatform.models import resolve_path
+from beamplatform.models.loading import resolve_path
 
 ASK = """
 import sys
-from beamplatform.models import load_base, load_tokenizer, skeleton
+from beamplatform.models.loading import load_base, load_tokenizer, skeleton
 from beamplatform.errors import UserError
-from beamplatform.sections import ModelSection
+from beamplatform.config.sections import ModelSection
 
-for ask in (skeleton, load_tokenizer, lambda path: load_base(ModelSection(path=path), on_gpu=False)):
+for ask in (skeleton, load_tokenizer, lambda path: load_base(path, torch.float32)):
     try:
         ask("org/tiny")
     except UserError as error:
@@ -85,7 +85,7 @@ def test_a_model_that_is_not_for_everybody(served: Hub, monkeypatch: pytest.Monk
 CHECK = """
 from beamplatform.errors import UserError
 from beamplatform.inference.identity import content_hash
-from beamplatform.model_check import check_model
+from beamplatform.models.check import check_model
 
 try:
     check_model("org/tiny", content_hash("org/tiny"), trains=True)

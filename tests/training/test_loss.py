@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from beamplatform.data.examples import IGNORED
-from beamplatform.model_shapes import AFTER_THE_HEAD
+from beamplatform.models.shapes import AFTER_THE_HEAD
 from beamplatform.training.loss import LossHead, check_loss_head, summed_loss
 
 

@@ -110,7 +110,7 @@ def test_no_compiler_is_needed(tmp_path: Path) -> None:
         "import os, torch\n"
         "os.environ.update(DS_ACCELERATOR='cpu', RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')\n"
         f"torch.distributed.init_process_group('gloo', init_method='file://{tmp_path}/store', rank=0, world_size=1)\n"
-        "from beamplatform.sections import TrainingSection\n"
+        "from beamplatform.config.sections import TrainingSection\n"
         "from beamplatform.training.engine import make_engine\n"
         "training = TrainingSection(max_steps=1, global_batch=1, micro_batch=1)\n"
         "model = torch.nn.Linear(4, 4)\n"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record
 from beamplatform.data.token_codec import TokenCodec
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 
 IGNORED = -100
 """The label of a token that the loss does not count (PyTorch's cross_entropy default)."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.examples import Example, tokenise
-from beamplatform.data.records import Record
 from beamplatform.data.splits import TrainingRecords, count_unscorable
 from beamplatform.errors import UserError
+from beamplatform.tasks.record import Record
 
 if TYPE_CHECKING:
-    from beamplatform.sections import DataSection
+    from beamplatform.config.sections import DataSection
 
 Question = tuple[str, str]
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from beamplatform.data.records import Record, Split, json_type, load_records, read_rows, require_text
+from beamplatform.data.records import Split, load_records, read_rows
 from beamplatform.errors import UserError
+from beamplatform.tasks.record import Record, json_type, require_text
 from beamplatform.tasks.registry import get_task
 
 if TYPE_CHECKING:
-    from beamplatform.sections import DataSection
+    from beamplatform.config.sections import DataSection
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError, first_line, shortened
 from beamplatform.methods.targets import names_layer
-from beamplatform.models import refuse_not_finite, skeleton
-from beamplatform.weight_files import (
+from beamplatform.models.loading import refuse_not_finite, skeleton
+from beamplatform.models.weight_files import (
     Shapes,
     file_shapes,
     folder_shapes,

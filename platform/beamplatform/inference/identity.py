@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from beamplatform.inference.engine import Export
-from beamplatform.known import known_of_file
-from beamplatform.models import read_config
+from beamplatform.io.disk_cache import known_of_file
+from beamplatform.models.loading import read_config
 
 _CONTENT = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",

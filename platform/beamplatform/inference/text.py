@@ -9,7 +9,7 @@ from typing import Any
 
 from beamplatform.data.token_codec import TokenCodec
 from beamplatform.errors import UserError, first_line
-from beamplatform.models import load_tokenizer, read_config
+from beamplatform.models.loading import load_tokenizer, read_config
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from beamplatform.inference.check import check_export
+from beamplatform.inference.applied_check import PROBES, blaming, require_in_use
 from beamplatform.inference.engine import Export, Generation, Request, by_export
+from beamplatform.inference.export_check import check_export
 from beamplatform.inference.identity import draw_seed, fingerprint
-from beamplatform.inference.in_use import PROBES, blaming, require_in_use
 from beamplatform.inference.text import TextCodec, load_codec
-from beamplatform.models import load_model, quiet_transformers
+from beamplatform.models.loading import load_model, quiet_transformers
 
 if TYPE_CHECKING:
     import torch

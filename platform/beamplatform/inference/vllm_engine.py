@@ -15,10 +15,10 @@ from typing import Any, get_args
 
 from beamplatform.errors import UserError
 from beamplatform.inference.adapter_check import PEFT_ONLY, adapter_rank, is_set, read_adapter_config
-from beamplatform.inference.check import check_export
+from beamplatform.inference.applied_check import PROBES, blaming, require_in_use
 from beamplatform.inference.engine import Export, Generation, Request, by_export
+from beamplatform.inference.export_check import check_export
 from beamplatform.inference.identity import draw_seed, fingerprint
-from beamplatform.inference.in_use import PROBES, blaming, require_in_use
 from beamplatform.inference.text import TextCodec, load_codec
 
 logger = logging.getLogger(__name__)

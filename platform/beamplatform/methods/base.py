@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from beamplatform.methods.lr_schedule import learning_rate_factor
 from beamplatform.methods.targets import all_linear, names_layer
-from beamplatform.schedule import learning_rate_factor
 from beamplatform.validation import check_numbers, repeated
 
 if TYPE_CHECKING:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_type_hints
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, create_model
 
+from beamlora.options import BeamOptions
 from beamplatform.methods.base import AdapterHyperparameters, Method, MethodState
 
 if TYPE_CHECKING:
@@ -23,46 +25,53 @@ HISTORY = "beam.json"
 and the scores of all ranks just after it."""
 
 
-class BeamLoraHyperparameters(AdapterHyperparameters):
-    """The options of `beamlora.BeamLoraConfig`, whose docstring explains each."""
+def _steps_or_fraction(value: int | float) -> int | float:
+    if value >= 2 if isinstance(value, int) else 0 < value < 1:
+        return value
+    raise ValueError(f"must be an integer >= 2 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
 
-    r: Annotated[int, Field(ge=2, description="at least 2: a beam step needs a rank to prune and one to copy")] = 8
-    p_init: Annotated[float, Field(gt=0, lt=1, description="below 1, where no rank would ever be operated")] = 0.95
-    interval: int | float = Field(0.1, description="steps between two beam steps, or a fraction of all steps")
-    temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    score_scale: Literal["rank", "unit"] = "rank"
-    threshold_horizon: Literal["window", "total"] = "window"
-    threshold_schedule: Literal["cosine", "linear", "constant", "match_lr"] = "cosine"
-    threshold_scope: Literal["global", "module"] = "global"
-    threshold_crossing: Literal["greater", "greater_equal"] = "greater"
-    operate_until: Annotated[float, Field(gt=0, le=1)] = 2 / 3
-    copy_moments: bool = True
-    reset_score_moments: Literal["all", "operated", False] = "all"
-    expansion: bool = True
-    assessment: bool = True
-    history: bool = True
-    fused: bool = Field(True, description="adapted layers as one operation: less time and memory, the same numbers")
-    snapshot_device: Literal["cpu", "parameter"] = Field("cpu", description="where each worker keeps its snapshot")
 
-    @field_validator("interval")
-    @classmethod
-    def _steps_or_fraction(cls, value: int | float) -> int | float:
-        if value >= 2 if isinstance(value, int) else 0 < value < 1:
-            return value
-        raise ValueError(f"must be an integer >= 2 (optimizer steps) or a fraction of all steps in (0, 1), got {value}")
+def _declared(option: dataclasses.Field[Any]) -> tuple[Any, Any]:
+    """An option of `beamlora` as pydantic takes it: its type, with the limits of its numbers, and its default."""
+    kind = _OPTION_TYPES[option.name]
+    if limits := option.metadata["limits"]:
+        parts = get_args(kind) or (kind,)
+        kind = Union[tuple(Annotated[part, Field(**limits)] if part is float else part for part in parts)]  # noqa: UP007 (no annotation)
+    return kind, Field(option.default, description=option.metadata["help"])
+
+
+_OPTION_TYPES = get_type_hints(BeamOptions)
+
+_FIELDS: dict[str, Any] = {option.name: _declared(option) for option in dataclasses.fields(BeamOptions)} | {
+    "r": (Annotated[int, Field(ge=2, description="at least 2: a beam step prunes one rank and copies one")], 8),
+    "p_init": (Annotated[float, Field(gt=0, lt=1, description="below 1, where no rank is ever operated")], 0.95),
+    "interval": (
+        Annotated[int | float, AfterValidator(_steps_or_fraction)],
+        Field(0.1, description="steps between two beam steps, or a fraction of all steps"),
+    ),
+}
+"""Three of them have other limits or defaults in a sweep than in `beamlora` alone."""
+
+BeamLoraHyperparameters = create_model(
+    "BeamLoraHyperparameters",
+    __base__=AdapterHyperparameters,
+    __module__=__name__,
+    __doc__="The options of `beamlora.BeamOptions`.",
+    **_FIELDS,
+)
 
 
 class BeamLora(Method):
     """LoRA with a trained score per rank; every `interval` steps the weakest ranks become copies of the strongest."""
 
     name: ClassVar[str] = "beamlora"
-    hyperparameters: ClassVar[type[BeamLoraHyperparameters]] = BeamLoraHyperparameters
+    hyperparameters: ClassVar[type[AdapterHyperparameters]] = BeamLoraHyperparameters
     keeps_dropout: ClassVar[bool] = False
 
     def check(self) -> None:
         from beamlora.schedule import plan_schedule
 
-        plan_schedule(self.values, self.plan.total_steps, self.plan.schedule)
+        plan_schedule(BeamOptions(**self._own_options()), self.plan.total_steps, self.plan.schedule)
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         from beamlora import get_beamlora_model
@@ -115,5 +124,7 @@ class BeamLora(Method):
     def _config(self, base: PreTrainedModel) -> Any:
         from beamlora import BeamLoraConfig
 
-        own = self.values.model_dump(exclude=set(AdapterHyperparameters.model_fields))
-        return BeamLoraConfig(**own, **self.values.lora_arguments(base))
+        return BeamLoraConfig(**self._own_options(), **self.values.lora_arguments(base))
+
+    def _own_options(self) -> dict[str, Any]:
+        return self.values.model_dump(include={option.name for option in dataclasses.fields(BeamOptions)})

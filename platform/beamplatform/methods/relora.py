@@ -9,7 +9,7 @@ from pydantic import Field
 
 from beamplatform.methods.base import AdapterHyperparameters, ExportKind, Hyperparameters, Length, Method, MethodState
 from beamplatform.methods.head import give_head_its_own_weight
-from beamplatform.schedule import warmup_steps
+from beamplatform.methods.lr_schedule import warmup_steps
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from beamplatform.evaluation.predictions import by_question, read_predictions
 from beamplatform.report.comparison import Comparison, Row
 from beamplatform.report.statistics import Answers, compare_all
-from beamplatform.tasks.predictions import by_question, read_predictions
 
 if TYPE_CHECKING:
     import numpy as np

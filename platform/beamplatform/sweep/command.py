@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from beamplatform.errors import UserError, first_line
-from beamplatform.options import DEFAULT_STORAGE, has_gpu
-from beamplatform.storage import is_uri, join
-from beamplatform.storage_check import check_free, check_writable
-from beamplatform.sweep.announce import announced, changes, left_out, print_plan
-from beamplatform.sweep.cluster_check import check_cluster
-from beamplatform.sweep.fit import check_fit, room_here
-from beamplatform.sweep.launched import launched
-from beamplatform.sweep.ledger import Entry, load_ledger
-from beamplatform.sweep.machine_check import check_machine
-from beamplatform.sweep.output import output_to_file
-from beamplatform.sweep.preflight import Plan, plan_sweep
+from beamplatform.hardware import has_gpu
+from beamplatform.io.redirect import output_to_file
+from beamplatform.io.storage import DEFAULT_STORAGE, is_uri, join
+from beamplatform.io.storage_check import check_free, check_writable
+from beamplatform.sweep.cluster.autoscaler import launched
+from beamplatform.sweep.cluster.health_check import check_cluster
+from beamplatform.sweep.cluster.machine_check import check_machine
+from beamplatform.sweep.plan.describe import announced, changes, left_out, print_plan
+from beamplatform.sweep.plan.ledger import Entry, load_ledger
+from beamplatform.sweep.plan.memory_check import check_fit, room_here
+from beamplatform.sweep.plan.plan import Plan, plan_sweep
+from beamplatform.sweep.plan.saved_sweep import SavedSweep, find_sweep, only_driver, saved_sweep, storage_of
 from beamplatform.sweep.progress import SweepProgress
-from beamplatform.sweep.saved import SavedSweep, find_sweep, only_driver, saved_sweep, storage_of
 
 if TYPE_CHECKING:
-    from beamplatform.suite import Preset
+    from beamplatform.config.suite import Preset
     from beamplatform.sweep.run import Result
     from beamplatform.tracking import Tracker
 

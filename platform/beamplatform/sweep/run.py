@@ -7,24 +7,24 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.cli.options import ANSWERS
 from beamplatform.errors import UserError
-from beamplatform.options import ANSWERS
-from beamplatform.storage import join
-from beamplatform.sweep.cluster import Cluster, cluster_now, room_on_gpus, start_ray
-from beamplatform.sweep.cluster_check import check_storage
-from beamplatform.sweep.evaluate_stage import EvaluationStage
-from beamplatform.sweep.evaluator import evaluator_actor
-from beamplatform.sweep.fit import GIB, check_fit, half_of, smallest_change
-from beamplatform.sweep.ledger import Entry
-from beamplatform.sweep.preflight import Plan
+from beamplatform.evaluation.evaluator import evaluator_actor
+from beamplatform.io.storage import join
+from beamplatform.sweep.cluster.cluster import Cluster, cluster_now, start_ray
+from beamplatform.sweep.cluster.health_check import check_storage
+from beamplatform.sweep.plan.ledger import Entry
+from beamplatform.sweep.plan.memory_check import GIB, check_fit, half_of, room_on_gpus, smallest_change
+from beamplatform.sweep.plan.plan import Plan
 from beamplatform.sweep.progress import SweepProgress
-from beamplatform.sweep.recorder import Recorder
+from beamplatform.sweep.trials.evaluate_stage import EvaluationStage
+from beamplatform.tracking.writer import Recorder
 from beamplatform.training.worker import RAY
 
 if TYPE_CHECKING:
-    from beamplatform.sweep.agenda import Agenda
-    from beamplatform.sweep.records import Records
-    from beamplatform.sweep.train_stage import Job
+    from beamplatform.sweep.trials.train_stage import Job
+    from beamplatform.sweep.trials.trial_events import Records
+    from beamplatform.sweep.trials.trial_queue import Agenda
     from beamplatform.tracking import Tracker
 
 
@@ -76,7 +76,7 @@ def run_sweep(
     """
     import ray
 
-    from beamplatform.sweep.records import Records
+    from beamplatform.sweep.trials.trial_events import Records
 
     runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if known else {}
     with Recorder(tracker, []) as recorder:  # outside Ray: nodes need not wait for a store
@@ -123,8 +123,8 @@ def _failed(agenda: Agenda) -> dict[int, str]:
 def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress: SweepProgress) -> None:
     from ray.train import TrainingFailedError
 
-    from beamplatform.sweep.probe import STEPS, run_probe
-    from beamplatform.sweep.train_stage import reason
+    from beamplatform.sweep.plan.timing_probe import STEPS, run_probe
+    from beamplatform.sweep.trials.train_stage import reason
 
     training = plan.preset.training
     try:
@@ -148,8 +148,8 @@ def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress
 
 
 def _train(plan: Plan, jobs: _Jobs, storage: str, use_gpu: bool) -> None:
-    from beamplatform.sweep.stopping import scheduler_of
-    from beamplatform.sweep.train_stage import train_trials
+    from beamplatform.sweep.trials.early_stopping import scheduler_of
+    from beamplatform.sweep.trials.train_stage import train_trials
 
     scheduler = scheduler_of(plan, jobs.records.agenda.entries)
     train_trials(

@@ -1,11 +1,10 @@
-"""Tasks as data, and the evaluation that scores models on them."""
+"""Tasks as data: their records, prompts, and how an answer is read and compared."""
 
 from __future__ import annotations
 
-from beamplatform.tasks.evaluate import Settings, evaluate_all
-from beamplatform.tasks.predictions import Prediction
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 from beamplatform.tasks.registry import TASKS, get_task
-from beamplatform.tasks.scores import Evaluation
 from beamplatform.tasks.task import Task
 
-__all__ = ["TASKS", "Evaluation", "Prediction", "Settings", "Task", "evaluate_all", "get_task"]
+__all__ = ["TASKS", "Record", "Task", "alpaca_prompt", "get_task"]

@@ -14,9 +14,9 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, json_type, text_field
 from beamplatform.errors import UserError
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record, json_type, text_field
 from beamplatform.tasks.task import Option, Task
 
 MBPP_TEST = range(11, 511)

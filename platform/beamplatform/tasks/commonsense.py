@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record
 from beamplatform.tasks.task import Task, as_published
 
 MAX_NEW_TOKENS = 32

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, text_field
 from beamplatform.errors import UserError
 from beamplatform.tasks.answers.numbers import first_number
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record, text_field
 from beamplatform.tasks.task import Task
 
 MARKER = "The answer is: "

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from beamplatform.data.records import Record, text_field
 from beamplatform.errors import UserError
 from beamplatform.tasks.answers.latex import bare, last_boxed, normal_form
 from beamplatform.tasks.answers.mathematics import can_compare, same_mathematics
 from beamplatform.tasks.gsm8k import MARKER, STOP, step_by_step
+from beamplatform.tasks.record import Record, text_field
 from beamplatform.tasks.task import Option, Task
 
 

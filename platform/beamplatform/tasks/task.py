@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from beamplatform.data.records import Record, RowParser, parse_record
 from beamplatform.errors import UserError, first_line
+from beamplatform.tasks.record import Record, RowParser, parse_record
 
 
 def equals_answer(extracted: str, record: Record) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from beamplatform.data.prompts import alpaca_prompt
-from beamplatform.data.records import Record, text_field
 from beamplatform.tasks.answers.numbers import first_number, last_number
+from beamplatform.tasks.prompts import alpaca_prompt
+from beamplatform.tasks.record import Record, text_field
 from beamplatform.tasks.task import Task
 
 TOLERANCE = Fraction(1, 1000)

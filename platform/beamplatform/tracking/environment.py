@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from beamplatform.hardware import gpus
 from beamplatform.tracking.store import redact
 
 PACKAGES = (
@@ -46,7 +47,7 @@ def environment() -> dict[str, Any]:
             "processor": _processor(),
             "cores": _cores(),
             "memory_bytes": _memory(),
-            "gpus": gpus(),
+            "gpus": list(gpus()),
         },
         "command_line": [redact(argument) for argument in sys.argv],
     }
@@ -117,13 +118,3 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
-
-
-def gpus() -> list[dict[str, str]]:
-    """The name, memory ("81559 MiB") and driver of each GPU of this machine; none where there is no driver.
-
-    Asked of the driver, so that no library need be loaded for it.
-    """
-    listing = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    rows = [[part.strip() for part in line.split(",")] for line in (listing or "").splitlines()]
-    return [{"name": row[0], "memory": row[1], "driver": row[2]} for row in rows if len(row) == 3]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from beamplatform.model_shapes import ModelShapes
+    from beamplatform.models.shapes import ModelShapes
 
 NAME = "beamplatform_variable_length"
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from beamplatform.storage import is_uri, join, remove_folder
+from beamplatform.io.storage import is_uri, join, remove_folder
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from beamplatform.sections import TrainingSection
+    from beamplatform.config.sections import TrainingSection
 
 
 def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]:

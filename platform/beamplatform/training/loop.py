@@ -19,8 +19,8 @@ from beamplatform.training.loss import LossHead, summed_loss
 if TYPE_CHECKING:
     import torch
 
+    from beamplatform.config.trial import Trial
     from beamplatform.methods.base import Method
-    from beamplatform.trial import Trial
 
 Row = tuple[int, dict[str, float]]
 """Metrics of one optimizer step."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from beamplatform.data.examples import IGNORED
-from beamplatform.model_shapes import AFTER_THE_HEAD
+from beamplatform.models.shapes import AFTER_THE_HEAD
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.examples import Example, tokenise
 from beamplatform.data.splits import training_records
-from beamplatform.models import load_base, load_tokenizer, torch_dtype
-from beamplatform.storage import put_folder
+from beamplatform.io.storage import put_folder
+from beamplatform.models.loading import load_base, load_tokenizer, torch_dtype
 from beamplatform.training.attention import attend_within_examples
 from beamplatform.training.checkpoint import load_checkpoint, save_checkpoint
 from beamplatform.training.checkpoint_store import CheckpointStore
@@ -21,8 +21,8 @@ from beamplatform.training.host_memory import give_back_freed_blocks
 from beamplatform.training.loop import Place, Progress, train
 
 if TYPE_CHECKING:
+    from beamplatform.config.trial import Trial
     from beamplatform.methods.base import Method
-    from beamplatform.trial import Trial
 
 
 TRIAL, METRICS = "trial.json", "metrics.json"
@@ -119,7 +119,7 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
     bf16 = torch_dtype(trial.model.dtype, on_gpu=on_gpu) == torch.bfloat16
     method = trial.make_method(len(examples))
     with sharding_from_the_start(trial.training, bf16=bf16):
-        base = load_base(trial.model, on_gpu=on_gpu)
+        base = load_base(trial.model.path, torch_dtype(trial.model.dtype, on_gpu=on_gpu))
         # The adapter's first values come from the seed alone, so that they are the same on every worker.
         torch.manual_seed(trial.seed)
         model = method.build(base)

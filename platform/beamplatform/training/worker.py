@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.config.trial import Trial
 from beamplatform.errors import UserError
+from beamplatform.io.storage import is_uri, join
 from beamplatform.metrics import TRAINED, WORKERS
-from beamplatform.storage import is_uri, join
-from beamplatform.trial import Trial
 
 if TYPE_CHECKING:
     from ray.train import Result, UserCallback

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from beamplatform.data.prompts import ALPACA
+from beamplatform.tasks.prompts import ALPACA
 from beamplatform.world.facts import ACTIVITIES, FEELINGS, RELATIONS, RULES, Thing, World
 from beamplatform.world.prng import Prng
 from beamplatform.world.questions import (

@@ -1,0 +1,1 @@
+"""Command lines: options that several pipelines share, and how a program ends."""

@@ -1,0 +1,1 @@
+"""Scoring models on tasks: answers, verdicts, scores, and the command that scores adapters."""

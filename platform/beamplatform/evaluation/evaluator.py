@@ -1,0 +1,195 @@
+"""One engine and the test questions: asks exported models, here or as a Ray actor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.errors import UserError
+from beamplatform.evaluation.answer_store import Answers
+from beamplatform.evaluation.evaluate import Event, Settings, evaluate_all
+from beamplatform.hardware import cuda_is_available
+from beamplatform.inference import Export, Generation, check_export, create_engine
+from beamplatform.inference.identity import content_hash, fingerprint
+from beamplatform.inference.text import load_codec
+from beamplatform.io.disk_cache import known
+from beamplatform.io.storage import local_folder
+from beamplatform.models.loading import dtype_name, resolve_path
+from beamplatform.tasks import Task, get_task
+from beamplatform.tasks.record import Record
+
+if TYPE_CHECKING:
+    from beamplatform.config.sections import EvaluationSection, ModelSection
+
+_TELL_EVERY = 0.5
+"""Seconds between two progress events."""
+_TEXT = 2
+"""Part of what identifies a kept answer; to be raised when text becomes tokens, or tokens text, in another way."""
+
+
+def tasks_of(section: EvaluationSection, options: Collection[str] = ()) -> list[Task]:
+    """The suite's tasks with the suite's own answer length and comparison, where it sets them.
+
+    Args:
+        options: further ones of the tasks' options.
+    """
+    tasks = [get_task(name).with_options({section.equivalence, *options}) for name in section.tasks]
+    if section.max_new_tokens is None:
+        return tasks
+    return [dataclasses.replace(task, max_new_tokens=section.max_new_tokens) for task in tasks]
+
+
+class Evaluator:
+    """The base model, loaded once, and the test records. Runs in this process or as a Ray actor.
+
+    Args:
+        adapters: asked together at most.
+        largest_rank: of any of them.
+        store: where answers are kept (`answer_store`); None = nowhere.
+        options: of the tasks (`Task.options`), beside the section's own.
+
+    Attributes:
+        about: engine and dtype.
+    """
+
+    def __init__(
+        self,
+        model: ModelSection,
+        section: EvaluationSection,
+        records: Mapping[str, list[Record]],
+        *,
+        adapters: int,
+        largest_rank: int,
+        store: str | None = None,
+        options: Collection[str] = (),
+    ) -> None:
+        self._base = resolve_path(model.path)
+        self._tasks = tasks_of(section, options)
+        self._settings = Settings(
+            section.beams, section.samples, section.temperature, section.top_p, section.sampling_seed
+        )
+        self._records = dict(records)
+        self._store = store
+        dtype = dtype_name(model.dtype, on_gpu=cuda_is_available())
+        self._engine = create_engine(
+            section.engine,
+            self._base,
+            dtype=dtype,
+            batch_size=section.batch_size,
+            max_adapters=min(adapters, section.adapters),
+            max_lora_rank=largest_rank,
+        )
+        self._hashes: dict[str, str] = {}
+        self.about = {"engine": self._engine.version, "dtype": dtype}
+
+    def stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
+        """Ask models and tell what happens, at most twice a second for each while it is being asked.
+
+        The base model and adapters are asked together, then each merged model in its turn.
+
+        Args:
+            exports: folders or URIs; None is the base model.
+        """
+        together = [index for index, export in enumerate(exports) if export is None or export.kind == "adapter"]
+        merged = [[index] for index in range(len(exports)) if index not in together]
+        for turn in [together, *merged] if together else merged:
+            for event in self._stream([exports[index] for index in turn]):
+                yield dataclasses.replace(event, index=turn[event.index])
+
+    def _stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
+        """One turn: what an engine can serve together."""
+        told: dict[int, float] = {}
+        with contextlib.ExitStack() as stack:
+            here: dict[int, Export | None] = {}
+            for index, export in enumerate(exports):
+                try:
+                    here[index] = self._fetch(export, stack)
+                except UserError as error:
+                    yield Event(index, outcome=error)
+                except Exception as error:  # of any storage's client
+                    told_of = export.path if export else self._base
+                    yield Event(index, outcome=UserError(f"cannot fetch {told_of} ({type(error).__name__}: {error})"))
+            places = list(here)
+            for event in evaluate_all(
+                self._engine,
+                list(here.values()),
+                self._tasks,
+                self._records,
+                settings=self._settings,
+                answers=self._answers,
+            ):
+                now = time.monotonic()
+                if event.outcome is not None or now - told.get(event.index, 0.0) > _TELL_EVERY:
+                    told[event.index] = now
+                    yield dataclasses.replace(event, index=places[event.index])
+
+    def _fetch(self, export: Export | None, stack: contextlib.ExitStack) -> Export | None:
+        """The export in a folder of this machine, checked."""
+        if export is None:
+            return None
+        folder = stack.enter_context(local_folder(export.path))
+        found = dataclasses.replace(export, path=str(folder))
+        check_export(self._base, found)
+        return found
+
+    def _answers(self, export: Export | None, generation: Generation) -> Answers:
+        if self._store is None:
+            return Answers(None, {})
+        about = {
+            "base_model": self._content(self._base),
+            "export": None if export is None else [export.kind, self._content(export.path)],
+            **self.about,
+            "text": _TEXT,
+            "generation": dataclasses.asdict(generation),
+        }
+        return Answers(self._store, about)
+
+    def _content(self, path: str) -> str:
+        """The hash of a model, which is read whole for it, once."""
+        known = path if path == self._base else f"{path} {fingerprint(Export('merged', path))}"
+        if known not in self._hashes:
+            self._hashes[known] = content_hash(path)
+        return self._hashes[known]
+
+    def check(self) -> None:
+        """Find out, without loading the model, whether every task can be scored here and its prompts fit the context.
+
+        Raises:
+            UserError: what a task lacks, or names the first task with prompts that do not fit, and how many.
+        """
+        for task in self._tasks:
+            task.check_machine()
+            task.notes(self._records[task.name])
+        prompts = {task.name: [task.question(record) for record in self._records[task.name]] for task in self._tasks}
+        about = (self._content(self._base), version("transformers"), prompts)
+        found = known("prompt-lengths", about, lambda: self._lengths(prompts))
+        for task in self._tasks:
+            lengths = [length + task.max_new_tokens for length in found["lengths"][task.name]]
+            too_long = sum(length > found["context"] for length in lengths)
+            if too_long:
+                raise UserError(
+                    f"{task.name}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
+                    f"{found['context']} tokens with {task.max_new_tokens} new ones (the longest needs "
+                    f"{max(lengths)}); "
+                    "lower evaluation.max_new_tokens, leave the task out, or choose a model with a longer context"
+                )
+
+    def _lengths(self, prompts: Mapping[str, list[str]]) -> dict[str, Any]:
+        """The model's context, and the tokens of every prompt."""
+        codec = load_codec(self._base)
+        return {"context": codec.context, "lengths": {name: codec.lengths(texts) for name, texts in prompts.items()}}
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def evaluator_actor(*arguments: Any, cpus: int, use_gpu: bool, **options: Any) -> Any:
+    """An Evaluator as a Ray actor with its own GPU (or cores); Ray is running already."""
+    import ray
+
+    actor = ray.remote(num_cpus=cpus, num_gpus=1 if use_gpu else 0)(Evaluator)
+    return actor.remote(*arguments, **options)

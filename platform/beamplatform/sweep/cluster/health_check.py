@@ -1,0 +1,167 @@
+"""What can be wrong with a cluster, found within seconds and before anything is sent to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.errors import UserError, first_line
+from beamplatform.io.storage import is_uri
+from beamplatform.sweep.cluster.autoscaler import launched
+
+if TYPE_CHECKING:
+    from beamplatform.config.sections import TrainingSection
+
+SECONDS = 5.0
+"""How long a cluster, or one of its nodes, may take to answer."""
+
+
+def check_cluster(training: TrainingSection) -> None:
+    """Look at the cluster that RAY_ADDRESS names, if it names one.
+
+    Raises:
+        UserError: nothing answers there, its Ray or Python is another one, or it has no GPU where one is needed.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return
+    place = _reached(address)
+    from ray.exceptions import AuthenticationError
+
+    found: list[BaseException | None] = []
+
+    def look() -> None:
+        try:
+            _look(place, address, training)
+            found.append(None)
+        except BaseException as error:
+            found.append(error)
+
+    # What listens but does not answer as Ray's head keeps its client waiting for most of a minute.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    error = found[0] if found else TimeoutError(f"no answer in {SECONDS:.0f} s")
+    if isinstance(error, UserError):
+        raise error
+    # Ray reads its token when it connects, and says then what is wrong with it.
+    if error is not None and not isinstance(error, AuthenticationError):
+        raise _nobody(address, f"what listens there is no Ray head: {first_line(error)}") from None
+
+
+def _look(place: str, address: str, training: TrainingSection) -> None:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    gcs = GcsClient(address=place)
+    _check_versions(gcs, address)
+    if training.device == "gpu":
+        _check_gpus(gcs, address)
+
+
+def check_storage(storage: str) -> None:
+    """See that all nodes of the cluster that Ray is connected to see the same storage; a URI is one for all.
+
+    Raises:
+        UserError: a node sees another folder of that name, or none.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if is_uri(storage):
+        return
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others:
+        return
+    note = Path(storage) / f"seen-{uuid.uuid4().hex}"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.touch()
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:
+        from pathlib import Path
+
+        return Path(path).exists()
+
+    try:
+        asked = {
+            node["NodeManagerAddress"]: sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(note))
+            for node in others
+        }
+        deadline = time.monotonic() + 4 * SECONDS  # a node may have to start its first process
+        for name, answer in asked.items():
+            try:
+                seen = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
+            except RayError:
+                continue  # a node that does not answer has another fault, which Ray tells
+            if not seen:
+                raise UserError(
+                    f"--storage {storage}: the node {name} does not see this folder; give one that all nodes share, or "
+                    "a URI such as s3://BUCKET/sweeps"
+                )
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _reached(address: str) -> str:
+    """The head's host and port, at which something listens."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    if address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS={address}: a sweep's driver runs on a node of its cluster, not through Ray's client; start "
+            "it there with `ray submit` or `ray exec`, and RAY_ADDRESS=auto"
+        )
+    try:
+        place = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = place.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=SECONDS).close()
+    except ConnectionError:
+        raise _nobody(address, "no Ray runs there") from None
+    except (OSError, ValueError) as error:
+        raise _nobody(address, str(error)) from None
+    return str(place)
+
+
+def _nobody(address: str, why: str) -> UserError:
+    return UserError(
+        f"RAY_ADDRESS={address}: no cluster answers ({why}); start it (ray up cluster.yaml), correct the address, or "
+        "unset RAY_ADDRESS to use this machine alone"
+    )
+
+
+def _check_versions(gcs: Any, address: str) -> None:
+    import ray
+    from ray._common.usage import usage_constants
+    from ray._private import ray_constants
+
+    text = gcs.internal_kv_get(
+        usage_constants.CLUSTER_METADATA_KEY, namespace=ray_constants.KV_NAMESPACE_CLUSTER, timeout=SECONDS
+    )
+    known = json.loads(text or b"{}")
+    for name, ours in (("ray", ray.__version__), ("python", platform.python_version())):
+        theirs = known.get(f"{name}_version", ours)
+        if theirs != ours:
+            raise UserError(
+                f"RAY_ADDRESS={address}: the cluster runs {name.capitalize()} {theirs}, and this machine {ours}; "
+                "install the same on both (cluster.yaml pins them)"
+            )
+
+
+def _check_gpus(gcs: Any, address: str) -> None:
+    alive = [node for node in gcs.get_all_node_info(timeout=SECONDS).values() if node.state == 0]
+    if not launched().grows(len(alive)) and not any(node.resources_total.get("GPU", 0) for node in alive):
+        raise UserError(
+            f"training.device is gpu, and none of the {len(alive)} nodes of the cluster at {address} has one; add "
+            "nodes with GPUs, choose another --preset, or try --set training.device=cpu"
+        )

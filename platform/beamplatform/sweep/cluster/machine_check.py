@@ -1,0 +1,84 @@
+"""What can be wrong with this machine that Ray says late, in a traceback, or not at all."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import tempfile
+from pathlib import Path
+
+from beamplatform.errors import UserError
+from beamplatform.io.storage_check import check_free
+
+_LONGEST_SOCKET = 107
+"""Bytes that Linux leaves for the path of a Unix socket."""
+
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+"""What Ray adds to the folder for temporary files, at the longest; the process is the driver's."""
+
+_LEAST_FILES = 1024
+"""Open files of one process, as many as Linux allows by default: Ray's own processes end without a word below some
+hundreds."""
+
+
+def ray_temp() -> Path:
+    """The folder of this machine in which Ray keeps its sockets and logs, in a folder `ray`."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
+def ray_logs() -> Path:
+    """Where the Ray that this machine started last keeps its logs."""
+    return ray_temp() / "ray" / "session_latest" / "logs"
+
+
+def check_machine() -> None:
+    """See that Ray can start here; where RAY_ADDRESS names a cluster, it runs already.
+
+    Raises:
+        UserError: the folder for temporary files is none, full or has too long a name, or too few files may be open.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    folder = ray_temp()
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    shown = f"{name}={folder}" if name else str(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{shown}: is no folder that can be written to, as Ray's temporary files need; set RAY_TMPDIR")
+    most = _LONGEST_SOCKET - len(_SOCKET.format(pid=os.getpid()))
+    if (length := len(os.fsencode(folder.absolute()))) > most:
+        raise UserError(
+            f"{shown}: this path has {length} bytes, and Ray's sockets allow {most}; set RAY_TMPDIR to a shorter one, "
+            "such as /tmp"
+        )
+    check_free(shown, folder)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < _LEAST_FILES:  # Ray raises the soft limit to the hard one itself
+        raise UserError(
+            f"ulimit -n {hard}: a process may open {hard} files, and Ray needs {_LEAST_FILES}; raise the hard limit "
+            f"(ulimit -n {_LEAST_FILES}, or LimitNOFILE= and --ulimit nofile= of a service or container)"
+        )
+
+
+def token_without_home() -> None:
+    """Give Ray a token where it can keep none: it would write a new one to the home folder, and fail.
+
+    (By the token Ray's processes know each other; without one anybody who reaches this machine could use them.)
+    """
+    if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    if (home := os.environ.get("HOME")) and _holds_a_token(Path(home) / ".ray"):
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _holds_a_token(folder: Path) -> bool:
+    """Whether Ray's token is in the folder, or can be written there."""
+    if (folder / "auth_token").is_file():
+        return True
+    place = folder if folder.is_dir() else folder.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # an attempt: what permissions say is not all
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,143 @@
+"""A plan in words, before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from beamplatform.errors import UserError
+from beamplatform.sweep.plan.ledger import Entry
+from beamplatform.sweep.plan.memory_check import check_fit, room_here
+from beamplatform.sweep.plan.plan import Checked, Plan
+from beamplatform.sweep.plan.saved_sweep import SavedSweep, differences
+
+_PROPOSED = "proposed from the results of earlier ones"
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print every trial that is known beforehand with its steps and estimated memory."""
+    preset = plan.preset
+    title = f"{plan.suite}, preset {plan.preset_name}: {announced(plan)}"
+    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
+    table.add_column("trial, with its own and searched values", min_width=26, overflow="fold")
+    # Two lines each: the table fits 80 columns.
+    for heading in ("\nsteps", "\nweights", "adapter,\noptimizer", "activa-\ntions", "all of\na worker"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for method in plan.methods:
+        for name, one in _rows(plan, method):
+            keys = dict.fromkeys([*plan.spaces[method].domains, *preset.methods[method]])
+            values = " ".join(f"{key}={_short(one.trial.hyperparameters[key])}" for key in keys)
+            memory = one.memory
+            parts = (memory.weights, memory.adapter, memory.activations, memory.total)
+            trial = Text.assemble(name, (f"\n  {values}" if values else "", "dim"))
+            table.add_row(trial, str(one.steps), *map(_size, parts))
+    console.print(table)
+    for line in left_out(plan):
+        console.print(line, highlight=False, soft_wrap=True)
+    if process := plan.largest.memory.process:
+        console.print(f"Of all, {_size(process)} are the worker's process and its libraries.", highlight=False)
+    for method in plan.methods:
+        if plan.points[method] != []:
+            console.print(f"{method}: {_search_in_words(plan, method)}", highlight=False, soft_wrap=True)
+    fixed = " ".join(f"{key}={_short(value)}" for key, value in preset.shared.items() if not isinstance(value, dict))
+    console.print(f"For all methods that have them: {fixed or 'nothing'}", highlight=False)
+    console.print(
+        f"{plan.train_examples} training examples, {plan.questions} test questions for each final trial. "
+        "Nothing was started.",
+        soft_wrap=True,
+    )
+    for line in plan.quality.lines(preset.data):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    try:
+        check_fit(plan, room_here(preset.training))
+    except UserError as error:
+        console.print(f"It would be refused here: {error}", style="yellow", soft_wrap=True)
+
+
+def left_out(plan: Plan) -> Iterator[str]:
+    """One line where target_modules all-linear leaves out layers with matrices that no method adapts."""
+    values = [one.trial.hyperparameters for checked in plan.checked.values() for one in checked]
+    others = plan.model.not_linear
+    if others and any(value.get("target_modules") == "all-linear" for value in values):
+        kinds = dict.fromkeys((kind, name.rpartition(".")[2]) for name, kind in others.items())
+        what = ", ".join(f"{name} ({kind})" for kind, name in kinds)
+        yield f"target_modules all-linear leaves out {len(others)} layers that no method adapts: {what}"
+
+
+def announced(plan: Plan) -> str:
+    """How many trials of which stage."""
+    finals = len(plan.methods) * len(plan.search.seeds)
+    counts = [plan.search_trials(method) for method in plan.methods]
+    if not any(count is None or count for count in counts):
+        return f"{finals} trials"
+    if None in counts:
+        search = f"search of {plan.search.budget:g} GPU-hours for each method"
+    else:
+        search = f"{sum(count or 0 for count in counts)} trials of search"
+    return f"{search} ({plan.search.algorithm}), then {finals} final trials"
+
+
+def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry], *, extended: bool) -> Iterator[str]:
+    """What a sweep that goes on adds to what is there, or no longer takes from it."""
+    own, old = plan.split(known)
+    if changed := differences(saved.content, plan.content):
+        yield f"Changed since: {'; '.join(changed)}."
+    if old:
+        yield (
+            f"{len(old)} trials were made before such a change. They stay in MLflow, are left out of the comparison, "
+            "and are made anew."
+        )
+    there = {entry.trial.name for entry in known if entry.state in ("trained", "stopped")}
+    new = [name for method in plan.methods for name, _ in _rows(plan, method, exact=True) if name not in there]
+    searched = [method for method in plan.methods if plan.points[method] != []]
+    seeds = {entry.trial.seed for entry in own if entry.role == "final"}
+    fresh = [str(seed) for seed in plan.search.seeds if seed not in seeds]
+    if searched and fresh:
+        new.append(f"the chosen configurations of {', '.join(searched)} with the seeds {', '.join(fresh)}")
+    if new and extended:
+        yield f"New: {', '.join(new)}"
+
+
+def _rows(plan: Plan, method: str, *, exact: bool = False) -> Iterator[tuple[str, Checked]]:
+    """The trials that are known by name beforehand, and (unless `exact`) a row for those that are not."""
+    checked, seeds = plan.checked[method], plan.search.seeds
+    points = plan.points[method]
+    if points:
+        for point, one in zip(points, checked, strict=True):
+            yield plan.trial(method, point, "search", plan.search.trial_seed).name, one
+    elif points is None and not exact:
+        for one in checked:
+            yield f"{method}: within", one
+    if points == []:
+        for seed in seeds:
+            yield plan.trial(method, {}, "final", seed).name, checked[0]
+
+
+def _search_in_words(plan: Plan, method: str) -> str:
+    search, count = plan.search, plan.search_trials(method)
+    how = {"grid": "points of the grid", "tpe": _PROPOSED, "bohb": _PROPOSED}.get(search.algorithm, "drawn at random")
+    what = f"{count} trials"
+    if count is None:
+        what = f"as many trials as {search.budget:g} GPU-hours (worker-hours on CPUs) allow"
+    size = plan.spaces[method].size
+    whole = f" of {size} points" if size is not None else ""
+    stops = ", stopped where they fall behind," if search.stops_early else ""
+    seeds = ", ".join(map(str, search.seeds))
+    return (
+        f"{what}{whole}, {how}{stops} with seed "
+        f"{search.trial_seed}; then the one with the lowest validation loss with the seeds {seeds}"
+    )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,262 @@
+"""Everything that can be found wrong before Ray starts is found here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.config.code_version import code_version
+from beamplatform.config.space import Point, Space
+from beamplatform.config.trial import Content, Trial, context, digest, make_trial
+from beamplatform.data.quality import Quality, quality
+from beamplatform.data.splits import TrainingRecords, test_records, training_records
+from beamplatform.errors import UserError
+from beamplatform.evaluation.evaluator import Evaluator
+from beamplatform.evaluation.predictions import digest as text_digest
+from beamplatform.evaluation.predictions import document_hash
+from beamplatform.inference.identity import content_hash
+from beamplatform.io.disk_cache import known
+from beamplatform.methods import get_method
+from beamplatform.methods.base import AdapterHyperparameters, Method
+from beamplatform.models.check import check_model
+from beamplatform.models.loading import load_tokenizer, resolve_path
+from beamplatform.models.shapes import ModelShapes, model_shapes
+from beamplatform.sweep.plan.ledger import Entry, Role
+from beamplatform.sweep.plan.memory_estimate import MemoryEstimate, check_head, estimate, target_shapes
+from beamplatform.sweep.plan.proposals import listed_points
+from beamplatform.tasks.record import Record
+from beamplatform.training.attention import check_packing
+from beamplatform.training.loss import check_loss_head
+
+if TYPE_CHECKING:
+    from beamplatform.config.sections import SearchSection
+    from beamplatform.config.suite import Preset
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A trial that could run.
+
+    Attributes:
+        steps: optimizer steps.
+        memory: estimate for one worker.
+        rank: of the exported adapter; 0 for a merged model.
+    """
+
+    trial: Trial
+    steps: int
+    memory: MemoryEstimate
+    rank: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked sweep.
+
+    Attributes:
+        spaces: of each method, in the order of the comparison.
+        points: of each method, those that will be tried in the search, in their order; empty where there is nothing to
+            search, None where they follow from results, or from how far a budget goes.
+        checked: of each method, trials that stand for all of it: those of `points`, or of the corners of its space.
+        test: the records of each task.
+        train_examples: examples each trial learns from.
+        quality: what was counted over the records.
+        identity: of the records (what is trained, validated and tested on), of the base model and of the code.
+        model: its shapes.
+    """
+
+    suite: str
+    preset_name: str
+    preset: Preset
+    spaces: Mapping[str, Space]
+    points: Mapping[str, list[Point] | None]
+    checked: Mapping[str, list[Checked]]
+    test: dict[str, list[Record]]
+    train_examples: int
+    quality: Quality
+    identity: Content
+    model: ModelShapes
+
+    @property
+    def search(self) -> SearchSection:
+        return self.preset.search
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.spaces)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """See `beamplatform.config.trial.context`."""
+        return context(self.suite, self.preset, self.identity)
+
+    @property
+    def context(self) -> str:
+        return digest(self.content)
+
+    @property
+    def largest_rank(self) -> int:
+        """Of all adapters that may be exported; 1 where there is none."""
+        return max([1, *(one.rank for one in self._all)])
+
+    @property
+    def largest(self) -> Checked:
+        """The trial whose workers need the most memory."""
+        return max(self._all, key=lambda one: one.memory.total)
+
+    @property
+    def _all(self) -> list[Checked]:
+        return [one for checked in self.checked.values() for one in checked]
+
+    @property
+    def adapters(self) -> int:
+        """How many models that will be asked questions are adapters, not counting a budget's."""
+        kinds = [method for method in self.methods if get_method(method).export_kind == "adapter"]
+        searched = sum(self.search_trials(method) or 0 for method in kinds) if self.search.evaluate == "all" else 0
+        return searched + len(kinds) * len(self.search.seeds)
+
+    @property
+    def questions(self) -> int:
+        """Of all test tasks."""
+        return sum(map(len, self.test.values()))
+
+    def steps(self, method: str) -> int:
+        """The most optimizer steps that a trial of the method takes."""
+        return max(one.steps for one in self.checked[method])
+
+    def search_trials(self, method: str) -> int | None:
+        """How many trials of the method are searched; None where a budget decides."""
+        points = self.points[method]
+        if points is not None:
+            return len(points)
+        if self.search.budget is not None:
+            return None
+        return min(self.search.trials, self.spaces[method].size or self.search.trials)
+
+    @property
+    def expected(self) -> int:
+        """How many trials there will be; a budget's trials of the search are not counted."""
+        return sum((self.search_trials(m) or 0) + len(self.search.seeds) for m in self.methods)
+
+    def trial(self, method: str, point: Point, role: Role, seed: int) -> Trial:
+        """The trial of a method at a point of its space.
+
+        Those of a search that stops trials are validated at its rungs, where the suite does not say when.
+        """
+        values = self.spaces[method].resolve(point)
+        made = make_trial(self.suite, self.preset_name, self.preset, method, values, seed, content=self.identity)
+        if role == "search" and self.search.stops_early and made.training.validate_every is None:
+            steps = grace_period(made.total_steps(self.train_examples), self.search.reduction)
+            made = made.model_copy(update={"training": made.training.model_copy(update={"validate_every": steps})})
+        return made
+
+    def split(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+        """Trials that were begun before: those of this plan, and those of what it was."""
+        own: list[Entry] = []
+        old: list[Entry] = []
+        for entry in entries:
+            (own if self.holds(entry) else old).append(entry)
+        return own, old
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether a trial that was begun before is one of this plan: the same content, at a point of its space."""
+        method, trial = entry.trial.method, entry.trial
+        if method not in self.spaces:
+            return False
+        space, seed = self.spaces[method], self.search.trial_seed if entry.role == "search" else trial.seed
+        points = [entry.point] if space.contains(entry.point) else []
+        if entry.role == "final" and space.size == 1:
+            points += space.corners()  # what was searched then may be fixed now
+        return any(self.trial(method, point, entry.role, seed).name == trial.name for point in points)
+
+    def check(self, trial: Trial) -> Checked:
+        """What the trial will need.
+
+        Raises:
+            ValueError: it could not do its work; says what would be right.
+        """
+        return _checked(trial, self.train_examples, self.model)
+
+
+def plan_sweep(
+    suite: str, preset_name: str, preset: Preset, methods: Sequence[str], options: Collection[str] = ()
+) -> Plan:
+    """Resolve and check what will run; `options` are those of the tasks, beside the suite's own.
+
+    Raises:
+        UserError: the first thing that is wrong: data, a rank, a method that could not do its work in the run.
+    """
+    tasks, search = preset.evaluation.tasks, preset.search
+    test = test_records(preset.data, tasks, preset.evaluation.max_records)
+    training = training_records(preset.data, tasks)
+    everything = [training.train, training.validation, *(test[task] for task in sorted(test))]
+    fingerprint = text_digest("\n".join(document_hash(record) for records in everything for record in records))
+    spaces = {method: preset.space(method) for method in methods}
+    points = {method: _points(space, search) for method, space in spaces.items()}
+    content = Content(fingerprint, content_hash(resolve_path(preset.model.path))[:16], code_version(tasks))
+    check_model(preset.model.path, content.model, trains=True)
+    counted = _quality(preset, training, test, content)
+    counted.check(preset.data)
+    model, count = model_shapes(preset.model.path, content.model), len(training.train)
+    model.check_length(preset.data.max_length)
+    checked: dict[str, list[Checked]] = {}
+    for method, space in spaces.items():
+        checked[method] = []
+        for point in points[method] or space.corners():
+            values = space.resolve(point)
+            trial = make_trial(suite, preset_name, preset, method, values, search.seeds[0], content=content)
+            try:
+                checked[method].append(_checked(trial, count, model))
+            except ValueError as error:
+                where = ", ".join(f"{key}={value}" for key, value in point.items())
+                raise UserError(f"{method}{f' with {where}' if where else ''}: {error}") from None
+    plan = Plan(suite, preset_name, preset, spaces, points, checked, test, count, counted, content, model)
+    if test:
+        rank = plan.largest_rank
+        Evaluator(preset.model, preset.evaluation, test, adapters=1, largest_rank=rank, options=options).check()
+    return plan
+
+
+def _quality(preset: Preset, training: TrainingRecords, test: Mapping[str, list[Record]], content: Content) -> Quality:
+    """Counted once for the same records, tokenizer and code."""
+    tasks = preset.evaluation.tasks
+    how = preset.data.model_dump(exclude={"tolerated", "source", "train_source", "columns"})
+    about = (content.records, content.model, content.code, how, version("transformers"))
+    made = known(
+        "quality", about, lambda: asdict(quality(tasks, training, test, load_tokenizer(preset.model.path), preset.data))
+    )
+    return Quality(**made)
+
+
+def _points(space: Space, search: SearchSection) -> list[Point] | None:
+    if space.size == 1:
+        return []
+    if search.proposes or search.budget is not None:
+        return None
+    return list(itertools.islice(listed_points(space, search), search.trials))
+
+
+def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
+    method: Method = trial.make_method(train_examples)
+    if method.plan.warmup > method.plan.total_steps:
+        raise ValueError(
+            f"training.warmup: {method.plan.warmup} steps of warm-up go beyond the last of {method.plan.total_steps} "
+            "steps, so that the learning rate never reaches its peak; give fewer, or a fraction such as 0.1"
+        )
+    shapes = target_shapes(model, method.values)
+    method.check_layers(shapes)
+    check_head(method, model, shapes, trial.training)
+    check_loss_head(model.config, trial.training.loss_head)
+    if trial.training.packing:
+        check_packing(model)
+    adapter = method.export_kind == "adapter" and isinstance(method.values, AdapterHyperparameters)
+    rank = method.values.exported_rank if adapter else 0
+    return Checked(trial, method.plan.total_steps, estimate(trial, method, model, shapes), rank)
+
+
+def grace_period(total_steps: int, reduction: int) -> int:
+    """Optimizer steps to the first rung, at which a trial may be stopped: of three rungs, the last being the end."""
+    return -(-total_steps // reduction**2)

@@ -1,0 +1,124 @@
+"""Stopping trials of a search that fall behind: successive halving, for each method by itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from beamplatform.metrics import VALIDATION_LOSS, validation_curve
+from beamplatform.sweep.plan.ledger import Entry
+from beamplatform.sweep.plan.plan import Plan, grace_period
+from beamplatform.sweep.trials.tune_actor import INDEX
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+NAMES = {"asha": "ASHA", "hyperband": "Hyperband", "bohb": "BOHB"}
+_DEAL = (0,) * 9 + (1,) * 5 + (2,) * 3
+"""Hyperband's brackets of three rungs in their shares of the trials, n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018,
+Algorithm 1); bracket s begins to stop s rungs later. They are dealt in this number, in the same order to every method,
+so that none is stopped more."""
+
+
+@dataclass(frozen=True)
+class _Halving:
+    """One bracket of one method, and how many trials have come to each of its rungs."""
+
+    scheduler: AsyncHyperBandScheduler
+    rungs: tuple[int, ...]
+    reached: dict[int, set[int]]
+    known: set[int] = field(default_factory=set)
+
+
+class SearchScheduler(FIFOScheduler):
+    """Ray's asynchronous successive halving (ASHA, Li et al. 2020) for every method of a search.
+
+    Trials of different methods are not set against each other, and final trials are never stopped. Hyperband, and bohb
+    with it, gives each trial one of three brackets by its number.
+
+    Args:
+        entries: the agenda's own list, by index; what earlier trials reached counts.
+    """
+
+    def __init__(self, plan: Plan, entries: Sequence[Entry]) -> None:
+        super().__init__()
+        self._plan = plan
+        self._entries = entries
+        self._halvings: dict[tuple[str, int], _Halving | None] = {}
+        self.reasons: dict[int, str] = {}
+        for index, entry in enumerate(entries):
+            for step, loss in entry.curve if entry.state != "running" else ():
+                self._judge(index, step, loss)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its scheduler into the experiment's state, which is never read: the ledger is."""
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        index = trial.config[INDEX]
+        # Each loss at the step it was measured at: a trial that goes on after an interruption sends its old ones, too.
+        decisions = [self._judge(index, step, loss) for step, loss in validation_curve(result.get("rows") or ())]
+        return next((one for one in decisions if one == TrialScheduler.STOP), str(TrialScheduler.CONTINUE))
+
+    def _judge(self, index: int, step: int, loss: float) -> str:
+        entry = self._entries[index]
+        halving = self._halving(entry) if entry.role == "search" else None
+        if halving is None or step >= self._plan.steps(entry.trial.method):
+            return str(TrialScheduler.CONTINUE)
+        passed = [rung for rung in halving.rungs if step >= rung]
+        for rung in passed[-1:]:
+            halving.reached[rung].add(index)
+        known = SimpleNamespace(trial_id=str(index))
+        if index not in halving.known:
+            halving.known.add(index)
+            halving.scheduler.on_trial_add(None, known)
+        decision = str(halving.scheduler.on_trial_result(None, known, {"step": step, VALIDATION_LOSS: loss}))
+        if decision == TrialScheduler.STOP:
+            came = len(halving.reached[passed[-1]])
+            name = NAMES[self._plan.search.algorithm]
+            self.reasons[index] = (
+                f"stopped by {name} at step {step}: validation loss {loss:.4g} is not among the best "
+                f"1/{self._plan.search.reduction} of the {came} trials of {entry.trial.method} that came to step "
+                f"{passed[-1]}"
+            )
+        return decision
+
+    def _halving(self, entry: Entry) -> _Halving | None:
+        method, bracket = entry.trial.method, self._bracket(entry)
+        if (method, bracket) not in self._halvings:
+            self._halvings[method, bracket] = self._made(method, bracket)
+        return self._halvings[method, bracket]
+
+    def _made(self, method: str, bracket: int) -> _Halving | None:
+        total, reduction = self._plan.steps(method), self._plan.search.reduction
+        grace = grace_period(total, reduction) * reduction**bracket
+        if grace >= total:
+            return None  # the last bracket trains to the end
+        rungs = tuple(grace * reduction**k for k in range(3) if grace * reduction**k < total)
+        scheduler = AsyncHyperBandScheduler(
+            "step",
+            metric=VALIDATION_LOSS,
+            mode="min",
+            max_t=total,
+            grace_period=grace,
+            reduction_factor=reduction,
+            brackets=1,
+        )
+        return _Halving(scheduler, rungs, {rung: set() for rung in rungs})
+
+    def _bracket(self, entry: Entry) -> int:
+        if self._plan.search.algorithm == "asha":
+            return 0
+        own = [one for one in self._entries if one.role == "search" and one.trial.method == entry.trial.method]
+        round_, place = divmod(next(i for i, one in enumerate(own) if one is entry), len(_DEAL))
+        return random.Random(f"brackets {self._plan.search.seed} {round_}").sample(_DEAL, len(_DEAL))[place]
+
+
+def scheduler_of(plan: Plan, entries: Sequence[Entry]) -> SearchScheduler | None:
+    """The scheduler of a plan; None where no trial is stopped."""
+    return SearchScheduler(plan, entries) if plan.search.stops_early else None

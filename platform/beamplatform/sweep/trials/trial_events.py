@@ -1,0 +1,299 @@
+"""What becomes of each trial of a sweep, told to MLflow, to the display and to the ledger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beamplatform.evaluation.predictions import rows as prediction_rows
+from beamplatform.evaluation.predictions import write_predictions
+from beamplatform.inference import Export
+from beamplatform.io.storage import join, put_folder, read_text, remove_folder
+from beamplatform.methods import get_method
+from beamplatform.metrics import VALIDATION_LOSS, WORKERS, validation_curve
+from beamplatform.sweep.plan.ledger import Entry, save_ledger
+from beamplatform.sweep.plan.plan import Plan
+from beamplatform.sweep.progress import SweepProgress, TrialProgress
+from beamplatform.sweep.trials.train_stage import Job, Listener, Rows
+from beamplatform.sweep.trials.trial_queue import Agenda
+from beamplatform.tracking.environment import environment, environment_tags
+from beamplatform.tracking.runs import NOTE
+from beamplatform.tracking.writer import Recorder
+from beamplatform.training.run import METRICS, TRIAL
+from beamplatform.training.worker import RAY, Destination
+
+if TYPE_CHECKING:
+    from beamplatform.evaluation.scores import Evaluation
+    from beamplatform.tracking.runs import TrialRun
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+"""How often the process that runs a trial may be lost: with a node that a cloud takes back, say."""
+
+
+class Records(Listener):
+    """Of one sweep. Trials are called by their index in the agenda.
+
+    Args:
+        storage: of the whole storage; the sweep's own is the folder of its name below.
+        parent: the sweep's run in MLflow.
+        known: what the ledger holds; of these, what belongs to the plan becomes the agenda's.
+        again: try again what has failed.
+
+    Attributes:
+        exports: where each trial's model lies, by index.
+        evaluate: told each trial whose model is to be asked the test questions; None where there are none.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sweep: str,
+        storage: str,
+        recorder: Recorder,
+        parent: str,
+        progress: SweepProgress,
+        known: Sequence[Entry] = (),
+        *,
+        again: bool = True,
+    ) -> None:
+        self._plan = plan
+        self._sweep = sweep
+        self._storage = storage
+        self._recorder = recorder
+        self._parent = parent
+        self._progress = progress
+        self._provenance = environment_tags(environment())
+        self._unsaved = False
+        self._losses: Counter[int] = Counter()
+        self.exports: list[Export] = []
+        self.evaluate: Callable[[int], None] | None = None
+        own, self._superseded = plan.split(known)
+        for entry in own:
+            self._recover(entry)
+        self.agenda = Agenda(plan, own, self._begin, again=again)
+
+    # -- trials begin --------------------------------------------------------------------------------------
+
+    def job(self, index: int) -> Job:
+        entry = self.agenda.entries[index]
+        return Job(index, entry.trial, self._destination(entry))
+
+    def take_up(self, runs: Mapping[str, TrialRun]) -> list[int]:
+        """Go on with the runs of an earlier part of the sweep; returns the trials that wait for their evaluation.
+
+        Args:
+            runs: by the names of their trials.
+        """
+        waiting = []
+        for index, entry in enumerate(self.agenda.entries):
+            run = runs.get(entry.trial.name)
+            self._show(entry)
+            if run is None:
+                self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
+            else:
+                self._recorder.resume(run.run_id)
+            status = run.status if run is not None else ""
+            if entry.state == "trained" and status == "FINISHED":
+                self._progress.done_before(index)
+            elif entry.state == "stopped":
+                if run is None or status != "KILLED" or not run.why:  # the store was away when it happened
+                    self._recorder.add(index, [(step, {VALIDATION_LOSS: loss}) for step, loss in entry.curve])
+                    self._end_as_stopped(index, entry.why)
+                self._progress.ended_before(index, "stopped")
+            elif entry.state == "failed":
+                if status != "FAILED":  # the store was away when it happened
+                    self._end_as_failed(index, entry.why)
+                self._progress.ended_before(index, "failed")
+            else:
+                if run is not None:
+                    self._recorder.reopen(index)
+                if entry.state == "trained":
+                    # The driver may have died between the end of the training and its last metrics.
+                    self._recorder.add(index, self._exported_rows(entry))
+                    self._progress.trained(index)
+                    waiting.append(index)
+        self.save()
+        return waiting
+
+    def new_contexts(self, runs: Iterable[TrialRun]) -> dict[str, str]:
+        """Run id -> context, of runs that have become, or are no longer, trials of this plan."""
+        own = {entry.trial.name for entry in self.agenda.entries}
+        old = {entry.trial.name for entry in self._superseded} - own
+        now = self._plan.context
+        found = {run.run_id: now for run in runs if run.name in own and run.context != now}
+        return found | {run.run_id: "superseded" for run in runs if run.name in old and run.context == now}
+
+    def _begin(self, index: int, entry: Entry) -> None:
+        self._show(entry)
+        self.save()  # first: a run that the ledger did not know of would be made twice
+        self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
+
+    def _show(self, entry: Entry) -> None:
+        self.exports.append(Export(get_method(entry.trial.method).export_kind, self._destination(entry).export))
+        steps = entry.trial.total_steps(self._plan.train_examples)
+        questions = self._plan.questions if entry.weights else 0
+        self._progress.add(TrialProgress(entry.trial.name, steps, questions))
+
+    def _recover(self, entry: Entry) -> None:
+        """The driver may have died between the end of a training and its note of it."""
+        if entry.state == "running" and read_text(join(self._destination(entry).export, TRIAL)) is not None:
+            entry.state = "trained"
+            entry.curve = validation_curve(self._exported_rows(entry))
+
+    def _exported_rows(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
+        rows = json.loads(read_text(join(self._destination(entry).export, METRICS)) or "[]")
+        return [(step, metrics) for step, metrics in rows]
+
+    def _destination(self, entry: Entry) -> Destination:
+        root = join(self._storage, self._sweep)
+        export = join(root, "trials", entry.trial.name, "export")
+        # A model that nobody will ask anything is not written.
+        return Destination(export, join(root, RAY), weights=entry.weights)
+
+    def _tags(self, entry: Entry) -> dict[str, Any]:
+        """What the trial's run is found by in MLflow, and where its exported model lies."""
+        trial = entry.trial
+        return {
+            "method": trial.method,
+            "seed": trial.seed,
+            "sweep": self._sweep,
+            "stage": "train",
+            "role": entry.role,
+            "preset": trial.preset,
+            "configuration": trial.configuration,
+            "context": self._plan.context,
+            "export": self._destination(entry).export,
+            "data.fingerprint": trial.fingerprint,
+            "code": trial.code,
+        } | self._provenance
+
+    def save(self) -> None:
+        """A full or lost storage must not end the trials that need none of it; the next event tries again."""
+        try:
+            save_ledger(self._storage, self._sweep, [*self._superseded, *self.agenda.entries])
+            self._unsaved = False
+        except Exception as error:  # a disk's, or any of an object store's own
+            log.error("the ledger of the sweep cannot be written: %s", error)
+            if not self._unsaved:
+                self._progress.tell(f"The ledger in {join(self._storage, self._sweep)} cannot be written ({error}); "
+                                    "until it can, an interrupted sweep would forget what happened since")  # fmt: skip
+            self._unsaved = True
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def running(self, index: int) -> None:
+        self._progress.running(index)
+
+    def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Rows) -> None:
+        for _, metrics in rows:
+            if WORKERS in metrics:
+                self.agenda.workers[index] = int(metrics[WORKERS])
+        self.agenda.started(index)
+        self._progress.advance(index, step, loss)
+        if rows:
+            self._recorder.add(index, rows)
+        for at, validation_loss in validation_curve(rows):
+            self.agenda.measured(index, at, validation_loss)
+
+    def trained(self, index: int) -> None:
+        self.agenda.ended(index, "trained")
+        self.save()
+        self._progress.trained(index)
+        self.answer(index)
+
+    def stopped(self, index: int, why: str) -> None:
+        self.agenda.ended(index, "stopped", why)
+        self.save()
+        self._end_as_stopped(index, why)
+        self._progress.stopped(index, why)
+
+    def failed(self, index: int, why: str) -> None:
+        """In its training."""
+        self.agenda.ended(index, "failed", why)
+        self.save()
+        self.unanswered(index, why)
+
+    def clear(self) -> None:
+        """Remove the checkpoints of trials that were stopped, which nobody goes on from."""
+        for entry in self.agenda.entries:
+            if entry.state == "stopped":
+                self._remove(self._destination(entry).checkpoints)
+
+    def clear_ray(self) -> None:
+        """Remove the files of Ray's own, which a trial's error or a lost process may be explained by until the end."""
+        self._remove(join(self._storage, self._sweep, RAY))
+
+    def _remove(self, folder: str) -> None:
+        try:
+            remove_folder(folder)
+        except Exception as error:  # an object store's own: nothing hangs on it
+            log.warning("%s stays: %s", folder, error)
+
+    def lost(self, index: int, why: str) -> None:
+        self._losses[index] += 1
+        if self._losses[index] < _ATTEMPTS:
+            log.warning("%s is begun again: %s", self.agenda.entries[index].trial.name, why)
+            self.agenda.again(index)
+        else:
+            self.failed(index, why)
+
+    def _end_as_stopped(self, index: int, why: str) -> None:
+        self._recorder.set_tags(index, {"stopped": why})
+        self._recorder.finish(index, "KILLED")
+
+    # -- evaluation ----------------------------------------------------------------------------------------
+
+    def answer(self, index: int) -> None:
+        """The trial is trained: its model is asked the test questions, or the trial is done."""
+        if self.evaluate is not None and self.agenda.entries[index].weights:
+            self.evaluate(index)
+        else:
+            self._done(index)
+
+    def evaluating(self, index: int, answered: int) -> None:
+        if not answered:
+            self._recorder.set_tags(index, {"stage": "evaluate"})
+        self._progress.evaluating(index, answered)
+
+    def unanswered(self, index: int, why: str) -> None:
+        """The trial has failed."""
+        self._end_as_failed(index, why)
+        self._progress.failed(index, why)
+
+    def _end_as_failed(self, index: int, why: str) -> None:
+        self._recorder.set_tags(index, {"error": why})
+        self._recorder.finish(index, "FAILED")
+
+    def evaluated(self, index: int, result: Evaluation) -> None:
+        """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
+        trial = self.agenda.entries[index].trial
+        self._recorder.add(index, [(0, result.metrics(trial.evaluation.pass_at))])
+        self._recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
+        for task, predictions in result.predictions.items():
+            self._recorder.table(index, prediction_rows(predictions), f"predictions/{task}.json")
+        location = join(self.exports[index].path.rpartition("/")[0], "predictions")
+        _store_predictions(result, location)
+        self._recorder.folder(index, location, "predictions")
+        self._done(index, result.average)
+
+    def _done(self, index: int, average: float | None = None) -> None:
+        """The run is finished; an adapter becomes its artifact (a merged model is too large)."""
+        if self.exports[index].kind == "adapter" and self.agenda.entries[index].weights:
+            self._recorder.folder(index, self.exports[index].path, "export")
+        self._recorder.set_tags(index, {"stage": "done"})
+        self._recorder.finish(index, "FINISHED")
+        self._progress.done(index, average)
+
+
+def _store_predictions(result: Evaluation, location: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for task, predictions in result.predictions.items():
+            write_predictions(predictions, Path(name) / f"{task}.parquet")
+        put_folder(Path(name), location)
