@@ -237,14 +237,14 @@ def worker(rank: str, workers: str, port: str, place: str) -> None:
     from torch import distributed
 
     from beamplatform.config.trial import Trial
-    from beamplatform.training.loop import Place
+    from beamplatform.training.loop import Worker
     from beamplatform.training.run import start_run
 
     distributed.init_process_group("gloo")
     folder = Path(place)
     trial = Trial.model_validate_json((folder / "trial.json").read_text())
     case = Case(**json.loads((folder / "case.json").read_text()))
-    here = Place(int(rank), int(workers), torch.device("cpu"))
+    here = Worker(int(rank), int(workers), torch.device("cpu"))
     library = None if case.products else without_products()
     if case.whole:
         import ray.train.torch  # noqa: F401  as in a sweep's worker

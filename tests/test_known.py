@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from beamplatform.io.disk_cache import known
+from beamplatform.io.disk_cache import cached_json
 
 
 @pytest.fixture
@@ -25,20 +25,20 @@ def test_it_is_found_out_once_for_the_same_thing(cache: Path) -> None:
         asked.append(1)
         return {"a": (1, 2)}
 
-    assert known("k", ("x", 1), find_out) == known("k", ("x", 1), find_out) == {"a": [1, 2]}
+    assert cached_json("k", ("x", 1), find_out) == cached_json("k", ("x", 1), find_out) == {"a": [1, 2]}
     assert len(asked) == 1
-    known("k", ("x", 2), find_out)
-    known("other", ("x", 1), find_out)
+    cached_json("k", ("x", 2), find_out)
+    cached_json("other", ("x", 1), find_out)
     assert len(asked) == 3
 
 
 def test_a_damaged_file_or_no_place_to_keep_it_is_no_harm(cache: Path) -> None:
-    known("k", 1, lambda: "first")
+    cached_json("k", 1, lambda: "first")
     (file,) = (cache / "k").iterdir()
     file.write_text("{")
-    assert known("k", 1, lambda: "second") == "second" and file.read_text() == '"second"'
+    assert cached_json("k", 1, lambda: "second") == "second" and file.read_text() == '"second"'
     (cache / "full").write_text("a file, where a folder would be")
-    assert known("full", 1, lambda: "third") == "third"
+    assert cached_json("full", 1, lambda: "third") == "third"
 
 
 def test_the_second_dry_run_says_the_same_without_torch_and_transformers(root: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ SECONDS = "train/seconds"
 MEMORY = "train/peak_memory_bytes"
 WORKERS = "train/workers"
 TRAINED = "train/trainable_parameters"
-KEPT = "train/final_parameters"
+FINAL_PARAMETERS = "train/final_parameters"
 
 
 def validation_curve(rows: Iterable[tuple[int, Mapping[str, float]]]) -> list[tuple[int, float]]:

@@ -11,7 +11,7 @@ import pytest
 from autoscaler import autoscaler
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.cluster.autoscaler import Launched, launched
+from beamplatform.sweep.cluster.autoscaler import AutoscalerLimits, autoscaler_limits
 from beamplatform.training.worker import Destination
 
 
@@ -24,12 +24,14 @@ def test_the_best_nodes_count_as_far_as_there_may_be_some(monkeypatch: pytest.Mo
     kinds = {"small": {"max_workers": 9, "resources": small}, "large": {"max_workers": 2, "resources": large}}
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with autoscaler(tmp_path, configuration(3, **kinds)):
-        assert launched() == Launched(3, 96 + 96 + 48, 8 + 8 + 4)
-        assert launched().grows(1) and launched().grows(3) and not launched().grows(4)
+        assert autoscaler_limits() == AutoscalerLimits(3, 96 + 96 + 48, 8 + 8 + 4)
+        assert autoscaler_limits().grows(1) and autoscaler_limits().grows(3) and not autoscaler_limits().grows(4)
         monkeypatch.delenv("RAY_ADDRESS")
-        assert launched() == Launched(0, 0, 0), "another Ray than the head's own"
+        assert autoscaler_limits() == AutoscalerLimits(0, 0, 0), "another Ray than the head's own"
         monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert launched() == Launched(0, 0, 0) and not launched().grows(1), "its file is still there"
+    assert autoscaler_limits() == AutoscalerLimits(0, 0, 0) and not autoscaler_limits().grows(1), (
+        "its file is still there"
+    )
 
 
 def test_the_head_s_own_folder_is_no_storage_for_nodes_to_come(tmp_path: Path, root: Path) -> None:
@@ -66,4 +68,4 @@ def test_a_worker_sees_whether_it_shares_the_driver_s_folder(tmp_path: Path) -> 
 def test_own_machines_do_not_say_what_they_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with autoscaler(tmp_path, configuration(2)):
-        assert launched() == Launched(2, 0, 0)
+        assert autoscaler_limits() == AutoscalerLimits(2, 0, 0)

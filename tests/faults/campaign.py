@@ -77,7 +77,7 @@ def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
 
     from beamplatform.tracking import Tracker
     from beamplatform.tracking.runs import TRIAL_TAGS
-    from beamplatform.tracking.writer import Recorder
+    from beamplatform.tracking.writer import MlflowWriter
     from beamplatform.training.worker import Destination
 
     trial = make_trial("beamlora", **SETTING)
@@ -95,7 +95,7 @@ def kill_workers(points: list[tuple[str, int, int]], folder: Path) -> list[str]:
         runtime_env={"worker_process_setup_hook": fault_hook(faults)},
     )  # fmt: skip
     try:
-        with Recorder(tracker, run_ids) as recorder:
+        with MlflowWriter(tracker, run_ids) as recorder:
             names = [str(index) for index in range(len(trials))]
             outcome = train_under_ray(trials, folder, recorder, names, concurrent=1)
     finally:

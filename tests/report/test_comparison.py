@@ -9,7 +9,7 @@ import pytest
 
 from beamplatform.errors import UserError
 from beamplatform.report import Cell, Comparison, Row, compare
-from beamplatform.tracking.runs import TrialRun
+from beamplatform.tracking.runs import TrialRecord
 
 
 def trial(
@@ -24,11 +24,11 @@ def trial(
     role: str = "",
     context: str = "",
     **params: str,
-) -> TrialRun:
+) -> TrialRecord:
     metrics = {f"eval/{task}": score for task, score in scores.items()}
     if loss is not None:
         metrics["validation/loss"] = loss
-    return TrialRun(
+    return TrialRecord(
         run_id=f"{method}{configuration}{seed}{started}",
         name=f"{method}-{configuration}-seed{seed}",
         method=method,
@@ -167,7 +167,7 @@ def test_a_lone_method_is_best_of_nothing() -> None:
 
 
 def test_close_to_the_best_is_within_one_standard_error_of_the_difference() -> None:
-    def pair(method: str, low: float, high: float) -> list[TrialRun]:
+    def pair(method: str, low: float, high: float) -> list[TrialRecord]:
         return [trial(method, "c", seed, 1.0, {"boolq": score}) for seed, score in enumerate((low, high))]
 
     # Standard errors: half the distance of the two seeds. Best 0.80 +- 0.03, lora 0.76 +- 0.04: 0.04 apart,
@@ -258,7 +258,7 @@ def test_notes_on_scores_come_with_the_trials() -> None:
     assert compare(runs).notes == {"boolq": "a variant"}
 
 
-def searched(method: str, losses: dict[str, float | None], chosen: str, scores: list[float]) -> list[TrialRun]:
+def searched(method: str, losses: dict[str, float | None], chosen: str, scores: list[float]) -> list[TrialRecord]:
     """A method's search (a loss for each configuration; None: stopped at 0.01) and its final trials."""
     search = [
         trial(method, name, 1000, 0.01 if loss is None else loss, {}, role="search", r=name,

@@ -16,7 +16,7 @@ from beamplatform.report import compare, print_comparison, to_csv, to_markdown
 from beamplatform.report.comparison import Comparison
 from beamplatform.report.picture import draw
 from beamplatform.report.style import MARKERS, PALETTE, save
-from beamplatform.tracking.runs import TrialRun
+from beamplatform.tracking.runs import TrialRecord
 
 TASKS = (
     "boolq",
@@ -34,7 +34,7 @@ METHODS = ("beamlora", "lora", "dora", "adalora", "pissa", "milora", "relora", "
 def comparison_of(methods: int, tasks: int, seeds: int = 2) -> Comparison:
     """Accuracies that fall by 0.05 from method to method and differ by 0.02 between two seeds."""
     runs = [
-        TrialRun(
+        TrialRecord(
             run_id=f"{method}{seed}",
             name=f"{method}-seed{seed}",
             method=method,

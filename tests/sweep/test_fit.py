@@ -7,20 +7,20 @@ import re
 import pytest
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.plan.memory_check import GIB, Room, check_fit, room_here, room_on_gpu
+from beamplatform.sweep.plan.memory_check import GIB, WorkerMemory, check_memory, room_here, room_on_gpu
 
 
 def advice(plan, room: int) -> str:
     with pytest.raises(UserError) as caught:
-        check_fit(plan, Room(room, "a test has"))
+        check_memory(plan, WorkerMemory(room, "a test has"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_what_fits_passes_and_what_is_unknown_too(plan) -> None:
     one = plan("lora")
-    check_fit(one, Room(one.largest.memory.total, "just"))
-    check_fit(one, None)
+    check_memory(one, WorkerMemory(one.largest.memory.total, "just"))
+    check_memory(one, None)
 
 
 def test_the_largest_micro_batch_that_fits_is_named(plan) -> None:
@@ -31,7 +31,7 @@ def test_the_largest_micro_batch_that_fits_is_named(plan) -> None:
     # 16 examples at once do not fit by a byte; 8 is the next share of a batch of 16.
     assert re.search(r"--set training.micro_batch=8 would fit \(0\.\d GiB\)$", said), said
     smaller = plan("lora", "full", training__micro_batch=8)
-    check_fit(smaller, Room(needed - 1, ""))
+    check_memory(smaller, WorkerMemory(needed - 1, ""))
 
 
 def test_several_changes_where_one_is_not_enough(plan) -> None:

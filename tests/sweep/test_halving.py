@@ -9,7 +9,7 @@ import pytest
 from small import RATES
 
 from beamplatform.sweep.trials.early_stopping import SearchScheduler, scheduler_of
-from beamplatform.sweep.trials.trial_queue import Agenda
+from beamplatform.sweep.trials.trial_queue import TrialQueue
 
 
 def report(scheduler: SearchScheduler, index: int, step: int, loss: float) -> str:
@@ -17,16 +17,16 @@ def report(scheduler: SearchScheduler, index: int, step: int, loss: float) -> st
     return scheduler.on_trial_result(None, trial, {"step": step, "rows": [(step, {"validation/loss": loss})]})
 
 
-def begun(agenda: Agenda, count: int) -> None:
+def begun(queue: TrialQueue, count: int) -> None:
     for _ in range(count):
-        agenda.next()
+        queue.next()
 
 
 def test_a_trial_behind_the_best_third_of_its_own_method_is_stopped(plan) -> None:
     both = plan("lora", "dora", shared__learning_rate=RATES, search__algorithm="asha", search__trials=6)
-    agenda = Agenda(both)
-    begun(agenda, 8)  # lora and dora in turn
-    scheduler = scheduler_of(both, agenda.entries)
+    queue = TrialQueue(both)
+    begun(queue, 8)  # lora and dora in turn
+    scheduler = scheduler_of(both, queue.entries)
     assert scheduler is not None
     assert report(scheduler, 0, 12, 1.0) == "CONTINUE" and report(scheduler, 2, 12, 0.9) == "CONTINUE"
     assert report(scheduler, 4, 12, 2.0) == "STOP"
@@ -41,36 +41,36 @@ def test_a_trial_behind_the_best_third_of_its_own_method_is_stopped(plan) -> Non
 
 def test_final_trials_are_never_stopped(plan) -> None:
     asha = plan("lora", methods__lora__learning_rate=RATES, search__algorithm="asha", search__trials=3)
-    agenda = Agenda(asha)
+    queue = TrialQueue(asha)
     for _ in range(3):
-        index = agenda.next()
-        agenda.measured(index, 12, 0.1)
-        agenda.ended(index, "trained")
-    final = agenda.next()
-    scheduler = scheduler_of(asha, agenda.entries)
-    assert agenda.entries[final].role == "final" and report(scheduler, final, 12, 99.0) == "CONTINUE"
+        index = queue.next()
+        queue.measured(index, 12, 0.1)
+        queue.ended(index, "trained")
+    final = queue.next()
+    scheduler = scheduler_of(asha, queue.entries)
+    assert queue.entries[final].role == "final" and report(scheduler, final, 12, 99.0) == "CONTINUE"
     assert scheduler_of(plan("lora"), []) is None
 
 
 def test_a_resumed_search_remembers_what_earlier_trials_reached(plan) -> None:
     asha = plan("lora", methods__lora__learning_rate=RATES, search__algorithm="asha", search__trials=6)
-    agenda = Agenda(asha)
+    queue = TrialQueue(asha)
     for loss in (0.2, 0.3, 0.4):
-        index = agenda.next()
-        agenda.measured(index, 12, loss)
-        agenda.ended(index, "stopped", "before")
-    last = agenda.next()
-    assert report(scheduler_of(asha, agenda.entries), last, 12, 0.5) == "STOP"
-    fresh = Agenda(asha, agenda.entries[3:])
+        index = queue.next()
+        queue.measured(index, 12, loss)
+        queue.ended(index, "stopped", "before")
+    last = queue.next()
+    assert report(scheduler_of(asha, queue.entries), last, 12, 0.5) == "STOP"
+    fresh = TrialQueue(asha, queue.entries[3:])
     assert report(scheduler_of(asha, fresh.entries), 0, 12, 0.5) == "CONTINUE", "the first at a rung stays"
 
 
 @pytest.mark.parametrize("algorithm", ["hyperband", "bohb"])
 def test_hyperband_gives_trials_different_patience(plan, algorithm: str) -> None:
     many = plan("lora", methods__lora__learning_rate=RATES, search__algorithm=algorithm, search__trials=40)
-    agenda = Agenda(many)
-    begun(agenda, 40)
-    scheduler = scheduler_of(many, agenda.entries)
+    queue = TrialQueue(many)
+    begun(queue, 40)
+    scheduler = scheduler_of(many, queue.entries)
     decided: dict[int, list[int]] = {}
     for index in range(40):
         # Each is worse than all before it, so it is stopped at the first rung of its bracket, but for the first there.
@@ -82,15 +82,15 @@ def test_hyperband_gives_trials_different_patience(plan, algorithm: str) -> None
 
 def test_every_method_gets_the_same_brackets_and_a_resumed_trial_the_steps_it_was_measured_at(plan) -> None:
     both = plan("lora", "dora", shared__learning_rate=RATES, search__algorithm="hyperband", search__trials=17)
-    agenda = Agenda(both)
-    begun(agenda, 34)
-    scheduler = scheduler_of(both, agenda.entries)
-    dealt = {m: [scheduler._bracket(e) for e in agenda.entries if e.trial.method == m] for m in ("lora", "dora")}
+    queue = TrialQueue(both)
+    begun(queue, 34)
+    scheduler = scheduler_of(both, queue.entries)
+    dealt = {m: [scheduler._bracket(e) for e in queue.entries if e.trial.method == m] for m in ("lora", "dora")}
     assert dealt["lora"] == dealt["dora"] and sorted(dealt["lora"]) == [0] * 9 + [1] * 5 + [2] * 3
-    first = next(i for i, e in enumerate(agenda.entries) if scheduler._bracket(e) == 0)
+    first = next(i for i, e in enumerate(queue.entries) if scheduler._bracket(e) == 0)
     trial: Any = SimpleNamespace(config={"index": first}, trial_id="t")
     rows = [(12, {"validation/loss": 1.0}), (36, {"validation/loss": 0.3}), (40, {"train/loss": 0.1})]
     assert scheduler.on_trial_result(None, trial, {"step": 50, "rows": rows}) == "CONTINUE"
-    second = next(i for i, e in enumerate(agenda.entries) if scheduler._bracket(e) == 0 and i > first + 1 and
-                  e.trial.method == agenda.entries[first].trial.method)  # fmt: skip
+    second = next(i for i, e in enumerate(queue.entries) if scheduler._bracket(e) == 0 and i > first + 1 and
+                  e.trial.method == queue.entries[first].trial.method)  # fmt: skip
     assert report(scheduler, second, 12, 0.9) == "CONTINUE", "0.3 was reached at step 36 only"

@@ -18,7 +18,7 @@ from serving import free_port
 from waiting import wait_until
 
 from beamplatform.tracking import Tracker
-from beamplatform.tracking.writer import Recorder
+from beamplatform.tracking.writer import MlflowWriter
 
 TAGS = {"method": "lora", "sweep": "s", "stage": "train", "preset": "tiny", "configuration": "c"}
 
@@ -86,7 +86,7 @@ def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: 
         end = len(took) + count
         wait_until(lambda: len(took) >= end)
 
-    recorder = Recorder(tracker, ids, retry_seconds=0.2)
+    recorder = MlflowWriter(tracker, ids, retry_seconds=0.2)
     training = threading.Thread(target=train)
     training.start()
     try:
@@ -138,11 +138,11 @@ def test_a_server_that_dies_amid_writes_costs_nothing(server: Server, tmp_path: 
 def test_a_resumed_sweep_adds_only_what_the_server_lacks(server: Server) -> None:
     tracker = Tracker(server.uri, "resumed")
     (run_id,) = runs(tracker)
-    with Recorder(tracker, [run_id]) as recorder:
+    with MlflowWriter(tracker, [run_id]) as recorder:
         recorder.add(0, losses(range(10)))
         recorder.add(0, [(9, {"validation/loss": 2.0})])
     assert tracker.logged(run_id) == {*(("train/loss", step) for step in range(10)), ("validation/loss", 9)}
-    with Recorder(Tracker(server.uri, "resumed"), [run_id], resumed=True) as recorder:
+    with MlflowWriter(Tracker(server.uri, "resumed"), [run_id], resumed=True) as recorder:
         recorder.add(0, [*losses(range(6, 12)), (9, {"validation/loss": 2.0}), (11, {"validation/loss": 1.0})])
         recorder.add(0, losses(range(10, 13)))
     assert history(tracker, run_id) == [(step, 100.0 - step) for step in range(13)]
@@ -152,7 +152,7 @@ def test_a_resumed_sweep_adds_only_what_the_server_lacks(server: Server) -> None
 def test_what_a_server_refuses_is_told_at_the_end_and_holds_up_nothing(server: Server, caplog) -> None:
     tracker = Tracker(server.uri, "refused")
     (run_id,) = runs(tracker)
-    recorder = Recorder(tracker, [run_id])
+    recorder = MlflowWriter(tracker, [run_id])
     recorder.add(0, [(0, {"no metric's name?": 1.0})])
     recorder.folder(0, "/no/such/folder", "export")
     recorder.add(0, losses(range(3)))
@@ -168,7 +168,7 @@ def test_runs_are_begun_in_order_and_a_refused_one_holds_up_no_other(tracker: Tr
 
     tracker.prepare()
     parent, tags = tracker.start_sweep("s", {}, {}), dict.fromkeys(TRIAL_TAGS, "0")
-    recorder = Recorder(tracker, [])
+    recorder = MlflowWriter(tracker, [])
     places = [recorder.begin(parent, name, {"r": 8, "no name?": 1} if name == "bad" else {"r": 8}, tags)
               for name in ("first", "bad", "last")]  # fmt: skip
     for place in places:
@@ -200,7 +200,7 @@ def test_a_run_that_was_half_made_is_completed_and_not_made_twice(file_uri: str)
     tracker = LosesParameters(file_uri, "half made")
     tracker.prepare()
     parent = tracker.start_sweep("s", {}, {})
-    with Recorder(tracker, [], retry_seconds=0.05) as recorder:
+    with MlflowWriter(tracker, [], retry_seconds=0.05) as recorder:
         recorder.begin(parent, "trial", {"r": 8}, dict.fromkeys(TRIAL_TAGS, "0"))
     (run,) = tracker.client.search_runs([tracker._id()], "attributes.run_name = 'trial'")
     assert tracker.went and run.data.params == {"r": "8"}
@@ -215,7 +215,7 @@ def nowhere() -> Tracker:
 
 
 def test_the_end_does_not_wait_for_ever_and_says_what_is_missing(nowhere: Tracker, caplog) -> None:
-    recorder = Recorder(nowhere, ["a", "b", "c"], retry_seconds=0.1)
+    recorder = MlflowWriter(nowhere, ["a", "b", "c"], retry_seconds=0.1)
     recorder.add(0, losses(range(3)))
     recorder.add(2, [(0, {"train/loss": 1.0, "train/tokens": 2.0})])
     recorder.set_tags(2, {"stage": "done"})
@@ -235,7 +235,7 @@ def test_the_end_does_not_wait_for_ever_and_says_what_is_missing(nowhere: Tracke
 
 def test_ctrl_c_does_not_wait_for_a_store_that_is_away(nowhere: Tracker, caplog) -> None:
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Recorder(nowhere, ["a"]) as recorder:
+    with pytest.raises(KeyboardInterrupt), MlflowWriter(nowhere, ["a"]) as recorder:
         recorder.add(0, losses(range(3)))
         wait_until(lambda: "cannot be written to" in caplog.text)
         start = time.monotonic()
@@ -246,7 +246,7 @@ def test_ctrl_c_does_not_wait_for_a_store_that_is_away(nowhere: Tracker, caplog)
 
 def test_ctrl_c_leaves_time_for_a_store_that_is_there(tracker: Tracker) -> None:
     (run_id,) = runs(tracker)
-    with pytest.raises(KeyboardInterrupt), Recorder(tracker, [run_id]) as recorder:
+    with pytest.raises(KeyboardInterrupt), MlflowWriter(tracker, [run_id]) as recorder:
         recorder.add(0, losses(range(3)))
         raise KeyboardInterrupt
     assert len(history(tracker, run_id)) == 3
@@ -254,7 +254,7 @@ def test_ctrl_c_leaves_time_for_a_store_that_is_there(tracker: Tracker) -> None:
 
 def test_another_error_is_the_one_that_is_seen(tracker: Tracker, caplog) -> None:
     (run_id,) = runs(tracker)
-    with pytest.raises(ZeroDivisionError), Recorder(tracker, [run_id]) as recorder:
+    with pytest.raises(ZeroDivisionError), MlflowWriter(tracker, [run_id]) as recorder:
         recorder.folder(0, "/no/such/folder", "export")
         recorder.add(0, losses(range(3)))
         raise ZeroDivisionError
@@ -267,7 +267,7 @@ def test_another_error_is_the_one_that_is_seen(tracker: Tracker, caplog) -> None
 
 def test_steps_that_a_restarted_worker_repeats_are_written_once(tracker: Tracker) -> None:
     (run_id,) = runs(tracker)
-    with Recorder(tracker, [run_id]) as recorder:
+    with MlflowWriter(tracker, [run_id]) as recorder:
         recorder.add(0, losses(range(1, 3)))
         recorder.flush()
         time.sleep(0.01)  # MLflow itself drops a value that is equal in its time too
@@ -303,7 +303,7 @@ def test_a_write_whose_answer_was_lost_is_not_doubled(file_uri: str, way: str) -
     tracker = LosesAnswers(file_uri, f"answers {way}")
     setattr(tracker, way, True)
     (run_id,) = runs(tracker)
-    with Recorder(tracker, [run_id], retry_seconds=0.05) as recorder:
+    with MlflowWriter(tracker, [run_id], retry_seconds=0.05) as recorder:
         recorder.add(0, losses(range(4)))
         recorder.add(0, losses(range(4, 6)))
     assert tracker.lost is not None
@@ -339,7 +339,7 @@ def test_a_locked_file_is_waited_for(tracker: Tracker) -> None:
         contextlib.closing(sqlite3.connect(tracker.uri.removeprefix("sqlite:///"))) as other,
     ):
         other.execute("BEGIN EXCLUSIVE")
-        recorder = Recorder(tracker, [run_id], retry_seconds=0.1)
+        recorder = MlflowWriter(tracker, [run_id], retry_seconds=0.1)
         start = time.monotonic()
         recorder.add(0, losses(range(3)))
         assert time.monotonic() - start < 0.1
@@ -362,7 +362,7 @@ def test_a_full_disk_is_waited_for(tracker: Tracker) -> None:
 
     names = [f"{'x' * 200}{number}" for number in range(40)]
     with before_each_statement(tracker, no_space):
-        recorder = Recorder(tracker, [run_id], retry_seconds=0.1)
+        recorder = MlflowWriter(tracker, [run_id], retry_seconds=0.1)
         recorder.add(0, [(step, dict.fromkeys(names, 1.0)) for step in range(20)])
         with pytest.raises(ConnectionError, match=r"database or disk is full.*lacks metric values: 800"):
             recorder.flush(5.0)
@@ -383,7 +383,7 @@ def test_many_writes_are_made_as_long_as_that_goes_on(tracker: Tracker) -> None:
             super().set_tags(run_id, tags)
 
     (run_id,) = runs(tracker)
-    recorder = Recorder(Slow(tracker.uri, tracker.experiment), [run_id])
+    recorder = MlflowWriter(Slow(tracker.uri, tracker.experiment), [run_id])
     for number in range(8):
         recorder.set_tags(0, {"number": number})
     recorder.close(4.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from beamplatform.sweep.trials.tune_actor import TrialRun
+from beamplatform.sweep.trials.tune_actor import TuneTrialActor
 
 
 def report(step: int, **metrics: float) -> dict[str, Any]:
@@ -15,9 +15,9 @@ def report(step: int, **metrics: float) -> dict[str, Any]:
     return {"step": step, "total_steps": 12, "rows": [(step, named)]}
 
 
-def trial_run(*reports: dict[str, Any], error: BaseException | None = None) -> TrialRun:
-    """As `TrialRun.setup` leaves it, its Train run having ended already."""
-    run = TrialRun.__new__(TrialRun)
+def trial_run(*reports: dict[str, Any], error: BaseException | None = None) -> TuneTrialActor:
+    """As `TuneTrialActor.setup` leaves it, its Train run having ended already."""
+    run = TuneTrialActor.__new__(TuneTrialActor)
     run._reports = queue.Queue()
     for item in (*reports, None):
         run._reports.put(item)

@@ -15,7 +15,7 @@ import pytest
 from small import RATES, command
 
 from beamplatform.tracking import Tracker
-from beamplatform.tracking.runs import TrialRun
+from beamplatform.tracking.runs import TrialRecord
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("forked_ray")]
 
@@ -35,7 +35,7 @@ def run(root: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def trials(folder: Path) -> dict[str, TrialRun]:
+def trials(folder: Path) -> dict[str, TrialRecord]:
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "commonsense")
     return {run.name: run for run in tracker.trial_runs(sweep="s", every_status=True)}
 

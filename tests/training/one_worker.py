@@ -25,14 +25,16 @@ def main() -> None:
     from beamplatform.config.trial import Trial
     from beamplatform.training.checkpoint_store import CheckpointStore
     from beamplatform.training.engine import whole_parameters
-    from beamplatform.training.loop import Place
+    from beamplatform.training.loop import Worker
     from beamplatform.training.run import start_run
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     folder = Path(spec["folder"])
     checkpoints = CheckpointStore(spec["checkpoints"]) if spec["checkpoints"] else None
-    run = start_run(Trial.model_validate(spec["trial"]), Place(int(rank), int(world), torch.device("cpu")), checkpoints)
+    run = start_run(
+        Trial.model_validate(spec["trial"]), Worker(int(rank), int(world), torch.device("cpu")), checkpoints
+    )
     run.train(lambda progress: None)
     rows = run.progress.rows
     with whole_parameters(run.engine) as model:

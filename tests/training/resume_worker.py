@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     folder = Path(spec["folder"])
-    place = loop.Place(rank, world, torch.device("cpu"))
+    place = loop.Worker(rank, world, torch.device("cpu"))
     collate = loop.collate
     batch: list[list[int]] = []
     interrupt_after: list[int | None] = [None]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from beamplatform.config.normal_form import statements
-from beamplatform.io.disk_cache import known
+from beamplatform.io.disk_cache import cached_json
 
 PARTS = (
     "beamlora",
@@ -52,7 +52,7 @@ def code_version(tasks: Sequence[str] = ()) -> str:
 def version_of(parts: Sequence[bytes], tasks: Sequence[bytes] = ()) -> str:
     """Eight hex digits of source texts: of the code's, in any order, and of tasks' in theirs."""
     texts = [hashlib.sha256(text).hexdigest() for text in sorted(parts)]
-    code = known(
+    code = cached_json(
         "code", (texts, _METHOD), lambda: _digest(sorted({one for text in parts for one in statements(_text(text))}))
     )
     return _digest([code, *(_digest(_statements_of_task(text)) for text in tasks)])[:8]

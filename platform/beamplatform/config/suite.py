@@ -194,7 +194,7 @@ def load_preset(
         key, colon, rest = message.partition(": ")
         if colon and " " not in key:
             location, message = [*location, *key.split(".")], rest
-        raise UserError(f"{_place(path, text, location, overrides)}: {message}") from None
+        raise UserError(f"{_error_location(path, text, location, overrides)}: {message}") from None
     return suite, name, suite.presets[name]
 
 
@@ -208,7 +208,7 @@ def _default_preset(path: Path, names: list[str], has_gpu: bool) -> str:
     raise UserError(f"{path}: choose a preset with --preset{reason}; allowed: {', '.join(names)}")
 
 
-def _place(path: Path, text: str, location: list[str], overrides: Sequence[Override]) -> str:
+def _error_location(path: Path, text: str, location: list[str], overrides: Sequence[Override]) -> str:
     """Where a wrong value stands: on the command line, else in the file."""
     key = ".".join(location[2:])
     for override in overrides:

@@ -16,7 +16,7 @@ from beamplatform.methods import get_method
 from beamplatform.methods.base import Method, RunPlan
 from beamplatform.methods.lr_schedule import warmup_steps
 
-_HOW: dict[str, set[str]] = {
+_EXCLUDED_FROM_IDENTITY: dict[str, set[str]] = {
     "model": {"path"},
     "data": {"source", "train_source", "columns", "tolerated"},
     "training": {"log_every", "validate_every", "checkpoint_every", "cpus_per_worker", "gpus_per_worker"},
@@ -62,7 +62,7 @@ class Trial(BaseModel):
     @property
     def configuration(self) -> str:
         """Eight hex digits that are the same where everything that decides the outcome is, but for the seed."""
-        return digest(self.model_dump(mode="json", exclude={"seed": True, "preset": True, **_HOW}))
+        return digest(self.model_dump(mode="json", exclude={"seed": True, "preset": True, **_EXCLUDED_FROM_IDENTITY}))
 
     @property
     def name(self) -> str:
@@ -145,7 +145,7 @@ def make_trial(
 
 def context(suite: str, preset: Preset, content: Content) -> dict[str, Any]:
     """What all trials of a sweep share and their outcome depends on; when it changes, they are other trials."""
-    sections = preset.model_dump(mode="json", include=set(_HOW), exclude=_HOW)
+    sections = preset.model_dump(mode="json", include=set(_EXCLUDED_FROM_IDENTITY), exclude=_EXCLUDED_FROM_IDENTITY)
     return {"suite": suite, **sections, "records": content.records, "base": content.model, "code": content.code}
 
 

@@ -86,21 +86,21 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> dict[str, list[Record]
         )
     folder = Path(data.source).expanduser()
     if folder.is_dir():
-        present = [t for t in tasks if (folder / _place(t, "train")).is_file()]
+        present = [t for t in tasks if (folder / _records_path(t, "train")).is_file()]
         if not present:
             raise UserError(f"{folder}: none of the suite's tasks has a training split there ({', '.join(tasks)})")
         tasks = present
     return {get_task(task).name: _records_of(task, "train", data.source) for task in tasks}
 
 
-def _place(name: str, split: Split) -> str:
+def _records_path(name: str, split: Split) -> str:
     """Where a data folder has the records of a task; absolute for a task of the user's own that says so itself."""
     task = get_task(name)
     return task.files.format(name=task.name, split=split)
 
 
 def _records_of(name: str, split: Split, source: str | None) -> list[Record]:
-    task, place = get_task(name), Path(_place(name, split))
+    task, place = get_task(name), Path(_records_path(name, split))
     if place.is_absolute():
         source = place.anchor
     if source is None:

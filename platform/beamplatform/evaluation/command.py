@@ -106,7 +106,7 @@ def score_exports(
         options=options,
     )
     evaluator.check()
-    recorder = _Recorder(suite, preset, tracking_uri, {**evaluator.about, "options": sorted(options)})
+    recorder = _RunWriter(suite, preset, tracking_uri, {**evaluator.about, "options": sorted(options)})
     console.print(
         f"{evaluator.about['engine']}, {evaluator.about['dtype']}. Log: {LOG}", highlight=False, soft_wrap=True
     )
@@ -147,7 +147,7 @@ def _ask(
     models: Sequence[Export | None],
     questions: int,
     preset: Preset,
-    recorder: _Recorder,
+    recorder: _RunWriter,
     output: Path | None,
     console: Console,
 ) -> int:
@@ -174,7 +174,7 @@ def _ask(
                     export = models[index]
                     model = export.path if export is not None else None
                     _show(event.outcome, preset, model, live)
-                    recorder.keep(event.outcome, model, _place(output, index, len(models)))
+                    recorder.keep(event.outcome, model, _output_folder(output, index, len(models)))
     return failed
 
 
@@ -189,7 +189,7 @@ def read_export(folder: str) -> Export:
     return Export("merged" if merged else "adapter", folder)
 
 
-def _place(output: Path | None, index: int, models: int) -> Path | None:
+def _output_folder(output: Path | None, index: int, models: int) -> Path | None:
     return output / str(index + 1) if output is not None and models > 1 else output
 
 
@@ -216,7 +216,7 @@ def _table(result: Evaluation, pass_at: Sequence[int]) -> Table:
     return table
 
 
-class _Recorder:
+class _RunWriter:
     """Every model's scores and predictions, in MLflow and, where the user names one, in a folder."""
 
     def __init__(self, suite: str, preset: Preset, uri: str | None, about: Mapping[str, Any]) -> None:

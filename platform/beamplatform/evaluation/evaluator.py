@@ -16,7 +16,7 @@ from beamplatform.hardware import cuda_is_available
 from beamplatform.inference import Export, Generation, check_export, create_engine
 from beamplatform.inference.identity import content_hash, fingerprint
 from beamplatform.inference.text import load_codec
-from beamplatform.io.disk_cache import known
+from beamplatform.io.disk_cache import cached_json
 from beamplatform.io.storage import local_folder
 from beamplatform.models.loading import dtype_name, resolve_path
 from beamplatform.tasks import Task, get_task
@@ -166,7 +166,7 @@ class Evaluator:
             task.notes(self._records[task.name])
         prompts = {task.name: [task.question(record) for record in self._records[task.name]] for task in self._tasks}
         about = (self._content(self._base), version("transformers"), prompts)
-        found = known("prompt-lengths", about, lambda: self._lengths(prompts))
+        found = cached_json("prompt-lengths", about, lambda: self._lengths(prompts))
         for task in self._tasks:
             lengths = [length + task.max_new_tokens for length in found["lengths"][task.name]]
             too_long = sum(length > found["context"] for length in lengths)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from beamplatform.inference.engine import Export
-from beamplatform.io.disk_cache import known_of_file
+from beamplatform.io.disk_cache import cached_for_file
 from beamplatform.models.loading import read_config
 
 _CONTENT = (
@@ -35,7 +35,7 @@ def content_hash(path: str) -> str:
         return f"{path}@{_commit(path)}"
     whole = hashlib.sha256()
     for file in sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}):
-        digest = known_of_file("digests", file, partial(_digest, file))
+        digest = cached_for_file("digests", file, partial(_digest, file))
         whole.update(f"{file.name} {digest}\n".encode())
     return whole.hexdigest()
 

@@ -16,7 +16,7 @@ LARGE = 2**26
 """Bytes of a file that is read again only when its size or age has changed."""
 
 
-def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
+def cached_json(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
     """What `find_out` returned for the same `about`, or returns now: plain values, as JSON gives them back.
 
     Args:
@@ -35,12 +35,12 @@ def known(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
     return json.loads(text)
 
 
-def known_of_file(kind: str, file: Path, find_out: Callable[[], Any]) -> Any:
+def cached_for_file(kind: str, file: Path, find_out: Callable[[], Any]) -> Any:
     """As `known`, about the content of a file. A large file is told by path, size and age; a small one is read anew."""
     about = file.stat()
     if about.st_size <= LARGE:
         return find_out()
-    return known(kind, (str(file.resolve()), about.st_size, about.st_mtime_ns), find_out)
+    return cached_json(kind, (str(file.resolve()), about.st_size, about.st_mtime_ns), find_out)
 
 
 def _cache() -> Path | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError
-from beamplatform.io.disk_cache import known
+from beamplatform.io.disk_cache import cached_json
 from beamplatform.models.loading import (
     incomplete,
     load_tokenizer,
@@ -42,7 +42,7 @@ def check_model(path: str, content: str, *, trains: bool = False) -> None:
         UserError: the first thing that is wrong.
     """
     source = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _SOURCES)
-    known("checked", (content, version("transformers"), trains, source), lambda: _check(path, trains=trains))
+    cached_json("checked", (content, version("transformers"), trains, source), lambda: _check(path, trains=trains))
 
 
 _SOURCES = ("check.py", "loading.py", "weight_files.py")

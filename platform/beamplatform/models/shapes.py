@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beamplatform.errors import UserError
-from beamplatform.io.disk_cache import known
+from beamplatform.io.disk_cache import cached_json
 from beamplatform.methods.targets import linear_layers
 from beamplatform.models.loading import skeleton
 
@@ -71,7 +71,9 @@ def model_shapes(path: str, content: str) -> ModelShapes:
         UserError: the configuration cannot be read.
     """
     source = Path(__file__).read_text(encoding="utf-8")
-    found = known("shapes", (content, version("transformers"), version("peft"), source), lambda: asdict(_read(path)))
+    found = cached_json(
+        "shapes", (content, version("transformers"), version("peft"), source), lambda: asdict(_read(path))
+    )
     shapes = {
         key: {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in found[key].items()} for key in ("linear", "head")
     }

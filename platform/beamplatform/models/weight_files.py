@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from beamplatform.errors import UserError
-from beamplatform.io.disk_cache import known_of_file
+from beamplatform.io.disk_cache import cached_for_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -126,7 +126,7 @@ def not_finite(files: Sequence[Path]) -> NotFinite | None:
     The files must be whole (`file_shapes`).
     """
     for file in files:
-        name = known_of_file("finite", file, partial(_first_not_finite, file))
+        name = cached_for_file("finite", file, partial(_first_not_finite, file))
         if name is not None:
             return NotFinite(file, name)
     return None

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from beamplatform.errors import UserError
-from beamplatform.metrics import KEPT, MEMORY, SECONDS, TRAINED, VALIDATION_LOSS, WORKERS
+from beamplatform.metrics import FINAL_PARAMETERS, MEMORY, SECONDS, TRAINED, VALIDATION_LOSS, WORKERS
 from beamplatform.report.cells import Cell, cell_of_seeds, mark
 from beamplatform.report.labels import method_label, task_order
 from beamplatform.report.published import published
 from beamplatform.report.statistics import Difference
-from beamplatform.tracking.runs import TrialRun
+from beamplatform.tracking.runs import TrialRecord
 
 EVAL = "eval/"
 AVERAGE = "average"
@@ -120,7 +120,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[TrialRun],
+    runs: Sequence[TrialRecord],
     *,
     suite: str = "",
     methods: Sequence[str] | None = None,
@@ -204,11 +204,11 @@ def _unevenness(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{label} was chosen from {row.candidates} configurations, {name} from {yardstick.candidates}"
 
 
-def _tasks_of(run: TrialRun) -> list[str]:
+def _tasks_of(run: TrialRecord) -> list[str]:
     return [key.removeprefix(EVAL) for key in run.metrics if key.startswith(EVAL) and key != EVAL + AVERAGE]
 
 
-def _reason(run: TrialRun) -> str:
+def _reason(run: TrialRecord) -> str:
     if run.status != "FINISHED":
         return run.status
     return "of the search" if run.role == "search" else "without scores"
@@ -223,7 +223,7 @@ def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> li
     return list(dict.fromkeys(wanted))
 
 
-def _unfinished(runs: Sequence[TrialRun], scored: Sequence[TrialRun]) -> set[str]:
+def _unfinished(runs: Sequence[TrialRecord], scored: Sequence[TrialRecord]) -> set[str]:
     """Configurations with a seed whose newest trial failed, was killed or still runs: its survivors prove nothing."""
     newest = {(run.configuration, run.seed): run for run in sorted(runs, key=lambda run: run.started)}
     return {run.configuration for run in newest.values() if run not in scored}
@@ -231,12 +231,12 @@ def _unfinished(runs: Sequence[TrialRun], scored: Sequence[TrialRun]) -> set[str
 
 def _row(
     method: str,
-    runs: Sequence[TrialRun],
+    runs: Sequence[TrialRecord],
     tasks: Sequence[str],
     unfinished: Collection[str],
-    search: Sequence[TrialRun] = (),
+    search: Sequence[TrialRecord] = (),
 ) -> Row:
-    by_configuration: dict[str, dict[int, TrialRun]] = defaultdict(dict)
+    by_configuration: dict[str, dict[int, TrialRecord]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: run.started):
         by_configuration[run.configuration][run.seed] = run
     candidates = {
@@ -276,8 +276,8 @@ def _row(
         choice=choice,
         settings=_differing(chosen[0], others),
         searched=_searched(search, found.get(best)) if search else None,
-        parameters=_most(chosen, (TRAINED, KEPT)),
-        kept=_most(chosen, (KEPT,)),
+        parameters=_most(chosen, (TRAINED, FINAL_PARAMETERS)),
+        kept=_most(chosen, (FINAL_PARAMETERS,)),
         seconds=_mean([run.metrics.get(SECONDS) for run in chosen]),
         memory=_most(chosen, (MEMORY,)),
         model=chosen[0].params.get("model.path", ""),
@@ -285,7 +285,7 @@ def _row(
     )
 
 
-def _searched(runs: Sequence[TrialRun], best: float | None) -> Searched:
+def _searched(runs: Sequence[TrialRecord], best: float | None) -> Searched:
     count = Counter(run.status for run in runs)
     trained = [_mean_loss([run]) for run in runs if run.status == "FINISHED"]
     worker_seconds = sum(run.metrics.get(SECONDS, 0.0) * run.metrics.get(WORKERS, 1.0) for run in runs)
@@ -299,7 +299,7 @@ def _searched(runs: Sequence[TrialRun], best: float | None) -> Searched:
     )
 
 
-def _most(runs: Sequence[TrialRun], metrics: Sequence[str]) -> int | None:
+def _most(runs: Sequence[TrialRecord], metrics: Sequence[str]) -> int | None:
     found = [run.metrics[name] for run in runs for name in metrics if name in run.metrics]
     return int(max(found)) if found else None
 
@@ -309,17 +309,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if values and len(known) == len(values) else None
 
 
-def _mean_loss(runs: Sequence[TrialRun]) -> float | None:
+def _mean_loss(runs: Sequence[TrialRecord]) -> float | None:
     losses = [run.metrics.get(VALIDATION_LOSS, math.nan) for run in runs]
     return statistics.fmean(losses) if all(map(math.isfinite, losses)) else None
 
 
-def _seed_average(run: TrialRun, tasks: Sequence[str]) -> float | None:
+def _seed_average(run: TrialRecord, tasks: Sequence[str]) -> float | None:
     scores = [run.metrics[EVAL + task] for task in tasks if EVAL + task in run.metrics]
     return statistics.fmean(scores) if tasks and len(scores) == len(tasks) else None
 
 
-def _differing(chosen: TrialRun, candidates: Sequence[TrialRun]) -> dict[str, str]:
+def _differing(chosen: TrialRecord, candidates: Sequence[TrialRecord]) -> dict[str, str]:
     names = sorted({name for run in candidates for name in run.params} - {"seed"})
     return {
         name: chosen.params[name]

@@ -24,7 +24,7 @@ from beamplatform.report.style import save
 
 if TYPE_CHECKING:
     from beamplatform.tracking import Tracker
-    from beamplatform.tracking.runs import TrialRun
+    from beamplatform.tracking.runs import TrialRecord
 
 PAGE = "comparison.html"
 
@@ -34,7 +34,7 @@ class Report:
     """A comparison and what its pictures are drawn from."""
 
     comparison: Comparison
-    runs: Sequence[TrialRun]
+    runs: Sequence[TrialRecord]
     tracker: Tracker
 
     def write(self, folder: Path) -> list[Path]:
@@ -74,7 +74,7 @@ class Report:
             path.write_text(text, encoding="utf-8")
         return [*texts, *paths]
 
-    def _tried(self) -> list[TrialRun]:
+    def _tried(self) -> list[TrialRecord]:
         """The trials that show what a hyperparameter does: those of the search, and of a method without one all."""
         chosen = {run_id for row in self.comparison.rows for run_id in row.run_ids}
         context = next((run.context for run in self.runs if run.run_id in chosen), "")
@@ -114,7 +114,7 @@ class Report:
 
 def make_report(
     tracker: Tracker,
-    runs: Sequence[TrialRun],
+    runs: Sequence[TrialRecord],
     *,
     methods: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,

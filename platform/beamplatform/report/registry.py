@@ -11,7 +11,7 @@ from beamplatform.report.files import Report
 from beamplatform.report.labels import method_label, task_label
 
 if TYPE_CHECKING:
-    from beamplatform.tracking.runs import TrialRun
+    from beamplatform.tracking.runs import TrialRecord
 
 
 def register_best(report: Report) -> str | None:
@@ -53,7 +53,7 @@ def register_best(report: Report) -> str | None:
     return f"models:/{name}/{made.version}"
 
 
-def card(report: Report, row: Row, run: TrialRun) -> str:
+def card(report: Report, row: Row, run: TrialRecord) -> str:
     """What somebody who finds the adapter must know, as Markdown."""
     settings = ("r", "lora_alpha", "target_modules", "p_init", "interval", "learning_rate", "lora_dropout")
     data = {key: run.params.get(f"data.{key}", "") for key in ("source", "train_source")}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from beamplatform.report.comparison import AVERAGE, Comparison
-from beamplatform.report.sheets import Entry, Sheet, cell_of, remarks, scores_sheet, sheets
+from beamplatform.report.sheets import Sheet, SheetRow, cell_of, remarks, scores_sheet, sheets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,12 +116,12 @@ def _table(sheet: Sheet, *, wraps: bool = False) -> Table:
 
 def _turned(sheet: Sheet) -> Sheet:
     """Tasks as rows and methods as columns, which eight tasks need on 80 columns."""
-    head, *body = zip(*[[Entry(name) for name in sheet.columns], *sheet.rows], strict=True)
+    head, *body = zip(*[[SheetRow(name) for name in sheet.columns], *sheet.rows], strict=True)
     columns = ["task", *(entry.text for entry in head[1:])]
     return Sheet(sheet.title, columns, [list(row) for row in body], sheet.legend)
 
 
-def _rich(entry: Entry) -> str:
+def _rich(entry: SheetRow) -> str:
     """Marked by sign and by style: colours are lost in files and on some terminals. Signs stand in one column."""
     from rich.markup import escape
 

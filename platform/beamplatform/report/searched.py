@@ -12,7 +12,7 @@ from beamplatform.metrics import VALIDATION_LOSS
 from beamplatform.report.comparison import EVAL
 from beamplatform.report.labels import method_label
 from beamplatform.report.style import INK, frame, look, new_figure
-from beamplatform.tracking.runs import TrialRun
+from beamplatform.tracking.runs import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,9 +22,9 @@ OPERATED = "beam/operated_ranks"
 AXES = {"r": "rank r", "interval": "interval Δt", "p_init": "p_init", "learning_rate": "learning rate"}
 
 
-def searched(runs: Sequence[TrialRun]) -> dict[str, dict[str, list[tuple[TrialRun, float]]]]:
+def searched(runs: Sequence[TrialRecord]) -> dict[str, dict[str, list[tuple[TrialRecord, float]]]]:
     """Method -> each numeric hyperparameter of which its runs have several values -> (run, value)."""
-    found: dict[str, dict[str, list[tuple[TrialRun, float]]]] = {}
+    found: dict[str, dict[str, list[tuple[TrialRecord, float]]]] = {}
     for method in dict.fromkeys(run.method for run in runs):
         own = [run for run in runs if run.method == method and VALIDATION_LOSS in run.metrics]
         for name in sorted({name for run in own for name in run.params if "." not in name} - {"seed", "method"}):
@@ -34,7 +34,7 @@ def searched(runs: Sequence[TrialRun]) -> dict[str, dict[str, list[tuple[TrialRu
     return found
 
 
-def draw_effects(runs: Sequence[TrialRun], methods: Sequence[str]) -> Figure | None:
+def draw_effects(runs: Sequence[TrialRecord], methods: Sequence[str]) -> Figure | None:
     """Quality against each searched hyperparameter, a panel each; None where nothing numeric was searched.
 
     Quality is the average accuracy where every run in a panel has one, else the validation loss. With p_init the
@@ -57,7 +57,7 @@ def draw_effects(runs: Sequence[TrialRun], methods: Sequence[str]) -> Figure | N
 
 
 def _effect(
-    axes: Axes, name: str, points: Mapping[str, Sequence[tuple[TrialRun, float]]], methods: Sequence[str]
+    axes: Axes, name: str, points: Mapping[str, Sequence[tuple[TrialRecord, float]]], methods: Sequence[str]
 ) -> None:
     scored = all(EVAL + "average" in run.metrics for pairs in points.values() for run, _ in pairs)
     metric, factor = (EVAL + "average", 100.0) if scored else (VALIDATION_LOSS, 1.0)
@@ -83,7 +83,7 @@ def _effect(
     frame(axes)
 
 
-def draw_parallel(runs: Sequence[TrialRun], method: str) -> Figure | None:
+def draw_parallel(runs: Sequence[TrialRecord], method: str) -> Figure | None:
     """Every trial of a method as a line through its searched hyperparameters to its validation loss; dark is better.
 
     None where fewer than two hyperparameters were searched.

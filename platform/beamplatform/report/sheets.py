@@ -17,7 +17,7 @@ Emphasis = Literal["", "best", "second"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class SheetRow:
     """One field of a table.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sheet:
 
     title: str
     columns: list[str]
-    rows: list[list[Entry]]
+    rows: list[list[SheetRow]]
     legend: str = ""
     left: tuple[int, ...] = (0,)
 
@@ -70,7 +70,11 @@ def scores_sheet(comparison: Comparison) -> Sheet:
         title=title(comparison),
         columns=["method", *(heading(comparison, task) for task in columns), "seeds"],
         rows=[
-            [Entry(method_label(row.method)), *(_score(row, task) for task in columns), Entry(str(len(row.seeds)))]
+            [
+                SheetRow(method_label(row.method)),
+                *(_score(row, task) for task in columns),
+                SheetRow(str(len(row.seeds))),
+            ]
             for row in comparison.rows
         ],
         legend=_legend(comparison),
@@ -86,13 +90,13 @@ def chosen_sheet(comparison: Comparison) -> Sheet:
         columns=["method", "validation loss", "chosen from", "parameters", "time", "memory", "settings"],
         rows=[
             [
-                Entry(method_label(row.method)),
-                Entry(MISSING if row.validation_loss is None else f"{row.validation_loss:.4f}"),
-                Entry(_origin(row)),
-                Entry(_parameters(row)),
-                Entry(_relative(row.seconds, yardstick.seconds)),
-                Entry(_relative(row.memory, yardstick.memory)),
-                Entry(", ".join(f"{key}={value}" for key, value in row.settings.items()) or MISSING),
+                SheetRow(method_label(row.method)),
+                SheetRow(MISSING if row.validation_loss is None else f"{row.validation_loss:.4f}"),
+                SheetRow(_origin(row)),
+                SheetRow(_parameters(row)),
+                SheetRow(_relative(row.seconds, yardstick.seconds)),
+                SheetRow(_relative(row.memory, yardstick.memory)),
+                SheetRow(", ".join(f"{key}={value}" for key, value in row.settings.items()) or MISSING),
             ]
             for row in comparison.rows
         ],
@@ -115,7 +119,7 @@ def search_sheet(comparison: Comparison) -> Sheet:
             best = MISSING if found.best is None else f"{found.best:.4f}"
             middle = f"{statistics.median(losses):.4f}" if losses else MISSING
             texts = [*map(str, (found.trained, found.stopped, found.failed)), best, middle, f"{found.hours:.3g}"]
-        rows.append([Entry(method_label(row.method)), *map(Entry, texts)])
+        rows.append([SheetRow(method_label(row.method)), *map(SheetRow, texts)])
     return Sheet(
         title="Search: stage one, by validation loss",
         columns=["method", "trained", "stopped", "failed", "best loss", "median loss", "worker-hours"],
@@ -132,12 +136,12 @@ def differences_sheet(comparison: Comparison) -> Sheet:
         columns=["against", "difference", "95 % interval", "p", "p (Holm)", "verdict"],
         rows=[
             [
-                Entry(method_label(found.baseline)),
-                Entry(f"{100 * found.difference:+.1f}"),
-                Entry(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"),
-                Entry(_p(found.p)),
-                Entry(_p(found.corrected)),
-                Entry("noise" if found.is_noise else "better" if found.difference > 0 else "worse"),
+                SheetRow(method_label(found.baseline)),
+                SheetRow(f"{100 * found.difference:+.1f}"),
+                SheetRow(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"),
+                SheetRow(_p(found.p)),
+                SheetRow(_p(found.corrected)),
+                SheetRow("noise" if found.is_noise else "better" if found.difference > 0 else "worse"),
             ]
             for found in comparison.differences
         ],
@@ -161,15 +165,15 @@ def cell_of(row: Row, task: str) -> Cell | None:
     return row.average if task == AVERAGE else row.cells[task]
 
 
-def _score(row: Row, task: str) -> Entry:
+def _score(row: Row, task: str) -> SheetRow:
     cell = cell_of(row, task)
     if cell is None:
-        return Entry(MISSING)
+        return SheetRow(MISSING)
     error = "" if cell.standard_error is None else f" ±{100 * cell.standard_error:.1f}"
     paper = f" [{100 * row.published[task]:.1f}]" if task in row.published else ""
     emphasis: Emphasis = "best" if cell.best else "second" if cell.second else ""
     mark = "*" if cell.best else "°" if cell.second else ""
-    return Entry(f"{100 * cell.mean:.1f}{error}{paper}", emphasis, mark + ("~" if cell.close else ""))
+    return SheetRow(f"{100 * cell.mean:.1f}{error}{paper}", emphasis, mark + ("~" if cell.close else ""))
 
 
 def _legend(comparison: Comparison) -> str:

@@ -18,12 +18,12 @@ from beamplatform.hardware import has_gpu
 from beamplatform.io.redirect import output_to_file
 from beamplatform.io.storage import DEFAULT_STORAGE, is_uri, join
 from beamplatform.io.storage_check import check_free, check_writable
-from beamplatform.sweep.cluster.autoscaler import launched
+from beamplatform.sweep.cluster.autoscaler import autoscaler_limits
 from beamplatform.sweep.cluster.health_check import check_cluster
 from beamplatform.sweep.cluster.machine_check import check_machine
 from beamplatform.sweep.plan.describe import announced, changes, left_out, print_plan
-from beamplatform.sweep.plan.ledger import Entry, load_ledger
-from beamplatform.sweep.plan.memory_check import check_fit, room_here
+from beamplatform.sweep.plan.ledger import LedgerEntry, load_ledger
+from beamplatform.sweep.plan.memory_check import check_memory, room_here
 from beamplatform.sweep.plan.plan import Plan, plan_sweep
 from beamplatform.sweep.plan.saved_sweep import SavedSweep, find_sweep, only_driver, saved_sweep, storage_of
 from beamplatform.sweep.progress import SweepProgress
@@ -104,7 +104,7 @@ def sweep(request: Request) -> int:
         _refuse_taken_name(storage, name, request.suite)
     with console.status("Checking the plan"):
         plan = plan_sweep(request.suite, request.preset_name, preset, request.methods, request.options)
-        check_fit(plan, room_here(preset.training))
+        check_memory(plan, room_here(preset.training))
     for line in left_out(plan):
         console.print(line, highlight=False, soft_wrap=True)
     if preset.data.source == "embedded" and preset.model.path == "tiny":
@@ -174,7 +174,7 @@ def _writable(storage: str) -> Iterator[None]:
 
 def _refuse_own_folder(storage: str) -> None:
     """A node that comes later cannot be asked what it sees; but the default is surely the head's alone."""
-    if storage == DEFAULT_STORAGE and launched().workers:
+    if storage == DEFAULT_STORAGE and autoscaler_limits().workers:
         raise UserError(
             f"--storage {storage}: the other nodes of this cluster do not see this folder of its head; give a URI such "
             "as s3://BUCKET/sweeps or a folder that all nodes share, here or as BEAMLORA_STORAGE"
@@ -217,7 +217,7 @@ class _Session:
 
     request: Request
     plan: Plan
-    known: Sequence[Entry]
+    known: Sequence[LedgerEntry]
     tracker: Tracker
     parent: str
     storage: str

@@ -13,18 +13,18 @@ from beamplatform.evaluation.evaluator import evaluator_actor
 from beamplatform.io.storage import join
 from beamplatform.sweep.cluster.cluster import Cluster, cluster_now, start_ray
 from beamplatform.sweep.cluster.health_check import check_storage
-from beamplatform.sweep.plan.ledger import Entry
-from beamplatform.sweep.plan.memory_check import GIB, check_fit, half_of, room_on_gpus, smallest_change
+from beamplatform.sweep.plan.ledger import LedgerEntry
+from beamplatform.sweep.plan.memory_check import GIB, check_memory, half_of, room_on_gpus, smallest_change
 from beamplatform.sweep.plan.plan import Plan
 from beamplatform.sweep.progress import SweepProgress
 from beamplatform.sweep.trials.evaluate_stage import EvaluationStage
-from beamplatform.tracking.writer import Recorder
+from beamplatform.tracking.writer import MlflowWriter
 from beamplatform.training.worker import RAY
 
 if TYPE_CHECKING:
     from beamplatform.sweep.trials.train_stage import Job
-    from beamplatform.sweep.trials.trial_events import Records
-    from beamplatform.sweep.trials.trial_queue import Agenda
+    from beamplatform.sweep.trials.trial_events import TrialEvents
+    from beamplatform.sweep.trials.trial_queue import TrialQueue
     from beamplatform.tracking import Tracker
 
 
@@ -37,7 +37,7 @@ class Result:
         failed: index of an entry -> why, in training or in evaluation.
     """
 
-    entries: Sequence[Entry]
+    entries: Sequence[LedgerEntry]
     failed: Mapping[int, str]
 
 
@@ -49,7 +49,7 @@ def run_sweep(
     tracker: Tracker,
     parent: str,
     progress: SweepProgress,
-    known: Sequence[Entry] = (),
+    known: Sequence[LedgerEntry] = (),
     again: bool = True,
     concurrent: int | None = None,
     probe: bool = False,
@@ -57,7 +57,7 @@ def run_sweep(
 ) -> Result:
     """Search, train, evaluate and record what `plan` says; Ray is started and shut down here.
 
-    A tracking store that goes away meanwhile ends nothing: the end waits for it, see `Recorder.close`.
+    A tracking store that goes away meanwhile ends nothing: the end waits for it, see `MlflowWriter.close`.
 
     Args:
         sweep: the sweep's name; its files go to `storage`/`sweep`.
@@ -76,25 +76,25 @@ def run_sweep(
     """
     import ray
 
-    from beamplatform.sweep.trials.trial_events import Records
+    from beamplatform.sweep.trials.trial_events import TrialEvents
 
     runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if known else {}
-    with Recorder(tracker, []) as recorder:  # outside Ray: nodes need not wait for a store
-        records = Records(plan, sweep, storage, recorder, parent, progress, known, again=again)
+    with MlflowWriter(tracker, []) as recorder:  # outside Ray: nodes need not wait for a store
+        records = TrialEvents(plan, sweep, storage, recorder, parent, progress, known, again=again)
         for run_id, context in records.new_contexts(runs.values()).items():
             tracker.set_tags(run_id, {"context": context})
-        agenda, waiting = records.agenda, records.take_up(runs)
-        if agenda.finished and not waiting:
-            return Result(agenda.entries, _failed(agenda))
+        trial_queue, waiting = records.trial_queue, records.take_up(runs)
+        if trial_queue.finished and not waiting:
+            return Result(trial_queue.entries, _failed(trial_queue))
         cluster = start_ray()
         training = plan.preset.training
         most = cluster.concurrent(training, concurrent)
         if plan.search.budget is None:  # else nobody knows
-            most = min(most, max(1, agenda.to_come))
+            most = min(most, max(1, trial_queue.to_come))
         try:
             check_storage(storage)
             if cluster.uses_gpu(training) and cluster.gpus:
-                check_fit(plan, room_on_gpus(training))
+                check_memory(plan, room_on_gpus(training))
             if probe:
                 _probe(plan, cluster, most, join(storage, sweep), progress)
         except BaseException:
@@ -113,11 +113,11 @@ def run_sweep(
             records.save()  # also what trials have taken that were interrupted
             records.clear()
         records.clear_ray()
-        return Result(agenda.entries, _failed(agenda) | asked)
+        return Result(trial_queue.entries, _failed(trial_queue) | asked)
 
 
-def _failed(agenda: Agenda) -> dict[int, str]:
-    return {index: entry.why for index, entry in enumerate(agenda.entries) if entry.state == "failed"}
+def _failed(trial_queue: TrialQueue) -> dict[int, str]:
+    return {index: entry.why for index, entry in enumerate(trial_queue.entries) if entry.state == "failed"}
 
 
 def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress: SweepProgress) -> None:
@@ -151,7 +151,7 @@ def _train(plan: Plan, jobs: _Jobs, storage: str, use_gpu: bool) -> None:
     from beamplatform.sweep.trials.early_stopping import scheduler_of
     from beamplatform.sweep.trials.train_stage import train_trials
 
-    scheduler = scheduler_of(plan, jobs.records.agenda.entries)
+    scheduler = scheduler_of(plan, jobs.records.trial_queue.entries)
     train_trials(
         jobs,
         jobs.records,
@@ -170,31 +170,31 @@ class _Jobs:
         limit: most trials at once.
     """
 
-    def __init__(self, records: Records, stage: EvaluationStage, limit: int | None) -> None:
+    def __init__(self, records: TrialEvents, stage: EvaluationStage, limit: int | None) -> None:
         self.records = records
         self._stage = stage
         self._limit = limit
 
     @property
     def finished(self) -> bool:
-        agenda = self.records.agenda
-        return agenda.finished and not agenda.running  # one that is lost with its node is begun again
+        trial_queue = self.records.trial_queue
+        return trial_queue.finished and not trial_queue.running  # one that is lost with its node is begun again
 
     def next(self) -> Job | None:
-        agenda = self.records.agenda
-        if agenda.finished:
+        trial_queue = self.records.trial_queue
+        if trial_queue.finished:
             return None  # asked at every step of Tune's; the cluster need not be
         room = cluster_now()
         if not (os.environ.get("RAY_ADDRESS") and self._stage.started):  # else it is no longer among what is free
             room = room.less(*self._stage.reserved)
-        if agenda.running >= room.concurrent(agenda.plan.preset.training, self._limit):
+        if trial_queue.running >= room.concurrent(trial_queue.plan.preset.training, self._limit):
             return None
-        index = agenda.next()
+        index = trial_queue.next()
         return None if index is None else self.records.job(index)
 
 
 def evaluation_stage(
-    plan: Plan, records: Records, cluster: Cluster, concurrent: int, store: str, options: Collection[str]
+    plan: Plan, records: TrialEvents, cluster: Cluster, concurrent: int, store: str, options: Collection[str]
 ) -> EvaluationStage:
     """The evaluation of this sweep; it begins beside training where that leaves a GPU (or cores) free.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beamplatform.tracking.environment import environment, environment_tags
-from beamplatform.tracking.runs import STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun
+from beamplatform.tracking.runs import STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRecord
 from beamplatform.tracking.store import resolve_uri, ui_command
 from beamplatform.tracking.tracker import Tracker
 
@@ -13,7 +13,7 @@ __all__ = [
     "Status",
     "SweepRun",
     "Tracker",
-    "TrialRun",
+    "TrialRecord",
     "environment",
     "environment_tags",
     "resolve_uri",

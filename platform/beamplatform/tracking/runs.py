@@ -24,7 +24,7 @@ PARAM_LIMIT = 6000
 
 
 @dataclass(frozen=True)
-class TrialRun:
+class TrialRecord:
     """One trial as MLflow holds it.
 
     Attributes:

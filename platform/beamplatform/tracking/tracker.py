@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError, first_line
-from beamplatform.tracking.runs import ENDS, NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRun, flatten
+from beamplatform.tracking.runs import ENDS, NOTE, STATUSES, TRIAL_TAGS, Status, SweepRun, TrialRecord, flatten
 from beamplatform.tracking.store import check_store, mlflow_program, redact, resolve_uri, sqlite_path
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class Tracker:
 
     def trial_runs(
         self, suite: str | None = None, sweep: str | None = None, *, every_status: bool = False
-    ) -> list[TrialRun]:
+    ) -> list[TrialRecord]:
         """The trials of one sweep, oldest first: the newest sweep where ``sweep`` is ``None``.
 
         Only finished trials, or with ``every_status`` also failed, killed and running ones. Creates nothing.
@@ -351,9 +351,9 @@ def _sweep_run(run: Run) -> SweepRun:
     )
 
 
-def _trial_run(run: Run) -> TrialRun:
+def _trial_run(run: Run) -> TrialRecord:
     tags = run.data.tags
-    return TrialRun(
+    return TrialRecord(
         run_id=run.info.run_id,
         name=str(run.info.run_name),
         method=tags["method"],

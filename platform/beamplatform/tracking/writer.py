@@ -42,7 +42,7 @@ class _Write:
     make: Callable[[], None]
 
 
-class Recorder:
+class MlflowWriter:
     """Makes the writes about a sweep's trials one after the other, on a thread of its own.
 
     Workers report to Ray, and Ray to the driver, which is where this stands: an SQLite store is then written by one
@@ -79,7 +79,7 @@ class Recorder:
         # A daemon, so that a call into MLflow that does not return cannot keep the process from ending.
         threading.Thread(target=self._work, name="recorder", daemon=True).start()
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> MlflowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

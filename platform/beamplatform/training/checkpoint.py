@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from beamplatform.training.checkpoint_store import CheckpointStore, describe
-from beamplatform.training.loop import Place, Progress
+from beamplatform.training.loop import Progress, Worker
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progress: Progress, place: Place) -> None:
+def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progress: Progress, worker: Worker) -> None:
     """Write the checkpoint of `progress.step`. A collective; on every worker it succeeds or fails alike.
 
     Raises:
@@ -39,14 +39,14 @@ def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progres
     failure = None
     try:
         with store.writing(progress.step) as folder:
-            for path in _write(folder, engine, method, progress, place):
+            for path in _write(folder, engine, method, progress, worker):
                 written[path.name] = describe(path)
     except Exception as error:
         failure = (_error_number(error), str(error))
-    everywhere: list[Any] = [None] * place.workers
+    everywhere: list[Any] = [None] * worker.world_size
     distributed.all_gather_object(everywhere, (written, failure))
     failures = [failure for _, failure in everywhere if failure]
-    if not failures and place.worker == 0:
+    if not failures and worker.rank == 0:
         try:
             store.commit(progress.step, {name: entry for files, _ in everywhere for name, entry in files.items()})
         except OSError as error:
@@ -59,7 +59,7 @@ def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progres
         raise OSError(code, text) if code is not None else OSError(text)
 
 
-def load_checkpoint(store: CheckpointStore, engine: Any, method: Method, place: Place, seed: int) -> Progress | None:
+def load_checkpoint(store: CheckpointStore, engine: Any, method: Method, worker: Worker, seed: int) -> Progress | None:
     """Restore the newest whole checkpoint, saved by any number of workers; None where there is none. A collective.
 
     Raises:
@@ -67,39 +67,39 @@ def load_checkpoint(store: CheckpointStore, engine: Any, method: Method, place: 
     """
     from torch import distributed
 
-    chosen = [store.newest() if place.worker == 0 else None]
+    chosen = [store.newest() if worker.rank == 0 else None]
     distributed.broadcast_object_list(chosen, src=0)
     if chosen[0] is None:
         return None
     with store.open(chosen[0]) as folder:
-        return _read(folder, engine, method, place, seed)
+        return _read(folder, engine, method, worker, seed)
 
 
-def _write(folder: Path, engine: Any, method: Method, progress: Progress, place: Place) -> Iterator[Path]:
+def _write(folder: Path, engine: Any, method: Method, progress: Progress, worker: Worker) -> Iterator[Path]:
     from beamlora.fragments import write_fragments
     from beamlora.optimizer_access import optimizer_access
 
     access = optimizer_access(engine.optimizer)
     own = method.state()
     fragments: dict[str, Any] = {}
-    if access.sharded or place.worker == 0:  # else all hold the same
+    if access.sharded or worker.rank == 0:  # else all hold the same
         fragments |= {f"method/{name}": fragment for name, fragment in own.parts.items()}
         for name, parameter in _trained(engine.module):
             shard = access.shard(parameter)
             fragments |= {f"parameter/{name}/{e}": (shard.start, tensor) for e, tensor in shard.tensors().items()}
-    if place.worker == 0:
+    if worker.rank == 0:
         fragments |= {f"method/{name}": (0, tensor.flatten()) for name, tensor in own.tensors.items()}
-    path = folder / f"worker-{place.worker:05}.safetensors"
+    path = folder / f"worker-{worker.rank:05}.safetensors"
     write_fragments(path, fragments)
     yield path
-    path = folder / f"worker-{place.worker:05}.json"
-    path.write_text(json.dumps({"generators": _generators(place), "meter": progress.meter.state()}), encoding="utf-8")
+    path = folder / f"worker-{worker.rank:05}.json"
+    path.write_text(json.dumps({"generators": _generators(worker), "meter": progress.meter.state()}), encoding="utf-8")
     yield path
-    if place.worker == 0:
+    if worker.rank == 0:
         path = folder / "state.json"
         state = {
             "step": progress.step,
-            "workers": place.workers,
+            "workers": worker.world_size,
             "rows": progress.rows,
             "method": own.values,
             "optimizer": _step_counts(access),
@@ -108,7 +108,7 @@ def _write(folder: Path, engine: Any, method: Method, progress: Progress, place:
         yield path
 
 
-def _read(folder: Path, engine: Any, method: Method, place: Place, seed: int) -> Progress:
+def _read(folder: Path, engine: Any, method: Method, worker: Worker, seed: int) -> Progress:
     import torch
 
     from beamlora.fragments import Fragments
@@ -129,16 +129,16 @@ def _read(folder: Path, engine: Any, method: Method, place: Place, seed: int) ->
     engine.global_steps = state["step"]
     progress = Progress(step=state["step"], rows=[(step, metrics) for step, metrics in state["rows"]])
     workers = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("worker-*.json"))]
-    if state["workers"] == place.workers:
-        progress.meter.restore(workers[place.worker]["meter"])
-        _set_generators(workers[place.worker]["generators"], place)
+    if state["workers"] == worker.world_size:
+        progress.meter.restore(workers[worker.rank]["meter"])
+        _set_generators(workers[worker.rank]["generators"], worker)
         return progress
-    log.warning("step %d was saved by %d workers, now there are %d", progress.step, state["workers"], place.workers)
-    if place.worker == 0:
-        for worker in workers:
-            progress.meter.restore(worker["meter"])
+    log.warning("step %d was saved by %d workers, now there are %d", progress.step, state["workers"], worker.world_size)
+    if worker.rank == 0:
+        for saved in workers:
+            progress.meter.restore(saved["meter"])
     # Streams of as many generators cannot be divided anew: new ones, of this step and worker.
-    torch.manual_seed(random.Random(f"resumed:{seed}:{progress.step}:{place.worker}").getrandbits(63))
+    torch.manual_seed(random.Random(f"resumed:{seed}:{progress.step}:{worker.rank}").getrandbits(63))
     return progress
 
 
@@ -179,7 +179,7 @@ def _make_optimizer_state(access: OptimizerAccess, fragments: Any, counts: dict[
         state |= {name: torch.zeros_like(tensor, requires_grad=False) for name in sorted(entries)}
 
 
-def _generators(place: Place) -> dict[str, Any]:
+def _generators(worker: Worker) -> dict[str, Any]:
     """The state of every generator of this process: torch's (dropout), its GPU's, Python's and NumPy's."""
     import numpy
     import torch
@@ -190,12 +190,12 @@ def _generators(place: Place) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), *rest],
     }
-    if place.device.type == "cuda":
-        states["cuda"] = _hex(torch.cuda.get_rng_state(place.device))
+    if worker.device.type == "cuda":
+        states["cuda"] = _hex(torch.cuda.get_rng_state(worker.device))
     return states
 
 
-def _set_generators(states: dict[str, Any], place: Place) -> None:
+def _set_generators(states: dict[str, Any], worker: Worker) -> None:
     import numpy
     import torch
 
@@ -204,8 +204,8 @@ def _set_generators(states: dict[str, Any], place: Place) -> None:
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = states["numpy"]
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
-    if place.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(_bytes(states["cuda"]), place.device)
+    if worker.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(_bytes(states["cuda"]), worker.device)
 
 
 def _hex(state: Tensor) -> str:

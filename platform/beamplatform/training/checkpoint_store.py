@@ -22,7 +22,7 @@ from beamplatform.io.storage import is_uri, join, remove_folder
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 """Checkpoints that are kept: the newest, and one to fall back on should it be damaged."""
 
 _MANIFEST = "manifest.json"
@@ -52,7 +52,7 @@ class CheckpointStore:
             OSError: it cannot be written.
         """
         if not self._remote:
-            folder = Path(self._place(step) + _PARTIAL)
+            folder = Path(self._checkpoint_path(step) + _PARTIAL)
             folder.mkdir(parents=True, exist_ok=True)
             yield folder
             return
@@ -68,7 +68,7 @@ class CheckpointStore:
             with self._filesystem().open(f"{self._remote_place(step)}/{_MANIFEST}", "w") as file:
                 file.write(text)
         else:
-            partial, final = Path(self._place(step) + _PARTIAL), Path(self._place(step))
+            partial, final = Path(self._checkpoint_path(step) + _PARTIAL), Path(self._checkpoint_path(step))
             (partial / _MANIFEST).write_text(text, encoding="utf-8")
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -88,7 +88,7 @@ class CheckpointStore:
     def open(self, step: int) -> Iterator[Path]:
         """The checkpoint as a local folder: itself, or a copy that is deleted afterwards."""
         if not self._remote:
-            yield Path(self._place(step))
+            yield Path(self._checkpoint_path(step))
             return
         with tempfile.TemporaryDirectory(prefix="beamplatform-") as name:
             self._filesystem().get(f"{self._remote_place(step)}/", name, recursive=True)
@@ -101,7 +101,7 @@ class CheckpointStore:
                 with self.open(step) as folder:
                     verify(folder)
             except (DamagedCheckpoint, OSError) as error:
-                log.warning("checkpoint %s is not used: %s", self._place(step), error)
+                log.warning("checkpoint %s is not used: %s", self._checkpoint_path(step), error)
                 continue
             return step
         return None
@@ -112,20 +112,20 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Delete all but the newest, and what an interrupted run left half-written before them."""
-        for step in self.steps()[KEPT:]:
+        for step in self.steps()[CHECKPOINTS_KEPT:]:
             if self._remote:
                 self._filesystem().rm(self._remote_place(step), recursive=True)
             else:
-                shutil.rmtree(self._place(step), ignore_errors=True)
+                shutil.rmtree(self._checkpoint_path(step), ignore_errors=True)
         if not self._remote:
             for partial in Path(self.location).glob(f"step-*{_PARTIAL}"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _place(self, step: int) -> str:
+    def _checkpoint_path(self, step: int) -> str:
         return join(self.location, f"step-{step:08}")
 
     def _remote_place(self, step: int) -> str:
-        return str(self._filesystem()._strip_protocol(self._place(step)))
+        return str(self._filesystem()._strip_protocol(self._checkpoint_path(step)))
 
     def _filesystem(self) -> Any:
         import fsspec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.data.batches import BatchPlan, collate, micro_batches, pack
 from beamplatform.data.examples import IGNORED, Example
-from beamplatform.metrics import KEPT, MEMORY, SECONDS, TRAIN_LOSS, VALIDATION_LOSS
+from beamplatform.metrics import FINAL_PARAMETERS, MEMORY, SECONDS, TRAIN_LOSS, VALIDATION_LOSS
 from beamplatform.training.loss import LossHead, summed_loss
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Meter:
         self.loss += state[0]
         self.steps, self.tokens, self.seconds = int(state[1]), int(state[2]), state[3]
 
-    def read(self, step: int, place: Place) -> dict[str, float]:
+    def read(self, step: int, worker: Worker) -> dict[str, float]:
         """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes, seconds of
         training so far; then all but the last are zero.
 
@@ -69,7 +69,7 @@ class Meter:
         from torch import distributed
 
         self._settle()
-        summed = torch.tensor(self.loss, dtype=torch.float64, device=place.device)
+        summed = torch.tensor(self.loss, dtype=torch.float64, device=worker.device)
         distributed.all_reduce(summed)
         loss = float(summed) / self.steps
         if not math.isfinite(loss):
@@ -80,7 +80,7 @@ class Meter:
             TRAIN_LOSS: loss,
             SECONDS: self.seconds,
             "train/tokens_per_second": self.tokens / elapsed,
-            MEMORY: float(_peak_memory(place.device)),
+            MEMORY: float(_peak_memory(worker.device)),
         }
         self.loss, self.steps, self.tokens, self.started = 0.0, 0, 0, time.perf_counter()
         return read
@@ -105,11 +105,11 @@ Collate = Callable[[Sequence[Example]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this worker stands: its number, how many there are, and its device."""
+class Worker:
+    """One worker of a run: its number from 0, how many there are, and its device."""
 
-    worker: int
-    workers: int
+    rank: int
+    world_size: int
     device: torch.device
 
 
@@ -117,7 +117,7 @@ def train(
     trial: Trial,
     engine: Any,
     method: Method,
-    place: Place,
+    worker: Worker,
     examples: Sequence[Example],
     validation: Sequence[Example],
     pad_id: int,
@@ -138,7 +138,7 @@ def train(
     batches = plan.from_step(progress.step)
 
     def collated(part: Sequence[Example]) -> dict[str, Any]:
-        return pack(part, place.device) if training.packing else collate(part, pad_id, place.device)
+        return pack(part, worker.device) if training.packing else collate(part, pad_id, worker.device)
 
     peak = trial.hyperparameters["learning_rate"]
     meter = progress.meter
@@ -150,14 +150,14 @@ def train(
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         targets = max(1, sum(examples[i].targets for i in batch))
-        parts = micro_batches(batch, worker=place.worker, workers=place.workers, micro_batch=training.micro_batch)
+        parts = micro_batches(batch, worker=worker.rank, workers=worker.world_size, micro_batch=training.micro_batch)
         losses = []
         for number, part in enumerate(parts, start=1):
             inputs = collated([examples[i] for i in part])
             loss = summed_loss(engine, inputs, training.loss_head) / targets
             losses.append(loss.detach())
             # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
-            engine.backward(loss * (len(parts) * place.workers))
+            engine.backward(loss * (len(parts) * worker.world_size))
             if number == len(parts):
                 method.before_step()
             engine.step()
@@ -170,13 +170,13 @@ def train(
         metrics = method.after_step(progress.step)
         last = progress.step == total
         if last or progress.step % training.log_every == 0:
-            metrics |= {"train/learning_rate": rate, **meter.read(progress.step, place)}
+            metrics |= {"train/learning_rate": rate, **meter.read(progress.step, worker)}
         if last:
-            metrics[KEPT] = float(method.trained_parameters())
+            metrics[FINAL_PARAMETERS] = float(method.trained_parameters())
         validate = last or (training.validate_every is not None and progress.step % training.validate_every == 0)
         if validate:
             metrics[VALIDATION_LOSS] = validation_loss(
-                engine, validation, place, training.micro_batch, collated, training.loss_head
+                engine, validation, worker, training.micro_batch, collated, training.loss_head
             )
         if metrics:
             progress.rows.append((progress.step, metrics))
@@ -187,7 +187,7 @@ def train(
 
 
 def validation_loss(
-    engine: Any, examples: Sequence[Example], place: Place, micro_batch: int, collated: Collate, head: LossHead
+    engine: Any, examples: Sequence[Example], worker: Worker, micro_batch: int, collated: Collate, head: LossHead
 ) -> float:
     """Mean cross-entropy over the counted tokens of all validation examples; a collective of all workers."""
     import torch
@@ -196,15 +196,15 @@ def validation_loss(
     engine.eval()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
     # Every worker runs the same number of forward passes: under ZeRO-3 each of them is a collective.
-    order += order[-1:] * (-len(order) % place.workers)
-    counted = torch.zeros(2, dtype=torch.float64, device=place.device)
-    own = order[place.worker :: place.workers]
+    order += order[-1:] * (-len(order) % worker.world_size)
+    counted = torch.zeros(2, dtype=torch.float64, device=worker.device)
+    own = order[worker.rank :: worker.world_size]
     padded = len(order) - len(examples)
     with torch.no_grad():
         for start in range(0, len(own), micro_batch):
             part = [examples[i] for i in own[start : start + micro_batch]]
             ends_here = start + micro_batch >= len(own)
-            if ends_here and padded and place.worker >= place.workers - padded:
+            if ends_here and padded and worker.rank >= worker.world_size - padded:
                 part[-1] = Example(part[-1].ids, [IGNORED] * len(part[-1].ids))
             counted[0] += summed_loss(engine, collated(part), head).double()
             counted[1] += sum(example.targets for example in part)

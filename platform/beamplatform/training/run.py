@@ -18,14 +18,14 @@ from beamplatform.training.checkpoint import load_checkpoint, save_checkpoint
 from beamplatform.training.checkpoint_store import CheckpointStore
 from beamplatform.training.engine import make_engine, sharding_from_the_start, whole_model, whole_parameters
 from beamplatform.training.host_memory import give_back_freed_blocks
-from beamplatform.training.loop import Place, Progress, train
+from beamplatform.training.loop import Progress, Worker, train
 
 if TYPE_CHECKING:
     from beamplatform.config.trial import Trial
     from beamplatform.methods.base import Method
 
 
-TRIAL, METRICS = "trial.json", "metrics.json"
+TRIAL_FILE, METRICS_FILE = "trial.json", "metrics.json"
 """Files of an export beside the model: the trial it came from, and [step, {metric: value}] of its whole training. An
 export that has the first is complete."""
 
@@ -35,7 +35,7 @@ class Run:
     """What one worker holds while it trains."""
 
     trial: Trial
-    place: Place
+    worker: Worker
     tokenizer: Any
     examples: Sequence[Example]
     validation: Sequence[Example]
@@ -49,14 +49,14 @@ class Run:
 
         def reached(progress: Progress, checkpoint: bool) -> None:
             if checkpoint and self.checkpoints is not None:
-                save_checkpoint(self.checkpoints, self.engine, self.method, progress, self.place)
+                save_checkpoint(self.checkpoints, self.engine, self.method, progress, self.worker)
             report(progress)
 
         train(
             self.trial,
             self.engine,
             self.method,
-            self.place,
+            self.worker,
             self.examples,
             self.validation,
             self.tokenizer.pad_token_id,
@@ -71,18 +71,18 @@ class Run:
 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "export"
-            if self.place.worker == 0:
+            if self.worker.rank == 0:
                 folder.mkdir()
             if weights:
                 self._export_model(folder)
-            if self.place.worker == 0:
-                (folder / TRIAL).write_text(self.trial.model_dump_json(indent=2), encoding="utf-8")
-                (folder / METRICS).write_text(json.dumps(self.progress.rows), encoding="utf-8")
-                put_folder(folder, destination, last=TRIAL)
+            if self.worker.rank == 0:
+                (folder / TRIAL_FILE).write_text(self.trial.model_dump_json(indent=2), encoding="utf-8")
+                (folder / METRICS_FILE).write_text(json.dumps(self.progress.rows), encoding="utf-8")
+                put_folder(folder, destination, last=TRIAL_FILE)
         distributed.barrier()
 
     def _export_model(self, folder: Path) -> None:
-        first = self.place.worker == 0
+        first = self.worker.rank == 0
         merged = self.method.export_kind == "merged"
         with whole_model(self.engine, here=first) if merged else whole_parameters(self.engine) as model:
             if first:
@@ -91,14 +91,14 @@ class Run:
                     self.tokenizer.save_pretrained(str(folder))
 
 
-def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = None) -> Run:
+def start_run(trial: Trial, worker: Worker, checkpoints: CheckpointStore | None = None) -> Run:
     """Load the model and the data, put the method on the model and the engine around it.
 
     The run goes on from its newest whole checkpoint, if there is one.
 
     Args:
         trial: what to run.
-        place: this worker's place; torch.distributed is initialised.
+        worker: this worker; torch.distributed is initialised.
         checkpoints: where this run keeps its checkpoints; None = nowhere.
 
     Raises:
@@ -107,7 +107,7 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
     """
     import torch
 
-    if place.device.type == "cpu":
+    if worker.device.type == "cpu":
         give_back_freed_blocks()
     tokenizer = load_tokenizer(trial.model.path)
     records = training_records(trial.data, trial.evaluation.tasks)
@@ -115,7 +115,7 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
         tokenise(part, tokenizer, max_length=trial.data.max_length, loss_on=trial.data.loss_on)
         for part in (records.train, records.validation)
     )
-    on_gpu = place.device.type == "cuda"
+    on_gpu = worker.device.type == "cuda"
     bf16 = torch_dtype(trial.model.dtype, on_gpu=on_gpu) == torch.bfloat16
     method = trial.make_method(len(examples))
     with sharding_from_the_start(trial.training, bf16=bf16):
@@ -133,7 +133,7 @@ def start_run(trial: Trial, place: Place, checkpoints: CheckpointStore | None = 
     engine = make_engine(model, trial.training, optimizer, bf16=bf16)
     method.attach(engine.module, engine.optimizer)
     # From here on randomness is dropout's, which must differ between workers.
-    torch.manual_seed(trial.seed * 1_000_003 + place.worker + 1)
-    saved = load_checkpoint(checkpoints, engine, method, place, trial.seed) if checkpoints else None
+    torch.manual_seed(trial.seed * 1_000_003 + worker.rank + 1)
+    saved = load_checkpoint(checkpoints, engine, method, worker, trial.seed) if checkpoints else None
     progress = saved or Progress()
-    return Run(trial, place, tokenizer, examples, validation, method, engine, progress, checkpoints)
+    return Run(trial, worker, tokenizer, examples, validation, method, engine, progress, checkpoints)

@@ -65,7 +65,7 @@ class Destination:
             )
 
 
-def fit(
+def train_on_ray(
     trial: Trial,
     destination: Destination,
     *,
@@ -124,7 +124,7 @@ def train_worker(config: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it would look for a GPU
 
     from beamplatform.training.checkpoint_store import CheckpointStore
-    from beamplatform.training.loop import Place, Progress
+    from beamplatform.training.loop import Progress, Worker
     from beamplatform.training.run import start_run
 
     destination = Destination(**config["destination"])
@@ -132,17 +132,17 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     trial = Trial.model_validate(config["trial"])
     trial = trial.model_copy(update={"training": trial.training.with_workers(context.get_world_size())})
-    place = Place(context.get_world_rank(), context.get_world_size(), device)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), device)
     # Not Ray Train's checkpoints: it hands out its newest one only, whole or damaged, and forgets them with the driver.
     checkpoints = CheckpointStore(destination.checkpoints)
-    run = start_run(trial, place, checkpoints)
+    run = start_run(trial, worker, checkpoints)
     before = [row[WORKERS] for _, row in run.progress.rows if WORKERS in row]
     if run.progress.step:
         log.warning("%s goes on from step %d", trial.name, run.progress.step)
-        if before and before[-1] != place.workers:
-            run.progress.rows.append((run.progress.step, {WORKERS: float(place.workers)}))
+        if before and before[-1] != worker.world_size:
+            run.progress.rows.append((run.progress.step, {WORKERS: float(worker.world_size)}))
     else:
-        first = {TRAINED: float(run.method.trained_parameters()), WORKERS: place.workers}
+        first = {TRAINED: float(run.method.trained_parameters()), WORKERS: worker.world_size}
         run.progress.rows.append((0, {name: float(value) for name, value in first.items()}))
     sent = 0
 
@@ -154,5 +154,5 @@ def train_worker(config: dict[str, Any]) -> None:
 
     run.train(report, config["until"])
     run.export(destination.export, weights=destination.weights)
-    if place.worker == 0:
+    if worker.rank == 0:
         checkpoints.clear()

@@ -14,7 +14,7 @@ _OPTION = "--autoscaling-config="
 
 
 @dataclass(frozen=True)
-class Launched:
+class AutoscalerLimits:
     """Limits of a cluster that starts nodes when something waits for them.
 
     Attributes:
@@ -31,11 +31,11 @@ class Launched:
         return alive - 1 < self.workers
 
 
-def launched() -> Launched:
+def autoscaler_limits() -> AutoscalerLimits:
     """The limits of the cluster whose head this machine is; none where no autoscaler runs here."""
     file = _configuration() if os.environ.get("RAY_ADDRESS") else None
     if file is None:
-        return Launched()
+        return AutoscalerLimits()
     config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))  # as Ray itself reads it
     workers = int(config.get("max_workers", 0))
     kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
@@ -48,7 +48,7 @@ def launched() -> Launched:
             total, left = total + count * int(kind.get("resources", {}).get(resource, 0)), left - count
         return total
 
-    return Launched(workers, most("CPU"), most("GPU"))
+    return AutoscalerLimits(workers, most("CPU"), most("GPU"))
 
 
 def _configuration() -> Path | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from beamplatform.errors import UserError, first_line
 from beamplatform.hardware import has_gpu
-from beamplatform.sweep.cluster.autoscaler import launched
+from beamplatform.sweep.cluster.autoscaler import autoscaler_limits
 from beamplatform.sweep.cluster.credentials import adopted
 from beamplatform.sweep.cluster.machine_check import ray_logs, token_without_home
 from beamplatform.sweep.cluster.network import meet_on_rays_network
@@ -60,14 +60,14 @@ class Cluster:
 
     def concurrent(self, training: TrainingSection, limit: int | None) -> int:
         """How many trials of this size fit at once, at most `limit`; at least one."""
-        fit = self._fit(training, self.cpus, self.gpus)
+        fit = self._capacity(training, self.cpus, self.gpus)
         if self.grows:  # what waits makes the cluster larger
-            return limit or max(fit + 1, self._fit(training, self.most_cpus, self.most_gpus))
+            return limit or max(fit + 1, self._capacity(training, self.most_cpus, self.most_gpus))
         if self.uses_gpu(training) and not self.gpus:
             return limit or 1
         return max(1, min(fit, limit or fit))
 
-    def _fit(self, training: TrainingSection, cpus: int, gpus: int) -> int:
+    def _capacity(self, training: TrainingSection, cpus: int, gpus: int) -> int:
         fit = cpus // (training.most_workers * training.cpus_per_worker)
         if self.uses_gpu(training):
             fit = min(fit, int(gpus / (training.most_workers * training.gpus_per_worker)))
@@ -148,7 +148,7 @@ def cluster_now() -> Cluster:
         free, own = ray.available_resources(), held_resources()
         total = {key: min(total.get(key, 0), free.get(key, 0) + own.get(key, 0)) for key in ("CPU", "GPU")}
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    limits = launched()
+    limits = autoscaler_limits()
     return Cluster(
         int(total.get("CPU", 1)),
         int(total.get("GPU", 0)),

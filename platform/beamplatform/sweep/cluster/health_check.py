@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError, first_line
 from beamplatform.io.storage import is_uri
-from beamplatform.sweep.cluster.autoscaler import launched
+from beamplatform.sweep.cluster.autoscaler import autoscaler_limits
 
 if TYPE_CHECKING:
     from beamplatform.config.sections import TrainingSection
@@ -160,7 +160,7 @@ def _check_versions(gcs: Any, address: str) -> None:
 
 def _check_gpus(gcs: Any, address: str) -> None:
     alive = [node for node in gcs.get_all_node_info(timeout=SECONDS).values() if node.state == 0]
-    if not launched().grows(len(alive)) and not any(node.resources_total.get("GPU", 0) for node in alive):
+    if not autoscaler_limits().grows(len(alive)) and not any(node.resources_total.get("GPU", 0) for node in alive):
         raise UserError(
             f"training.device is gpu, and none of the {len(alive)} nodes of the cluster at {address} has one; add "
             "nodes with GPUs, choose another --preset, or try --set training.device=cpu"

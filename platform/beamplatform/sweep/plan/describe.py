@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from beamplatform.errors import UserError
-from beamplatform.sweep.plan.ledger import Entry
-from beamplatform.sweep.plan.memory_check import check_fit, room_here
+from beamplatform.sweep.plan.ledger import LedgerEntry
+from beamplatform.sweep.plan.memory_check import check_memory, room_here
 from beamplatform.sweep.plan.plan import Checked, Plan
 from beamplatform.sweep.plan.saved_sweep import SavedSweep, differences
 
@@ -53,7 +53,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for line in plan.quality.lines(preset.data):
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
     try:
-        check_fit(plan, room_here(preset.training))
+        check_memory(plan, room_here(preset.training))
     except UserError as error:
         console.print(f"It would be refused here: {error}", style="yellow", soft_wrap=True)
 
@@ -81,7 +81,7 @@ def announced(plan: Plan) -> str:
     return f"{search} ({plan.search.algorithm}), then {finals} final trials"
 
 
-def changes(plan: Plan, saved: SavedSweep, known: Sequence[Entry], *, extended: bool) -> Iterator[str]:
+def changes(plan: Plan, saved: SavedSweep, known: Sequence[LedgerEntry], *, extended: bool) -> Iterator[str]:
     """What a sweep that goes on adds to what is there, or no longer takes from it."""
     own, old = plan.split(known)
     if changed := differences(saved.content, plan.content):

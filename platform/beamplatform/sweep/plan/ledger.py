@@ -21,7 +21,7 @@ State = Literal["running", "trained", "stopped", "failed"]
 
 
 @dataclass
-class Entry:
+class LedgerEntry:
     """One trial of a sweep.
 
     Attributes:
@@ -53,12 +53,12 @@ class Entry:
         return {**asdict(self), "trial": self.trial.model_dump(mode="json")}
 
     @classmethod
-    def of_json(cls, values: dict[str, Any]) -> Entry:
+    def of_json(cls, values: dict[str, Any]) -> LedgerEntry:
         curve = [(int(step), float(loss)) for step, loss in values["curve"]]
         return cls(**{**values, "trial": Trial.model_validate(values["trial"]), "curve": curve})
 
 
-def load_ledger(storage: str, sweep: str) -> list[Entry]:
+def load_ledger(storage: str, sweep: str) -> list[LedgerEntry]:
     """All entries of a sweep, in the order in which they were begun; none where it has not begun.
 
     Raises:
@@ -67,9 +67,9 @@ def load_ledger(storage: str, sweep: str) -> list[Entry]:
     file = join(storage, sweep, _FILE)
     with undamaged(file):
         text = read_text(file)
-        return [Entry.of_json(values) for values in json.loads(text)] if text is not None else []
+        return [LedgerEntry.of_json(values) for values in json.loads(text)] if text is not None else []
 
 
-def save_ledger(storage: str, sweep: str, entries: Sequence[Entry]) -> None:
+def save_ledger(storage: str, sweep: str, entries: Sequence[LedgerEntry]) -> None:
     """Write all entries, in place of what was written before."""
     write_text(join(storage, sweep, _FILE), json.dumps([entry.as_json() for entry in entries], indent=1))

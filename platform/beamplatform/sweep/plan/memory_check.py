@@ -23,14 +23,14 @@ _USABLE_HOST = 0.85
 
 
 @dataclass(frozen=True)
-class Room:
+class WorkerMemory:
     """Memory for one worker: bytes, and in words where."""
 
     size: int
     where: str
 
 
-def room_here(training: TrainingSection) -> Room | None:
+def room_here(training: TrainingSection) -> WorkerMemory | None:
     """What one worker has on this machine; None where the workers run on a cluster, or nothing tells."""
     if os.environ.get("RAY_ADDRESS"):
         return None
@@ -44,16 +44,16 @@ def room_here(training: TrainingSection) -> Room | None:
 
     size = int(psutil.virtual_memory().total * _USABLE_HOST)
     workers = training.least_workers
-    return Room(size // workers, f"this machine's memory has for each of {workers} workers")
+    return WorkerMemory(size // workers, f"this machine's memory has for each of {workers} workers")
 
 
-def room_on_gpu(size: int, training: TrainingSection) -> Room:
+def room_on_gpu(size: int, training: TrainingSection) -> WorkerMemory:
     """What one worker has of a GPU with so many bytes."""
     share = training.gpus_per_worker
-    return Room(int(size * _USABLE_GPU * share), "a GPU has" if share == 1 else f"{share:g} of a GPU has")
+    return WorkerMemory(int(size * _USABLE_GPU * share), "a GPU has" if share == 1 else f"{share:g} of a GPU has")
 
 
-def room_on_gpus(training: TrainingSection) -> Room:
+def room_on_gpus(training: TrainingSection) -> WorkerMemory:
     """What one worker has of the memory of a GPU of the cluster."""
     import ray
 
@@ -66,12 +66,12 @@ def room_on_gpus(training: TrainingSection) -> Room:
     return room_on_gpu(ray.get(size.remote()), training)
 
 
-def half_of(one: Checked) -> Room:
+def half_of(one: Checked) -> WorkerMemory:
     """For a trial that did not fit although its estimate did: half the activations."""
-    return Room(one.memory.total - one.memory.activations // 2, "")
+    return WorkerMemory(one.memory.total - one.memory.activations // 2, "")
 
 
-def check_fit(plan: Plan, room: Room | None) -> None:
+def check_memory(plan: Plan, room: WorkerMemory | None) -> None:
     """Refuse a plan whose largest trial cannot fit.
 
     Raises:
@@ -88,7 +88,7 @@ def check_fit(plan: Plan, room: Room | None) -> None:
     )
 
 
-def smallest_change(plan: Plan, one: Checked, room: Room) -> str:
+def smallest_change(plan: Plan, one: Checked, room: WorkerMemory) -> str:
     """In words: the first single change of those that change no result, then of those that do little, that fits.
 
     Where no single one does, they are made together, one after the other.

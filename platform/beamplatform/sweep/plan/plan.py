@@ -18,13 +18,13 @@ from beamplatform.evaluation.evaluator import Evaluator
 from beamplatform.evaluation.predictions import digest as text_digest
 from beamplatform.evaluation.predictions import document_hash
 from beamplatform.inference.identity import content_hash
-from beamplatform.io.disk_cache import known
+from beamplatform.io.disk_cache import cached_json
 from beamplatform.methods import get_method
 from beamplatform.methods.base import AdapterHyperparameters, Method
 from beamplatform.models.check import check_model
 from beamplatform.models.loading import load_tokenizer, resolve_path
 from beamplatform.models.shapes import ModelShapes, model_shapes
-from beamplatform.sweep.plan.ledger import Entry, Role
+from beamplatform.sweep.plan.ledger import LedgerEntry, Role
 from beamplatform.sweep.plan.memory_estimate import MemoryEstimate, check_head, estimate, target_shapes
 from beamplatform.sweep.plan.proposals import listed_points
 from beamplatform.tasks.record import Record
@@ -153,15 +153,15 @@ class Plan:
             made = made.model_copy(update={"training": made.training.model_copy(update={"validate_every": steps})})
         return made
 
-    def split(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    def split(self, entries: Sequence[LedgerEntry]) -> tuple[list[LedgerEntry], list[LedgerEntry]]:
         """Trials that were begun before: those of this plan, and those of what it was."""
-        own: list[Entry] = []
-        old: list[Entry] = []
+        own: list[LedgerEntry] = []
+        old: list[LedgerEntry] = []
         for entry in entries:
             (own if self.holds(entry) else old).append(entry)
         return own, old
 
-    def holds(self, entry: Entry) -> bool:
+    def holds(self, entry: LedgerEntry) -> bool:
         """Whether a trial that was begun before is one of this plan: the same content, at a point of its space."""
         method, trial = entry.trial.method, entry.trial
         if method not in self.spaces:
@@ -225,7 +225,7 @@ def _quality(preset: Preset, training: TrainingRecords, test: Mapping[str, list[
     tasks = preset.evaluation.tasks
     how = preset.data.model_dump(exclude={"tolerated", "source", "train_source", "columns"})
     about = (content.records, content.model, content.code, how, version("transformers"))
-    made = known(
+    made = cached_json(
         "quality", about, lambda: asdict(quality(tasks, training, test, load_tokenizer(preset.model.path), preset.data))
     )
     return Quality(**made)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from beamplatform.io.storage import join, read_text
 from beamplatform.metrics import MEMORY, SECONDS
 from beamplatform.sweep.plan.plan import Plan
-from beamplatform.training.run import METRICS
-from beamplatform.training.worker import RAY, Destination, fit
+from beamplatform.training.run import METRICS_FILE
+from beamplatform.training.worker import RAY, Destination, train_on_ray
 
 STEPS = 20
 _EVERY = 5
@@ -78,9 +78,9 @@ def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
     folder = join(storage, RAY, "probe", str(time.time_ns()), "export")
     began = time.monotonic()
     destination = Destination(folder, join(storage, RAY), weights=False)
-    _beside(lambda: fit(trial, destination, use_gpu=use_gpu, max_failures=0, until=STEPS))
+    _beside(lambda: train_on_ray(trial, destination, use_gpu=use_gpu, max_failures=0, until=STEPS))
     wall = time.monotonic() - began
-    text = read_text(join(folder, METRICS))
+    text = read_text(join(folder, METRICS_FILE))
     rows = [(step, row) for step, row in json.loads(text or "[]") if SECONDS in row]
     (first, early), (last, late) = rows[0], rows[-1]
     timed = late[SECONDS] - early[SECONDS] if last > first else late[SECONDS]

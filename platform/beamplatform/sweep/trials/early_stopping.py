@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from beamplatform.metrics import VALIDATION_LOSS, validation_curve
-from beamplatform.sweep.plan.ledger import Entry
+from beamplatform.sweep.plan.ledger import LedgerEntry
 from beamplatform.sweep.plan.plan import Plan, grace_period
 from beamplatform.sweep.trials.tune_actor import INDEX
 
@@ -45,7 +45,7 @@ class SearchScheduler(FIFOScheduler):
         entries: the agenda's own list, by index; what earlier trials reached counts.
     """
 
-    def __init__(self, plan: Plan, entries: Sequence[Entry]) -> None:
+    def __init__(self, plan: Plan, entries: Sequence[LedgerEntry]) -> None:
         super().__init__()
         self._plan = plan
         self._entries = entries
@@ -88,7 +88,7 @@ class SearchScheduler(FIFOScheduler):
             )
         return decision
 
-    def _halving(self, entry: Entry) -> _Halving | None:
+    def _halving(self, entry: LedgerEntry) -> _Halving | None:
         method, bracket = entry.trial.method, self._bracket(entry)
         if (method, bracket) not in self._halvings:
             self._halvings[method, bracket] = self._made(method, bracket)
@@ -111,7 +111,7 @@ class SearchScheduler(FIFOScheduler):
         )
         return _Halving(scheduler, rungs, {rung: set() for rung in rungs})
 
-    def _bracket(self, entry: Entry) -> int:
+    def _bracket(self, entry: LedgerEntry) -> int:
         if self._plan.search.algorithm == "asha":
             return 0
         own = [one for one in self._entries if one.role == "search" and one.trial.method == entry.trial.method]
@@ -119,6 +119,6 @@ class SearchScheduler(FIFOScheduler):
         return random.Random(f"brackets {self._plan.search.seed} {round_}").sample(_DEAL, len(_DEAL))[place]
 
 
-def scheduler_of(plan: Plan, entries: Sequence[Entry]) -> SearchScheduler | None:
+def scheduler_of(plan: Plan, entries: Sequence[LedgerEntry]) -> SearchScheduler | None:
     """The scheduler of a plan; None where no trial is stopped."""
     return SearchScheduler(plan, entries) if plan.search.stops_early else None

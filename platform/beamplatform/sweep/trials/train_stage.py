@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from beamplatform.config.trial import Trial
 from beamplatform.metrics import TRAIN_LOSS
 from beamplatform.sweep.cluster.placement_groups import Reaper, settle
-from beamplatform.sweep.trials.tune_actor import DESTINATION, EXPORTED, INDEX, TRIAL, TrialRun
+from beamplatform.sweep.trials.tune_actor import DESTINATION, EXPORTED, INDEX, TRIAL, TuneTrialActor
 from beamplatform.training.worker import Destination
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def train_trials(
     tuner = tune.Tuner(
         # The driver of a Train run only waits, so the cores and GPUs are its workers'. Ray refuses an empty request,
         # and a share of a core would leave the last core unusable; memory is what the process really takes.
-        tune.with_resources(tune.with_parameters(TrialRun, use_gpu=use_gpu), {"memory": DRIVER_MEMORY}),
+        tune.with_resources(tune.with_parameters(TuneTrialActor, use_gpu=use_gpu), {"memory": DRIVER_MEMORY}),
         tune_config=tune.TuneConfig(
             num_samples=-1,  # until the searcher says so
-            search_alg=_HandsOut(jobs),
+            search_alg=_QueueSearcher(jobs),
             max_concurrent_trials=concurrent,
             scheduler=scheduler,
             trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]['method']}-{trial.trial_id}",
@@ -163,7 +163,7 @@ def _name(scheduler: TrialScheduler | None) -> str:
     return {"AsyncHyperBand": "ASHA", "NoneType": "Tune"}.get(name, name)
 
 
-class _Unwritten:
+class _NoTuneState:
     """Tune writes its searcher and its callbacks into the experiment's state, which is never read: the ledger is.
 
     (A terminal, a thread and a lock cannot be written, either.)
@@ -173,7 +173,7 @@ class _Unwritten:
         return {}
 
 
-class _HandsOut(_Unwritten, Searcher):
+class _QueueSearcher(_NoTuneState, Searcher):
     """Tune's searcher: a trial's configuration is the trial."""
 
     def __init__(self, jobs: Jobs) -> None:
@@ -196,7 +196,7 @@ class _HandsOut(_Unwritten, Searcher):
         pass
 
 
-class _Events(_Unwritten, Callback):
+class _Events(_NoTuneState, Callback):
     """Tune's events, passed on."""
 
     def __init__(self, listener: Listener, why: Callable[[int, int], str]) -> None:

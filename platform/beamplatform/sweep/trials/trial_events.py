@@ -16,20 +16,20 @@ from beamplatform.inference import Export
 from beamplatform.io.storage import join, put_folder, read_text, remove_folder
 from beamplatform.methods import get_method
 from beamplatform.metrics import VALIDATION_LOSS, WORKERS, validation_curve
-from beamplatform.sweep.plan.ledger import Entry, save_ledger
+from beamplatform.sweep.plan.ledger import LedgerEntry, save_ledger
 from beamplatform.sweep.plan.plan import Plan
 from beamplatform.sweep.progress import SweepProgress, TrialProgress
 from beamplatform.sweep.trials.train_stage import Job, Listener, Rows
-from beamplatform.sweep.trials.trial_queue import Agenda
+from beamplatform.sweep.trials.trial_queue import TrialQueue
 from beamplatform.tracking.environment import environment, environment_tags
 from beamplatform.tracking.runs import NOTE
-from beamplatform.tracking.writer import Recorder
-from beamplatform.training.run import METRICS, TRIAL
+from beamplatform.tracking.writer import MlflowWriter
+from beamplatform.training.run import METRICS_FILE, TRIAL_FILE
 from beamplatform.training.worker import RAY, Destination
 
 if TYPE_CHECKING:
     from beamplatform.evaluation.scores import Evaluation
-    from beamplatform.tracking.runs import TrialRun
+    from beamplatform.tracking.runs import TrialRecord
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ _ATTEMPTS = 3
 """How often the process that runs a trial may be lost: with a node that a cloud takes back, say."""
 
 
-class Records(Listener):
-    """Of one sweep. Trials are called by their index in the agenda.
+class TrialEvents(Listener):
+    """Of one sweep. Trials are called by their index in the queue.
 
     Args:
         storage: of the whole storage; the sweep's own is the folder of its name below.
@@ -56,10 +56,10 @@ class Records(Listener):
         plan: Plan,
         sweep: str,
         storage: str,
-        recorder: Recorder,
+        recorder: MlflowWriter,
         parent: str,
         progress: SweepProgress,
-        known: Sequence[Entry] = (),
+        known: Sequence[LedgerEntry] = (),
         *,
         again: bool = True,
     ) -> None:
@@ -77,22 +77,22 @@ class Records(Listener):
         own, self._superseded = plan.split(known)
         for entry in own:
             self._recover(entry)
-        self.agenda = Agenda(plan, own, self._begin, again=again)
+        self.trial_queue = TrialQueue(plan, own, self._begin, again=again)
 
     # -- trials begin --------------------------------------------------------------------------------------
 
     def job(self, index: int) -> Job:
-        entry = self.agenda.entries[index]
+        entry = self.trial_queue.entries[index]
         return Job(index, entry.trial, self._destination(entry))
 
-    def take_up(self, runs: Mapping[str, TrialRun]) -> list[int]:
+    def take_up(self, runs: Mapping[str, TrialRecord]) -> list[int]:
         """Go on with the runs of an earlier part of the sweep; returns the trials that wait for their evaluation.
 
         Args:
             runs: by the names of their trials.
         """
         waiting = []
-        for index, entry in enumerate(self.agenda.entries):
+        for index, entry in enumerate(self.trial_queue.entries):
             run = runs.get(entry.trial.name)
             self._show(entry)
             if run is None:
@@ -122,42 +122,42 @@ class Records(Listener):
         self.save()
         return waiting
 
-    def new_contexts(self, runs: Iterable[TrialRun]) -> dict[str, str]:
+    def new_contexts(self, runs: Iterable[TrialRecord]) -> dict[str, str]:
         """Run id -> context, of runs that have become, or are no longer, trials of this plan."""
-        own = {entry.trial.name for entry in self.agenda.entries}
+        own = {entry.trial.name for entry in self.trial_queue.entries}
         old = {entry.trial.name for entry in self._superseded} - own
         now = self._plan.context
         found = {run.run_id: now for run in runs if run.name in own and run.context != now}
         return found | {run.run_id: "superseded" for run in runs if run.name in old and run.context == now}
 
-    def _begin(self, index: int, entry: Entry) -> None:
+    def _begin(self, index: int, entry: LedgerEntry) -> None:
         self._show(entry)
         self.save()  # first: a run that the ledger did not know of would be made twice
         self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
 
-    def _show(self, entry: Entry) -> None:
+    def _show(self, entry: LedgerEntry) -> None:
         self.exports.append(Export(get_method(entry.trial.method).export_kind, self._destination(entry).export))
         steps = entry.trial.total_steps(self._plan.train_examples)
         questions = self._plan.questions if entry.weights else 0
         self._progress.add(TrialProgress(entry.trial.name, steps, questions))
 
-    def _recover(self, entry: Entry) -> None:
+    def _recover(self, entry: LedgerEntry) -> None:
         """The driver may have died between the end of a training and its note of it."""
-        if entry.state == "running" and read_text(join(self._destination(entry).export, TRIAL)) is not None:
+        if entry.state == "running" and read_text(join(self._destination(entry).export, TRIAL_FILE)) is not None:
             entry.state = "trained"
             entry.curve = validation_curve(self._exported_rows(entry))
 
-    def _exported_rows(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
-        rows = json.loads(read_text(join(self._destination(entry).export, METRICS)) or "[]")
+    def _exported_rows(self, entry: LedgerEntry) -> list[tuple[int, dict[str, float]]]:
+        rows = json.loads(read_text(join(self._destination(entry).export, METRICS_FILE)) or "[]")
         return [(step, metrics) for step, metrics in rows]
 
-    def _destination(self, entry: Entry) -> Destination:
+    def _destination(self, entry: LedgerEntry) -> Destination:
         root = join(self._storage, self._sweep)
         export = join(root, "trials", entry.trial.name, "export")
         # A model that nobody will ask anything is not written.
         return Destination(export, join(root, RAY), weights=entry.weights)
 
-    def _tags(self, entry: Entry) -> dict[str, Any]:
+    def _tags(self, entry: LedgerEntry) -> dict[str, Any]:
         """What the trial's run is found by in MLflow, and where its exported model lies."""
         trial = entry.trial
         return {
@@ -177,7 +177,7 @@ class Records(Listener):
     def save(self) -> None:
         """A full or lost storage must not end the trials that need none of it; the next event tries again."""
         try:
-            save_ledger(self._storage, self._sweep, [*self._superseded, *self.agenda.entries])
+            save_ledger(self._storage, self._sweep, [*self._superseded, *self.trial_queue.entries])
             self._unsaved = False
         except Exception as error:  # a disk's, or any of an object store's own
             log.error("the ledger of the sweep cannot be written: %s", error)
@@ -194,35 +194,35 @@ class Records(Listener):
     def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Rows) -> None:
         for _, metrics in rows:
             if WORKERS in metrics:
-                self.agenda.workers[index] = int(metrics[WORKERS])
-        self.agenda.started(index)
+                self.trial_queue.workers[index] = int(metrics[WORKERS])
+        self.trial_queue.started(index)
         self._progress.advance(index, step, loss)
         if rows:
             self._recorder.add(index, rows)
         for at, validation_loss in validation_curve(rows):
-            self.agenda.measured(index, at, validation_loss)
+            self.trial_queue.measured(index, at, validation_loss)
 
     def trained(self, index: int) -> None:
-        self.agenda.ended(index, "trained")
+        self.trial_queue.ended(index, "trained")
         self.save()
         self._progress.trained(index)
         self.answer(index)
 
     def stopped(self, index: int, why: str) -> None:
-        self.agenda.ended(index, "stopped", why)
+        self.trial_queue.ended(index, "stopped", why)
         self.save()
         self._end_as_stopped(index, why)
         self._progress.stopped(index, why)
 
     def failed(self, index: int, why: str) -> None:
         """In its training."""
-        self.agenda.ended(index, "failed", why)
+        self.trial_queue.ended(index, "failed", why)
         self.save()
         self.unanswered(index, why)
 
     def clear(self) -> None:
         """Remove the checkpoints of trials that were stopped, which nobody goes on from."""
-        for entry in self.agenda.entries:
+        for entry in self.trial_queue.entries:
             if entry.state == "stopped":
                 self._remove(self._destination(entry).checkpoints)
 
@@ -239,8 +239,8 @@ class Records(Listener):
     def lost(self, index: int, why: str) -> None:
         self._losses[index] += 1
         if self._losses[index] < _ATTEMPTS:
-            log.warning("%s is begun again: %s", self.agenda.entries[index].trial.name, why)
-            self.agenda.again(index)
+            log.warning("%s is begun again: %s", self.trial_queue.entries[index].trial.name, why)
+            self.trial_queue.again(index)
         else:
             self.failed(index, why)
 
@@ -252,7 +252,7 @@ class Records(Listener):
 
     def answer(self, index: int) -> None:
         """The trial is trained: its model is asked the test questions, or the trial is done."""
-        if self.evaluate is not None and self.agenda.entries[index].weights:
+        if self.evaluate is not None and self.trial_queue.entries[index].weights:
             self.evaluate(index)
         else:
             self._done(index)
@@ -273,7 +273,7 @@ class Records(Listener):
 
     def evaluated(self, index: int, result: Evaluation) -> None:
         """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
-        trial = self.agenda.entries[index].trial
+        trial = self.trial_queue.entries[index].trial
         self._recorder.add(index, [(0, result.metrics(trial.evaluation.pass_at))])
         self._recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
         for task, predictions in result.predictions.items():
@@ -285,7 +285,7 @@ class Records(Listener):
 
     def _done(self, index: int, average: float | None = None) -> None:
         """The run is finished; an adapter becomes its artifact (a merged model is too large)."""
-        if self.exports[index].kind == "adapter" and self.agenda.entries[index].weights:
+        if self.exports[index].kind == "adapter" and self.trial_queue.entries[index].weights:
             self._recorder.folder(index, self.exports[index].path, "export")
         self._recorder.set_tags(index, {"stage": "done"})
         self._recorder.finish(index, "FINISHED")

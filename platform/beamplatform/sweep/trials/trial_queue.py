@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from beamplatform.sweep.plan.ledger import Entry, State
+from beamplatform.sweep.plan.ledger import LedgerEntry, State
 from beamplatform.sweep.plan.plan import Plan
 from beamplatform.sweep.plan.proposals import Tried, propose
 
@@ -17,7 +17,7 @@ _HOPELESS = 3
 """A method of which so many trials fail one after the other is not tried further."""
 
 
-class Agenda:
+class TrialQueue:
     """The trials of a sweep in the order in which they begin.
 
     Args:
@@ -34,8 +34,8 @@ class Agenda:
     def __init__(
         self,
         plan: Plan,
-        known: Sequence[Entry] = (),
-        began: Callable[[int, Entry], None] = lambda index, entry: None,
+        known: Sequence[LedgerEntry] = (),
+        began: Callable[[int, LedgerEntry], None] = lambda index, entry: None,
         *,
         again: bool = True,
     ) -> None:
@@ -108,13 +108,13 @@ class Agenda:
             del self._since[index]
         self._set(index, state, why)
 
-    def chosen(self, method: str) -> Entry | None:
+    def chosen(self, method: str) -> LedgerEntry | None:
         """The search's trial with the lowest validation loss; None where none was trained to its end."""
         trained = [e for e in self._of(method, "search") if e.state == "trained" and e.loss is not None]
         finite = [e for e in trained if math.isfinite(e.loss or 0.0)]
         return min(finite, key=lambda e: (e.loss, e.trial.name), default=None)
 
-    def _next_search(self, method: str) -> Entry | None:
+    def _next_search(self, method: str) -> LedgerEntry | None:
         if self._searched(method):
             return None
         plan, entries = self.plan, self._of(method, "search")
@@ -130,9 +130,9 @@ class Agenda:
             except ValueError:  # the corners of the space were checked, so this is rare
                 self._unfit[method].append(Tried(point, "unfit"))
                 continue
-            return Entry(trial, "search", point, weights=plan.search.evaluate == "all")
+            return LedgerEntry(trial, "search", point, weights=plan.search.evaluate == "all")
 
-    def _next_final(self, method: str) -> Entry | None:
+    def _next_final(self, method: str) -> LedgerEntry | None:
         plan = self.plan
         if not self._searched(method) or any(entry.state == "running" for entry in self._of(method, "search")):
             return None
@@ -143,7 +143,7 @@ class Agenda:
         values = plan.spaces[method].resolve(point)
         begun = {entry.trial.seed for entry in self._of(method, "final") if entry.trial.hyperparameters == values}
         seed = next((seed for seed in plan.search.seeds if seed not in begun), None)
-        return None if seed is None else Entry(plan.trial(method, point, "final", seed), "final", point)
+        return None if seed is None else LedgerEntry(plan.trial(method, point, "final", seed), "final", point)
 
     def _searched(self, method: str) -> bool:
         """Whether no further trial of the method's search will begin."""
@@ -169,7 +169,7 @@ class Agenda:
             return False
         return self._next_final(method) is None
 
-    def _of(self, method: str, role: str | None = None) -> list[Entry]:
+    def _of(self, method: str, role: str | None = None) -> list[LedgerEntry]:
         return [e for e in self.entries if e.trial.method == method and role in (None, e.role)]
 
     def _set(self, index: int, state: State, why: str = "") -> None:

@@ -14,7 +14,7 @@ from ray.util.queue import Queue
 from beamplatform.config.trial import Trial
 from beamplatform.metrics import TRAIN_LOSS, VALIDATION_LOSS
 from beamplatform.training.failure_policy import ResilientTrainer
-from beamplatform.training.worker import fit
+from beamplatform.training.worker import train_on_ray
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ EXPORTED = "exported"
 _LOSSES = (TRAIN_LOSS, VALIDATION_LOSS)
 
 
-class TrialRun(tune.Trainable):
+class TuneTrialActor(tune.Trainable):
     """Tune's actor of one trial: its Train run goes on in a thread, and every step is the next report of it."""
 
     def setup(self, config: dict[str, Any], use_gpu: bool) -> None:
@@ -38,7 +38,7 @@ class TrialRun(tune.Trainable):
 
         def run() -> None:
             try:
-                fit(
+                train_on_ray(
                     trial,
                     destination,
                     use_gpu=use_gpu,
@@ -83,7 +83,7 @@ class TrialRun(tune.Trainable):
 
 
 class _Forward(UserCallback):
-    """In the controller of a Train run: hands the first worker's reports to `TrialRun`."""
+    """In the controller of a Train run: hands the first worker's reports to `TuneTrialActor`."""
 
     def __init__(self, reports: Queue) -> None:
         self._reports = reports
