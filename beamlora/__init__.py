@@ -1,7 +1,7 @@
 """BeamLoRA: low-rank adaptation whose weak ranks are replaced by children of its strong ones.
 
-The method of "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (ACL 2025, arXiv 2502.13604) for any model that
-PEFT's LoRA can adapt, with torch's optimizers or DeepSpeed ZeRO:
+This package implements "BeamLoRA: Beam-Constraint Low-Rank Adaptation" (ACL 2025, arXiv 2502.13604). It works with
+any model that PEFT's LoRA can adapt, and with torch's optimizers or DeepSpeed ZeRO:
 
     config = BeamLoraConfig(r=64, lora_alpha=128, target_modules="all-linear", p_init=0.95, interval=1200)
     model = get_beamlora_model(base_model, config)
@@ -12,19 +12,19 @@ PEFT's LoRA can adapt, with torch's optimizers or DeepSpeed ZeRO:
         search.step()
     export_lora(model, "adapter/")
 
-How it is laid out, from the inside out:
+The main modules, from the basic data types to the integration into Trainer:
 
-    state.py             the tensors a beam step works on
-    schedule.py          when beam steps happen, and p(t)
-    rules.py             the numbers: scores, the choice of ranks, the beam step (pure functions)
-    config.py layer.py   the PEFT configuration and layer
-    fused.py fusable.py  the layer as one operation, and when that may be
-    dropout.py           masks that are drawn again instead of kept
-    peft_support.py      what PEFT's own functions do with these adapters
-    rollback.py          a model is as before where an adapter is refused
-    optimizer_check.py   which optimizers a beam step can work on
+    state.py             the tensors that a beam step reads and writes
+    schedule.py          when beam steps happen, and the threshold p(t)
+    rules.py             pure functions: rank weights, the choice of ranks, the beam step
+    config.py layer.py   the PEFT configuration and the adapted linear layer
+    fused.py fusable.py  the adapted layer as one autograd operation, and the conditions for using it
+    dropout.py           dropout masks that are regenerated from a seed instead of stored
+    peft_support.py      registration with PEFT, so that PEFT's own functions handle these adapters
+    rollback.py          restoring the model when an adapter is refused
+    optimizer_check.py   which optimizers a beam step supports
     optimizer_access.py  reading and writing weights and moments, wherever the optimizer keeps them
-    search.py            when to take a snapshot and when to operate
+    search.py            the beam search: when to take a snapshot and when to run a beam step
     model.py             building, loading, exporting
     callback.py          the search inside transformers' Trainer
 """
@@ -60,22 +60,23 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: a schedule is planned without torch, a plain training loop needs no Trainer."""
+    """Import a public name on first use, so that planning a schedule needs no torch and a plain loop no Trainer."""
     if name not in _MODULES:
         raise AttributeError(f"module 'beamlora' has no attribute {name!r}")
     return getattr(import_module(f"beamlora.{_MODULES[name]}"), name)
 
 
 class _WhenPeftIsImported:
-    """Imports `beamlora.config` after PEFT, which thereby knows BeamLoRA's adapters in every program that imports both.
+    """Import hook that imports `beamlora.config` right after PEFT, to register BeamLoRA's adapters with PEFT.
 
-    Importing PEFT at once would do as well, but takes seconds, which `beamlora.schedule` alone does not need.
+    Every program that imports both packages can thus load these adapters. Importing PEFT here instead would also
+    work, but would add seconds to programs that only need `beamlora.schedule`.
     """
 
     _looking = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Called by whoever imports a module, and by whoever only asks whether it is there."""
+        """Find PEFT's module spec and hook its execution. Python also calls this when it only checks for a module."""
         if name != "peft" or self._looking:
             return None
         self._looking = True

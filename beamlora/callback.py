@@ -14,15 +14,15 @@ from beamlora.search import BeamReport, BeamSearch
 class BeamLoraCallback(TrainerCallback):
     """`Trainer(model, ..., callbacks=[BeamLoraCallback(seed=0)])` trains BeamLoRA, beam steps included.
 
-    Every checkpoint also holds the search's state, so that a resumed run is the uninterrupted one.
-    `beam/threshold` and `beam/operated_ranks` of each beam step go into `trainer.state.log_history`.
+    Every checkpoint also holds the search's state, so that a resumed run continues like an uninterrupted one.
+    For each beam step, `beam/threshold` and `beam/operated_ranks` are added to `trainer.state.log_history`.
 
     Args:
-        seed: for the random pairing of ranks.
+        seed: seed of the random pairing of ranks.
         adapter_name: the adapter to search.
-        resume_from: the checkpoint folder that a resumed run starts from, where it is not
-            `<output_dir>/checkpoint-<step>`: Trainer does not tell its callbacks.
-        on_report: called with every BeamReport, for logging elsewhere.
+        resume_from: the checkpoint folder from which a resumed run starts, if it is not
+            `<output_dir>/checkpoint-<step>`. Trainer does not tell its callbacks which folder it loads.
+        on_report: called with the BeamReport of each beam step, for logging elsewhere.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class BeamLoraCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Build the search; when training resumes, continue the saved one.
+        """Create the beam search. If training resumes, load the search's saved state.
 
         Raises:
-            ValueError: as BeamSearch.
-            FileNotFoundError: the checkpoint has no state of a beam search.
+            ValueError: `BeamSearch` refuses the model, the optimizer or the settings, or the saved state does not fit.
+            FileNotFoundError: the checkpoint holds no state of a beam search.
         """
         self.search = BeamSearch(
             kwargs["model"],
@@ -67,7 +67,7 @@ class BeamLoraCallback(TrainerCallback):
                 ) from None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One optimizer step has been taken."""
+        """Count one optimizer step, and log the beam step if there was one."""
         assert self.search is not None, "on_train_begin comes first"
         report = self.search.step()
         if report is None:
@@ -84,7 +84,7 @@ class BeamLoraCallback(TrainerCallback):
             self._on_report(report)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A checkpoint has been written: add the search's state."""
+        """Add the search's state to the checkpoint that Trainer has written."""
         folder = _checkpoint_folder(args, state)
         if self.search is not None:
             folder.mkdir(parents=True, exist_ok=True)

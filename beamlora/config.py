@@ -13,11 +13,11 @@ from beamlora.layer import BeamLinear, refuse_layer
 from beamlora.options import BeamOptions
 from beamlora.peft_support import register
 
-# What a saved adapter calls itself: a PEFT that has not heard of beamlora refuses the adapter, instead of loading it
-# as a LoRA without its scores.
+# The peft_type in a saved adapter's configuration. It differs from LoRA's, so that PEFT without beamlora refuses the
+# adapter instead of loading it as a LoRA adapter without its scores.
 PEFT_TYPE = "BEAMLORA"
 
-# Options of LoraConfig that change what A and B mean, or that the exported plain adapter could not carry.
+# Options of LoraConfig that change the meaning of A and B, or that the exported LoRA adapter could not express.
 _INCOMPATIBLE = (
     "use_dora",
     "use_qalora",
@@ -41,10 +41,12 @@ _INITS = (True, False, "gaussian", "orthogonal")
 
 @dataclass
 class BeamLoraConfig(BeamOptions, LoraConfig):
-    """PEFT's LoraConfig with the options of `BeamOptions`, whose metadata explain them and name the source of defaults.
+    """PEFT's LoraConfig with the fields of `BeamOptions`.
+
+    The metadata of each field in `BeamOptions` explain it and name the source of its default.
 
     Raises:
-        ValueError: a value outside its range, or an option of LoraConfig that does not go with BeamLoRA.
+        ValueError: a value is outside its range, or an option of LoraConfig cannot be combined with BeamLoRA.
     """
 
     def __post_init__(self) -> None:
@@ -72,15 +74,15 @@ class BeamLoraConfig(BeamOptions, LoraConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r}: cannot be combined with BeamLoRA, leave it unset")
 
     def to_dict(self) -> dict[str, Any]:
-        """As saved in adapter_config.json, under a name of its own (see PEFT_TYPE)."""
+        """Return the fields that PEFT writes to adapter_config.json, with `PEFT_TYPE` as peft_type."""
         return super().to_dict() | {"peft_type": PEFT_TYPE}
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> BeamLoraConfig:
-        """Build from saved fields; PEFT's classmethod `from_pretrained` ends here.
+        """Build a configuration from saved fields. PEFT's `from_pretrained` calls this.
 
         Raises:
-            ValueError: another kind of adapter, or fields that this version does not know.
+            ValueError: the fields describe another kind of adapter, or contain names that this version does not know.
         """
         peft_type = kwargs.pop("peft_type", PEFT_TYPE)
         if peft_type != PEFT_TYPE:

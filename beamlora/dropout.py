@@ -1,4 +1,4 @@
-"""Dropout that keeps no mask: the mask is drawn again from its seed, in the backward pass."""
+"""Dropout that stores no mask: the backward pass regenerates the mask from its seed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 _LEVELS = 2**16
-"""On a CPU the probability is a whole number of these parts: 16 random bits decide, and four elements share a 64-bit
-number, which makes a mask in a quarter of the time of PyTorch's own."""
+"""On a CPU the dropout rate is rounded to a multiple of 1 / _LEVELS, because 16 random bits decide about each element.
+Four elements share one random 64-bit number, so drawing a mask takes a quarter of PyTorch's own time."""
 
 
 def drop(x: Tensor, rate: float, seed: int) -> tuple[Tensor, Tensor]:
-    """x with elements of it zero and the others to be multiplied by `scale`, and the mask, true where x is kept."""
-    if x.is_cuda:  # one kernel, which multiplies by 1 / (1 - rate) as well
+    """Return x with the dropped elements set to zero, and the mask, which is true where x is kept.
+
+    The caller must multiply the kept elements, or a product of them, by `scale`.
+    """
+    if x.is_cuda:  # one kernel, which also multiplies by 1 / (1 - rate): `scale` is then 1
         with _seeded(x.device, seed):
             return torch.native_dropout(x, rate, True)
     mask = _mask(x, rate, seed)
@@ -23,24 +26,30 @@ def drop(x: Tensor, rate: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def drop_gradient(gradient: Tensor, rate: float, mask: Tensor) -> Tensor:
-    """That of x, from one of what `drop` returned that was multiplied by `scale`; it may be the same memory."""
+    """Return the gradient with respect to x, given the gradient with respect to the first tensor from `drop`.
+
+    On a CPU this modifies `gradient` in place.
+    """
     if gradient.is_cuda:
         return torch.ops.aten.native_dropout_backward(gradient, mask, 1 / (1 - rate))
     return gradient.mul_(mask)
 
 
 def scale(x: Tensor, rate: float) -> float:
-    """What products of `drop`'s result are still to be multiplied by, where there is less than there is of x."""
+    """Return the factor by which the result of `drop` must still be multiplied.
+
+    Multiplying a product of that result is cheaper, because the product is smaller than x.
+    """
     return 1.0 if x.is_cuda else 1 / (1 - round(rate * _LEVELS) / _LEVELS)
 
 
 def keeps_some(rate: float) -> bool:
-    """Whether a rate leaves elements whose scale is a number: not 1, nor what is 1 in 16 bits."""
+    """Return whether the rate is below 1 after rounding to 16 bits, so that `scale` is finite."""
     return round(rate * _LEVELS) < _LEVELS
 
 
 def rate_of(dropout: nn.Module) -> float:
-    """The share of an adapter's input that is dropped now: 0 unless its Dropout module is in training mode."""
+    """Return the current dropout rate of an adapter's dropout module, which is 0 unless it is in training mode."""
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
@@ -53,7 +62,7 @@ def _mask(x: Tensor, rate: float, seed: int) -> Tensor:
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """PyTorch's generator of this GPU begins at `seed`, and goes on afterwards as if it had not been used."""
+    """Seed PyTorch's generator of this GPU with `seed` inside the context, and restore its state afterwards."""
     generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     before, offset = generator.initial_seed(), generator.get_offset()
     generator.manual_seed(seed)

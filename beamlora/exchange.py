@@ -15,32 +15,32 @@ from beamlora.state import Shard
 from beamlora.workers import join_parts
 
 PORTION = 16 * 2**20
-"""Elements that one collective of a beam step moves at most, or those of one module (float32: 64 MiB)."""
+"""Maximum number of elements per collective of a beam step (float32: 64 MiB). Its last module may exceed this."""
 
 Pairs = dict[str, list[tuple[int, int]]]
-"""For each module its (pruned rank, parent rank) pairs."""
+"""The (pruned rank, parent rank) pairs of each module, by name."""
 
 
 @dataclass(frozen=True)
 class LayerFactors:
-    """The parameters A and B of one layer, and their whole shapes."""
+    """The parameters A and B of one layer, and the shapes of the whole parameters."""
 
     parameters: tuple[nn.Parameter, nn.Parameter]
     factors: tuple[Factor, Factor]
 
     @property
     def rank_size(self) -> int:
-        """Elements of one rank in A and B together."""
+        """Return the number of elements of one rank in A and B together."""
         return self.factors[0].size + self.factors[1].size
 
 
 class RankExchange:
-    """Copies ranks from a snapshot to the current factors, wherever the optimizer has sharded either.
+    """Copies ranks from a snapshot to the current factors, both of which may be sharded over the workers.
 
     Args:
-        access: to the optimizer's weights and moments.
-        layers: by name, the same order on every worker.
-        snapshot_device: "cpu", or "parameter" for where the optimizer keeps the factors.
+        access: access to the optimizer's weights and moments.
+        layers: the adapted layers by name, in the same order on every worker.
+        snapshot_device: "cpu", or "parameter" for the device on which the optimizer keeps the factors.
     """
 
     def __init__(self, access: OptimizerAccess, layers: Mapping[str, LayerFactors], snapshot_device: str) -> None:
@@ -50,7 +50,10 @@ class RankExchange:
         self._snapshot: dict[str, tuple[Shard, ...]] = {}
 
     def take_snapshot(self) -> None:
-        """Copy the factors and their moments: each worker its own part, so that nothing grows with the workers."""
+        """Copy the factors and their moments.
+
+        Each worker copies only its own shards, so that no worker's memory grows with the number of workers.
+        """
         self._snapshot = {
             name: tuple(copied(shard, self._device) for shard in self._shards(name)) for name in self._layers
         }
@@ -59,7 +62,7 @@ class RankExchange:
         self._snapshot = {}
 
     def parts(self) -> dict[str, Fragment]:
-        """This worker's part of the snapshot, by "layer/factor/entry"."""
+        """Return this worker's part of the snapshot, keyed by "layer/factor/entry"."""
         self._finish_copies()
         return {
             f"{name}/{kind}/{entry}": (shard.start, tensor)
@@ -69,10 +72,10 @@ class RankExchange:
         }
 
     def load(self, parts: Fragments) -> None:
-        """Take this worker's part out of a saved snapshot.
+        """Load this worker's part of a saved snapshot.
 
         Raises:
-            ValueError: it is not of these layers, or incomplete.
+            ValueError: the snapshot belongs to other layers, or is incomplete.
         """
         saved: dict[str, dict[str, list[str]]] = {}
         for key in parts.names:
@@ -85,22 +88,23 @@ class RankExchange:
             raise ValueError(f"the saved beam search lacks the snapshot of {', '.join(missing)}")
         self._snapshot = {
             name: tuple(
-                self._load_shard(parts, f"{name}/{kind}", saved[name].get(kind, ["value"]), factor, own)
-                for kind, factor, own in zip("ab", layer.factors, self._shards(name), strict=True)
+                self._load_shard(parts, f"{name}/{kind}", saved[name].get(kind, ["value"]), factor, shard)
+                for kind, factor, shard in zip("ab", layer.factors, self._shards(name), strict=True)
             )
             for name, layer in self._layers.items()
         }
 
     def replace(self, operated: Pairs, *, expansion: bool, history: bool, copy_moments: bool) -> int:
-        """Put children in the place of pruned ranks (Eq. 6 to 12). A collective.
+        """Replace pruned ranks by children of their parents (Eq. 6 to 12). This is a collective.
 
         Args:
-            expansion: children are copies of parents; else zero, their moments too.
-            history: parents are copied from the snapshot; else as they are now.
-            copy_moments: children take their parents' moments; else keep those of the ranks they replace.
+            operated: the (pruned rank, parent rank) pairs of each module.
+            expansion: if true, children are copies of their parents; else children and their moments are zero.
+            history: if true, parents are copied from the snapshot; else from the current factors.
+            copy_moments: if true, children take their parents' moments; else the moments of the replaced ranks stay.
 
         Returns:
-            bytes that this worker gave to collectives.
+            The number of bytes that this worker sent through collectives.
         """
         if history and expansion:
             self._finish_copies()
@@ -110,7 +114,7 @@ class RankExchange:
         )
 
     def _portions(self, operated: Pairs) -> Iterator[Pairs]:
-        """The modules in portions that share a collective, of at most about PORTION elements."""
+        """Yield the modules in portions of about PORTION elements, each of which needs one collective."""
         portion: Pairs = {}
         size = 0
         for name, pairs in operated.items():
@@ -123,8 +127,14 @@ class RankExchange:
             yield portion
 
     def _replace_portion(self, operated: Pairs, expansion: bool, history: bool, all_entries: bool) -> int:
-        """Every worker puts the elements of the parents that it holds into one buffer. Joined over all workers it holds
-        the children, of which every worker takes the elements that it holds of the pruned ranks."""
+        """Replace the pruned ranks of some modules with one collective.
+
+        Each worker copies its elements of the parent ranks into a buffer of zeros. Joining the buffers of all workers
+        gives the complete children. Each worker then writes its elements of the children over the pruned ranks.
+
+        Returns:
+            The size of the buffer in bytes, or 0 without expansion.
+        """
         jobs = []
         for name, pairs in operated.items():
             layer, shards = self._layers[name], self._shards(name)
@@ -135,12 +145,12 @@ class RankExchange:
         sizes = [len(entries) * len(pairs) * factor.size for _, factor, _, _, entries, pairs in jobs]
 
         def parts(buffer: Tensor) -> Iterator[Tensor]:
-            """Its [entries, ranks, size] of each job."""
+            """Yield each job's view [entries, ranks, size] of the buffer."""
             for part, (_, factor, _, _, entries, pairs) in zip(buffer.split(sizes), jobs, strict=True):
                 yield part.view(len(entries), len(pairs), factor.size)
 
         parameter, _, source, *_ = jobs[0]
-        # Made where the parents lie, so that a snapshot on the CPU comes to a GPU in one copy.
+        # The buffer is created on the parents' device, so that ranks of a CPU snapshot reach the GPU in one copy.
         buffer = torch.zeros(
             sum(sizes), dtype=torch.promote_types(torch.float32, parameter.dtype), device=source.value.device
         )
@@ -159,13 +169,13 @@ class RankExchange:
         return buffer.numel() * buffer.element_size() if expansion else 0
 
     def _load_shard(self, parts: Fragments, prefix: str, entries: list[str], factor: Factor, own: Shard) -> Shard:
-        wanted = factor.shape[0] * factor.shape[1]
+        whole_size = factor.shape[0] * factor.shape[1]
         try:
             tensors = {entry: parts.read(f"{prefix}/{entry}", own.start, own.value.numel()) for entry in entries}
         except ValueError as error:
             raise ValueError(f"the saved snapshot does not fit this model or is incomplete: {error}") from None
-        if (size := parts.size(f"{prefix}/value")) > wanted:
-            raise ValueError(f"the saved snapshot of {prefix} has {size} values, this layer {wanted}")
+        if (size := parts.size(f"{prefix}/value")) > whole_size:
+            raise ValueError(f"the saved snapshot of {prefix} has {size} values, this layer {whole_size}")
         if self._device != "cpu":
             tensors = {entry: tensor.to(own.value.device) for entry, tensor in tensors.items()}
         return copied(Shard(own.start, tensors.pop("value"), tensors), self._device)
@@ -174,6 +184,6 @@ class RankExchange:
         return tuple(self._access.shard(parameter) for parameter in self._layers[name].parameters)
 
     def _finish_copies(self) -> None:
-        # Copies into pinned memory run beside the training that came after them.
+        # Copies into pinned memory are asynchronous, and may still be running.
         if self._snapshot and torch.cuda.is_available():
             torch.cuda.synchronize()

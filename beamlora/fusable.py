@@ -1,8 +1,9 @@
-"""When the fused operation may stand in for the plain path: only where both are certain to do the same.
+"""Conditions under which the fused operation replaces the plain path: only if both certainly give the same result.
 
-The fused operation reads the weights of a layer's parts and never calls the parts. Whatever somebody has attached to a
-part (a hook, another `forward`, pruning, a parametrization) would be skipped, so that such a layer takes the plain
-path. So does a call that autograd's custom functions cannot serve (vmap, forward-mode, tracing, the meta device).
+The fused operation reads the weights of a layer's submodules and never calls the submodules. It would skip whatever
+is attached to a submodule: a hook, a replaced `forward`, pruning, or a parametrization. A layer with any of these
+takes the plain path. So does a call that custom autograd functions do not support: vmap, forward-mode
+differentiation, tracing, or the meta device.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from torch.nn.modules import module as nn_module
 from beamlora.dropout import keeps_some, rate_of
 
 _FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.Identity)}
-"""The modules that a fused layer may consist of, and what calling them does."""
+"""The module types that a fused layer may consist of, and the original `forward` of each."""
 
 _TENSORS = (Tensor, nn.Parameter)
-"""A subclass (DTensor, FakeTensor, a quantized weight) has products of its own."""
+"""The allowed tensor types. A subclass (DTensor, FakeTensor, a quantized weight) may define its own matrix product."""
 
 
 def fused_adapter(layer: LoraLinear, fused: Mapping[str, bool], x: Tensor) -> str | None:
-    """Name of the active adapter if the fused operation can run it on `x`, else None.
+    """Return the name of the active adapter if the fused operation can run it on `x`, else None.
 
     Args:
         layer: the adapted layer.
-        fused: the option `fused` of each of its adapters that has scores.
-        x: its input [..., d_in].
+        fused: the value of the option `fused` for each of the layer's adapters that has rank scores.
+        x: the layer's input [..., d_in].
     """
     names = layer.active_adapters
     if layer.disable_adapters or layer.merged or len(names) != 1 or not fused.get(names[0], False):
@@ -43,14 +44,18 @@ def fused_adapter(layer: LoraLinear, fused: Mapping[str, bool], x: Tensor) -> st
     same = all(type(tensor) in _TENSORS and tensor.device == x.device for tensor in tensors)
     if not same or not _has_fused_types(x, base.weight, lora_a.weight, lora_b.weight):
         return None
-    if lora_a.weight.shape[0] != layer.r[name]:  # padded: the plain path says so
+    if lora_a.weight.shape[0] != layer.r[name]:  # A is padded to a larger rank: the plain path raises an error
         return None
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     return name if frozen and lora_b.bias is None and keeps_some(rate_of(layer.lora_dropout[name])) else None
 
 
 def _has_fused_types(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Products are taken in x's type. Where autocast would choose another one, that is left to autocast."""
+    """Return whether the fused operation supports the types of its tensors.
+
+    The fused operation computes all products in x's type. If autocast would choose another type, the plain path must
+    run.
+    """
     device = x.device.type
     if device == "meta" or x.layout is not torch.strided or not x.is_floating_point():
         return False
@@ -60,7 +65,7 @@ def _has_fused_types(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether this call is compiled, traced, mapped (vmap), or differentiated forward or by torch.func."""
+    """Return whether torch.compile, tracing, torch.func or forward-mode AD is active, or a global hook exists."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -71,10 +76,10 @@ def _is_transformed() -> bool:
 
 
 def _does_what_its_class_does(module: nn.Module) -> bool:
-    """Whether `module` is one of PyTorch's own, and nothing has been attached to it.
+    """Return whether `module` is a supported PyTorch module with its original `forward` and without hooks.
 
-    DeepSpeed's hooks are let pass: under ZeRO-3 they fetch a module's parameters, which DeepSpeed also does when the
-    parameters are read.
+    DeepSpeed's hooks are allowed, because they may be skipped: under ZeRO-3 they fetch a module's parameters, and
+    DeepSpeed also fetches these when they are read directly.
     """
     kind = type(module)
     if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or "forward" in module.__dict__:

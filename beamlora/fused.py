@@ -1,17 +1,18 @@
-"""An adapted layer as one operation: y = W0 x + b + B (s * (A dropout(x))); s: the ranks' weights times the scaling.
+"""An adapted layer as one autograd operation: y = W0 x + b + B (s * (A dropout(x))).
 
-The plain path (`BeamVariant.forward`) touches [tokens, d_out] three times more, for B's product, the scaling and the
-sum. Here s goes into A, which is small, the adapter's product is added where the frozen layer's already is, and the
-gradients are written out, g being that of y:
+Here s is the vector of rank weights times the scaling. The plain path (`BeamVariant.forward`) makes three more passes
+over a tensor [tokens, d_out]: for B's product, the scaling and the sum. The fused operation multiplies s into A, which
+is small, and accumulates the adapter's product into the frozen layer's output. Its gradients are written by hand, with
+g the gradient with respect to y:
 
     D = s * A     h = x D^T     y = x W0^T + b + h B^T
     u = g B       dx = g W0 + u D       dB = g^T h       dD = u^T x       dA = s * dD       ds = sum of dD * A over d_in
 
-The frozen weights need no gradient, and x, h and the parameters are all that is kept. Dropout's mask is drawn again in
-the backward pass, from a seed that the forward pass draws from PyTorch's default generator.
+The frozen weights need no gradient. Only x, h and the parameters are saved for the backward pass, which regenerates
+the dropout mask from a seed. The forward pass draws this seed from PyTorch's default generator.
 
-Nothing is kept from one call to the next. (q, k and v were once computed together, by whichever came first. What it
-had computed for the others was wrong as soon as anything changed in between.)
+No result is cached between calls. (An earlier version computed q, k and v together in whichever of the three layers
+was called first. The cached results for the two later layers were wrong if anything had changed between the calls.)
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from beamlora.dropout import drop, drop_gradient, scale
 
 
 class Operands(NamedTuple):
-    """One layer.
+    """The tensors of one adapted layer.
 
     Attributes:
-        weight: [d_out, d_in], frozen, as is `bias` [d_out].
-        a, b: [r, d_in] and [d_out, r], of x's type or in float32.
-        s: [r], the ranks' weights (Eq. 5) times the scaling, of a's type or in float32.
+        weight: the frozen weight W0 [d_out, d_in].
+        bias: the frozen bias [d_out], or None.
+        a: A [r, d_in], in x's type or float32.
+        b: B [d_out, r], in a's type.
+        s: the rank weights (Eq. 5) times the scaling [r], in a's type or float32.
     """
 
     weight: Tensor
@@ -42,12 +45,12 @@ class Operands(NamedTuple):
 
 
 def beam_product(x: Tensor, layer: Operands, dropout: float) -> Tensor:
-    """The layer's output [..., d_out].
+    """Return the layer's output [..., d_out].
 
     Args:
-        x: [..., d_in]; it has the type of the weights, in which all products are taken.
-        layer: its weights.
-        dropout: the rate at which the adapter's input is dropped, below 1.
+        x: the input [..., d_in], in the type of the frozen weight. All products are computed in this type.
+        layer: the layer's tensors.
+        dropout: the dropout rate of the adapter's input, below 1.
     """
     seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
     output: Tensor = _BeamProduct.apply(x, dropout, seed, *layer)
@@ -69,7 +72,7 @@ class _BeamProduct(torch.autograd.Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         h = (drop(flat, dropout, seed)[0] if dropout else flat) @ _weighted(x, a, s, dropout).T
-        y = x.new_empty(*x.shape[:-1], len(weight))  # not a view, so that models may change it in place
+        y = x.new_empty(*x.shape[:-1], len(weight))  # the output is no view, so that models may modify it in place
         rows = y.view(-1, len(weight))
         if bias is None:
             torch.mm(flat, weight.T, out=rows)
@@ -84,11 +87,11 @@ class _BeamProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, h, weight, a, b, s = ctx.saved_tensors
         dropout = ctx.dropout
-        if torch.is_grad_enabled():  # create_graph=True: these gradients will be differentiated themselves
+        if torch.is_grad_enabled():  # create_graph=True: the gradients must be differentiable
             dx, da, db, ds = _differentiable(gradient, x, weight, a, b, s, dropout, ctx.seed)
             return dx, None, None, None, None, da, db, ds
         flat, g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        # B's rows are short: a CPU reads its columns faster (at r = 4 in less than half of the time).
+        # B's rows are short, so a CPU multiplies faster by B in column-major order (at r = 4 more than twice as fast).
         u, d = g @ b.to(x.dtype).T.contiguous().T, _weighted(x, a, s, dropout)
         dx = None
         if dropout:
@@ -100,16 +103,17 @@ class _BeamProduct(torch.autograd.Function):
             dd = _over_tokens(u, flat)
             if ctx.needs_input_grad[0]:
                 dx = u @ d
-        if dx is not None:  # the frozen weight's part last, added where the other already is
+        if dx is not None:  # accumulate the frozen weight's contribution into the adapter's
             dx = dx.addmm_(g, weight).view(x.shape)
         da, db, ds = dd * s[:, None], _over_tokens(h, g).T, (dd * a).sum(1)
         return dx, None, None, None, None, da.to(a.dtype), db.to(b.dtype), ds.to(s.dtype)
 
 
 def _over_tokens(ranks: Tensor, features: Tensor) -> Tensor:
-    """ranks^T features [r, n], the sum over tokens of [tokens, r] and [tokens, n].
+    """Return ranks^T features [r, n], the product over tokens of `ranks` [tokens, r] and `features` [tokens, n].
 
-    A CPU takes 1.4 to 1.8 times as long for the order that is slower: this one for large results, the other for small.
+    On a CPU `ranks.T @ features` is faster for small results, and `(features.T @ ranks).T` for large ones. The slower
+    order takes 1.4 to 1.8 times as long.
     """
     if ranks.is_cuda or ranks.shape[1] * features.shape[1] < 2**14:
         return ranks.T @ features
@@ -117,7 +121,7 @@ def _over_tokens(ranks: Tensor, features: Tensor) -> Tensor:
 
 
 def _weighted(x: Tensor, a: Tensor, s: Tensor, dropout: float) -> Tensor:
-    """D [r, d_in] in x's type, with what dropout leaves to be multiplied by."""
+    """Return D = s * A [r, d_in] in x's type, multiplied by dropout's remaining scale factor."""
     if dropout:
         s = s * scale(x, dropout)
     return (a * s[:, None]).to(x.dtype)
@@ -126,11 +130,11 @@ def _weighted(x: Tensor, a: Tensor, s: Tensor, dropout: float) -> Tensor:
 def _differentiable(
     gradient: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, s: Tensor, dropout: float, seed: int
 ) -> tuple[Tensor | None, ...]:
-    """Gradients with respect to x, a, b and s, made of operations that autograd can differentiate again."""
-    inputs = [tensor.view_as(tensor) for tensor in (x, a, b, s)]  # so that autograd stops here
+    """Return the gradients with respect to x, a, b and s, computed so that autograd can differentiate them again."""
+    inputs = [tensor.view_as(tensor) for tensor in (x, a, b, s)]  # new graph nodes, so that autograd.grad stops at them
     x, a, b, s = inputs
     hidden = linear(drop(x, dropout, seed)[0] if dropout else x, _weighted(x, a, s, dropout))
     y = linear(x, weight) + linear(hidden, b.to(x.dtype))
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-    return tuple(next(found) if tensor.requires_grad else None for tensor in inputs)
+    differentiated = [tensor for tensor in inputs if tensor.requires_grad]
+    gradients = iter(torch.autograd.grad(y, differentiated, gradient, create_graph=True))
+    return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)

@@ -1,4 +1,4 @@
-"""The adapted linear layer: PEFT's LoRA layer with a weight for every rank."""
+"""The adapted linear layer: PEFT's LoRA layer with one weight per rank."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from beamlora.fused import Operands, beam_product
 from beamlora.options import BeamOptions
 from beamlora.rules import score_weights
 
-# Used until BeamSearch resolves temperature="auto". Exact meanwhile: scores are zero until the first
-# optimizer step, and zeros divided by any temperature give equal weights.
+# Used until BeamSearch resolves temperature="auto". The value has no effect until then: all scores are zero before
+# the first optimizer step, and zeros divided by any temperature give equal weights.
 DEFAULT_TEMPERATURE = 0.05
 
 
 class RankScores(nn.Module):
-    """The raw scores g [r] of one adapter in one layer. Calling it gives the ranks' weights (Eq. 4, 5).
+    """The raw scores g [r] of one adapter in one layer. Calling the module returns the rank weights w [r] (Eq. 4, 5).
 
-    A module and not a bare parameter, because ZeRO-3 gathers a sharded parameter when the module that owns it
-    is called. Made in float32 beside a bfloat16 base model too: a softmax at temperature 0.05 magnifies
-    differences twentyfold. (DeepSpeed's bf16 mode casts every parameter, and keeps the float32 master of this one.)
+    This is a module instead of a bare parameter because ZeRO-3 gathers a sharded parameter when the module that owns
+    it is called. The scores are float32 even if the base model is bfloat16, because a softmax at temperature 0.05
+    magnifies differences twentyfold. (DeepSpeed's bf16 mode casts every parameter, but keeps a float32 master copy of
+    the scores.)
     """
 
     def __init__(self, r: int, temperature: float, scale: Literal["rank", "unit"], device: torch.device) -> None:
@@ -44,7 +45,7 @@ class RankScores(nn.Module):
 
 
 class DeltaVariant(LoraVariant):
-    """A variant that merges by its layer's `get_delta_weight`; `module` is the layer that a hook is called for."""
+    """A LoRA variant that merges and unmerges with the layer's `get_delta_weight`. `module` is that layer."""
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class DeltaVariant(LoraVariant):
 
 
 class BeamVariant(DeltaVariant):
-    """y = W0 x + scaling * B (w * (A dropout(x))), as PEFT's own forward calls for it in a BeamLinear."""
+    """The forward pass y = W0 x + scaling * B (w * (A dropout(x))), which PEFT's forward calls in a BeamLinear."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -84,7 +85,9 @@ class BeamVariant(DeltaVariant):
 
 
 def refuse_layer(target: nn.Module, adapter_name: str, *, target_name: str = "", **kwargs: Any) -> NoReturn:
-    """Called by PEFT for a targeted layer of any other kind, which would get a plain LoRA without scores.
+    """Refuse a targeted layer of an unsupported type, to which PEFT would add a plain LoRA adapter without scores.
+
+    PEFT calls this instead of constructing an adapted layer.
 
     Raises:
         ValueError: always.
@@ -96,13 +99,14 @@ def refuse_layer(target: nn.Module, adapter_name: str, *, target_name: str = "",
 
 
 class BeamLinear(LoraLinear):
-    """PEFT's LoRA for nn.Linear and transformers' Conv1D; adapters added with a BeamLoraConfig have rank
-    scores.
+    """PEFT's LoRA layer for nn.Linear and transformers' Conv1D, with support for rank scores.
 
-    Parameter names keep the prefix lora_, by which PEFT finds what to train, save and load.
+    Adapters that were added with a BeamLoraConfig have rank scores; other adapters are plain LoRA.
+    Parameter names keep the prefix lora_, by which PEFT finds the parameters to train, save and load.
     """
 
-    # Not called lora_score: PEFT puts into modules_to_save whatever ends with "score", the name of many classifiers.
+    # Not named lora_score: PEFT adds modules whose name ends with "score", as many classifiers' does, to
+    # modules_to_save.
     adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_beam")
     other_param_names = (*LoraLinear.other_param_names, "fused")
 
@@ -115,7 +119,8 @@ class BeamLinear(LoraLinear):
         """Add an adapter to this layer.
 
         Raises:
-            ValueError: r above the layer's smaller side, or quantized or sharded base weights.
+            ValueError: r exceeds the smaller of the layer's two dimensions, or the base weights are quantized or
+                sharded.
         """
         weight = self.get_base_layer().weight
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
@@ -135,7 +140,7 @@ class BeamLinear(LoraLinear):
 
     @classmethod
     def adopt(cls, layer: LoraLinear) -> None:
-        """Make of PEFT's layer one of this class, in place, so that it can have adapters with scores beside its own."""
+        """Convert a PEFT layer to this class in place, so that adapters with scores can be added to it."""
         layer.__class__ = cls
         cast(BeamLinear, layer)._have_scores()
 
@@ -148,7 +153,7 @@ class BeamLinear(LoraLinear):
         return BeamVariant() if isinstance(config, BeamOptions) else super().resolve_lora_variant(config=config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The frozen layer and all active adapters; one adapter alone as one operation, where that is possible."""
+        """Apply the frozen layer and all active adapters, with the fused operation if it can run."""
         name = None if args or kwargs else fused_adapter(self, self.fused, x)
         if name is None:
             return super().forward(x, *args, **kwargs)
@@ -157,22 +162,22 @@ class BeamLinear(LoraLinear):
         return beam_product(x, operands, rate_of(self.lora_dropout[name]))
 
     def scores(self, adapter_name: str) -> RankScores:
-        """The rank scores of one adapter."""
+        """Return the rank scores of one adapter."""
         return cast(RankScores, self.lora_beam[adapter_name])
 
     def factors(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [r, d_in] and B [d_out, r] of one adapter."""
+        """Return A [r, d_in] and B [d_out, r] of one adapter."""
         return (
             cast(nn.Parameter, self.lora_A[adapter_name].weight),
             cast(nn.Parameter, self.lora_B[adapter_name].weight),
         )
 
     def weighted_a(self, adapter_name: str) -> Tensor:
-        """A with row i times the weight of rank i, in at least float32. With it the layer is plain LoRA."""
+        """Return A with row i multiplied by the rank weight w_i, in at least float32: the A of an equal plain LoRA."""
         return self.factors(adapter_name)[0] * self.scores(adapter_name)()[:, None]
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What merging adds to the base weight, in the base weight's layout."""
+        """Return the matrix that merging adds to the base weight, in the base weight's layout."""
         if adapter not in self.lora_beam:
             return super().get_delta_weight(adapter)
         weight_a, weight_b = self.weighted_a(adapter), self.factors(adapter)[1]
@@ -181,7 +186,7 @@ class BeamLinear(LoraLinear):
 
 
 def beam_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, BeamLinear]]:
-    """The layers in which the adapter has rank scores, with their names, in model order."""
+    """Yield the name and the module of each layer in which the adapter has rank scores, in model order."""
     for name, module in model.named_modules():
         if isinstance(module, BeamLinear) and adapter_name in module.lora_beam:
             yield name, module

@@ -24,18 +24,18 @@ from beamlora.targets import check_targets
 
 
 def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_name: str = "default") -> PeftModel:
-    """Put a fresh BeamLoRA adapter into `base_model`, in place, and return PEFT's model around it.
+    """Add a new BeamLoRA adapter to `base_model` in place, and return the PEFT model that wraps it.
 
-    PEFT's own get_peft_model, add_adapter and load_adapter work with a BeamLoraConfig too, also on a model that has
-    adapters already. PEFT's add_weighted_adapter refuses BeamLoRA adapters, since it does not know rank scores.
+    PEFT's own get_peft_model, add_adapter and load_adapter also accept a BeamLoraConfig, even if the model already
+    has adapters. PEFT's add_weighted_adapter refuses BeamLoRA adapters, since it cannot combine rank scores.
 
     Raises:
-        ValueError: a targeted layer cannot be adapted (its kind, its weights, or r above its smaller side),
-            or the model already has adapters. The base model is then as before.
+        ValueError: the model already has adapters, or a targeted layer cannot be adapted: its type or its weights
+            are not supported, or r exceeds the smaller of its two dimensions. The base model is then unchanged.
     """
     if not isinstance(config, BeamLoraConfig):
         raise ValueError(f"config is a {type(config).__name__}: must be a BeamLoraConfig")
-    config = copy.deepcopy(config)  # the model's own: BeamSearch writes the resolved temperature into it
+    config = copy.deepcopy(config)  # the model gets its own copy: BeamSearch writes the resolved temperature into it
     adapted = next((name for name, m in base_model.named_modules() if isinstance(m, BaseTunerLayer)), None)
     if adapted is not None:
         raise ValueError(f"the model already has an adapter (in {adapted!r}): unload it, or use its add_adapter")
@@ -47,10 +47,11 @@ def get_beamlora_model(base_model: nn.Module, config: BeamLoraConfig, adapter_na
 def load_beamlora_model(
     base_model: nn.Module, path: str | Path, adapter_name: str = "default", *, is_trainable: bool = False
 ) -> PeftModel:
-    """Load an adapter with its scores, as `save_pretrained` wrote it, into `base_model`.
+    """Load an adapter and its scores, as written by `save_pretrained`, into `base_model`; return the PEFT model.
 
     Raises:
-        ValueError: no BeamLoRA adapter at `path`, or one that does not fit the base model, which is then as before.
+        ValueError: `path` holds no BeamLoRA adapter, or the adapter does not fit the base model. The base model is
+            then unchanged.
     """
     config = BeamLoraConfig.from_pretrained(str(path))
     config.inference_mode = not is_trainable
@@ -73,14 +74,14 @@ def load_beamlora_model(
 
 
 def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write the adapter as a plain LoRA adapter that PEFT and vLLM load without beamlora.
+    """Write the adapter to `folder` as a plain LoRA adapter that PEFT and vLLM load without beamlora.
 
-    The ranks' weights are folded into A (row i times w_i), so rank and alpha stay as they are. The model is
-    not changed. With several workers every worker calls this (it is collective under ZeRO-3); the first one
-    writes.
+    Row i of A is multiplied by the rank weight w_i, so the rank and alpha stay the same. The model is not changed.
+    In distributed training every worker must call this, because it is collective under ZeRO-3. Only the worker of
+    rank 0 writes files.
 
     Raises:
-        ValueError: `adapter_name` is not a BeamLoRA adapter of this model.
+        ValueError: `adapter_name` does not name a BeamLoRA adapter of this model.
     """
     config = model.peft_config.get(adapter_name)
     if not isinstance(config, BeamLoraConfig):
@@ -98,7 +99,7 @@ def export_lora(model: PeftModel, folder: str | Path, adapter_name: str = "defau
 
 @torch.no_grad()
 def lora_state_dict(model: PeftModel, adapter_name: str = "default") -> dict[str, Tensor]:
-    """The tensors of `export_lora` by PEFT's names, on the CPU. Collective under ZeRO-3."""
+    """Return the tensors that `export_lora` writes, on the CPU, keyed by PEFT's names. Collective under ZeRO-3."""
     with _gathered(model, adapter_name):
         tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         for name, layer in beam_layers(model, adapter_name):
@@ -109,16 +110,16 @@ def lora_state_dict(model: PeftModel, adapter_name: str = "default") -> dict[str
 
 
 def _lora_config(config: BeamLoraConfig) -> dict[str, object]:
-    """adapter_config.json of the exported adapter; sets are sorted, so that equal exports are equal files."""
+    """Return the content of the exported adapter_config.json. Sets are sorted: equal adapters give equal files."""
     plain = LoraConfig(**{f.name: copy.deepcopy(getattr(config, f.name)) for f in fields(LoraConfig)})
     plain.inference_mode = True
     return {name: sorted(v) if isinstance(v, set) else v for name, v in plain.to_dict().items()}
 
 
 def _gathered(model: nn.Module, adapter_name: str) -> AbstractContextManager[object]:
-    """Within it the adapter's parameters are whole, also under ZeRO-3."""
+    """Return a context in which the adapter's parameters are complete on every worker, even under ZeRO-3."""
     adapter: list[Any] = [p for name, p in model.named_parameters() if f".{adapter_name}" in name]
-    # Those that the caller has gathered already must not be gathered again.
+    # Parameters that the caller has already gathered must not be gathered again.
     sharded = [p for p in adapter if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
     if not sharded:
         return nullcontext()

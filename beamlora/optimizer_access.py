@@ -1,9 +1,9 @@
 """Reading and writing weights, moments and gradients, wherever the optimizer keeps them.
 
-A torch optimizer keeps moments beside each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments flat and
-sharded over the workers, and the weights of the forward pass as separate copies. Both look the same through
-`OptimizerAccess`: each worker reaches its own `Shard` of a parameter without speaking to the others. Whole parameters
-(`value`, `read`, `write`, `gradient`) are collective: all workers call them, in the same order.
+A torch optimizer keeps moments for each parameter. DeepSpeed ZeRO keeps fp32 master weights and moments flattened and
+sharded over the workers, and keeps the weights of the forward pass as separate copies. `OptimizerAccess` is one
+interface to both. Each worker reaches its own `Shard` of a parameter without communication. The methods for whole
+parameters (`value`, `read`, `write`, `gradient`) are collective: all workers must call them in the same order.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from beamlora.workers import join_parts
 
 
 class OptimizerAccess(ABC):
-    """What a beam step, a mask or a checkpoint needs of an optimizer.
+    """Access to an optimizer's weights, moments and gradients, for beam steps, masks and checkpoints.
 
-    sharded: whether a worker holds only a part of each parameter.
-    group: the process group that the parts are spread over (None: all processes).
+    Attributes:
+        sharded: whether a worker holds only a part of each parameter.
+        group: the process group over which the parameters are sharded (None: all processes).
     """
 
     sharded: bool = False
@@ -33,56 +34,69 @@ class OptimizerAccess(ABC):
 
     @abstractmethod
     def holds(self, parameter: nn.Parameter) -> bool:
-        """Whether the optimizer trains this parameter."""
+        """Return whether the optimizer trains this parameter."""
 
     @abstractmethod
     def check(self, parameter: nn.Parameter) -> None:
-        """Refuse what `shard` would refuse after the first optimizer step.
+        """Check that the parameter's moments can be copied rank by rank.
+
+        This finds before training what `shard` would refuse after the first optimizer step.
 
         Raises:
-            TypeError: moments that cannot be copied rank by rank.
+            TypeError: the moments cannot be copied rank by rank.
         """
 
     @abstractmethod
     def shard(self, parameter: nn.Parameter) -> Shard:
-        """This worker's part, as views. There are no moments before the first optimizer step."""
+        """Return this worker's part of the parameter, as views. It has no moments before the first optimizer step."""
 
     @abstractmethod
     def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """What the inner optimizer steps: each of its tensors with its state (moments and step counts)."""
+        """Yield each tensor that the inner optimizer updates, with its state (moments and step counts)."""
 
     def live(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
-        """The forward weights that this worker holds, as views: stretches of the flattened parameter, each with the
-        element it starts at. Of frozen parameters too."""
+        """Yield the forward weights that this worker holds, as 1-dimensional views of pieces of the parameter.
+
+        Each piece comes with the index of its first element in the flattened parameter. This also works for frozen
+        parameters.
+        """
         yield 0, parameter.data.view(-1)
 
     def copies(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
-        """Its forward weights as in `live`, where these are other tensors than the master weights: whoever changes
-        the master weights changes these, too."""
+        """Yield the pieces of `live` if the forward weights are separate from the master weights, else nothing.
+
+        Code that changes the master weights must also change these copies.
+        """
         return self.live(parameter)
 
     def refresh(self, parameter: nn.Parameter, values: Tensor) -> None:
-        """Set the whole flattened forward weights, where these are other tensors than the master weights."""
-        for start, stretch in self.copies(parameter):
-            stretch.copy_(values[start : start + stretch.numel()])
+        """Set the forward weights from the whole flattened `values`, if they are separate from the master weights."""
+        for start, piece in self.copies(parameter):
+            piece.copy_(values[start : start + piece.numel()])
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The whole gradient of the coming optimizer step, the mean over workers. Call after backward."""
+        """Return the whole gradient for the next optimizer step, averaged over the workers, or None.
+
+        Call this after the backward pass. The gradient is in at least float32.
+        """
         return None if parameter.grad is None else _full_precision(parameter.grad)
 
     def value(self, parameter: nn.Parameter) -> Tensor:
-        """A copy of the whole weights in at least float32, from the master weights where there are such."""
+        """Return a copy of the whole weights in at least float32, taken from the master weights if they exist."""
         return self._whole(parameter, [self.shard(parameter).value])[0]
 
     def read(self, parameter: nn.Parameter) -> ParameterState:
-        """A copy of the whole weights and moments, in at least float32."""
+        """Return a copy of the whole weights and moments, in at least float32."""
         tensors = self.shard(parameter).tensors()
         whole = dict(zip(tensors, self._whole(parameter, list(tensors.values())), strict=True))
         return ParameterState(whole.pop("value"), whole)
 
     @torch.no_grad()
     def write(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        """Set whole weights and moments, the same on every worker. The next forward pass uses the new weights."""
+        """Set the weights and moments from `state`, which must be the same on every worker.
+
+        The next forward pass uses the new weights.
+        """
         shard, whole = self.shard(parameter), state.tensors()
         for name, tensor in shard.tensors().items():
             tensor.copy_(shard.of(whole[name]))
@@ -100,10 +114,10 @@ class OptimizerAccess(ABC):
 
 
 def optimizer_access(optimizer: Any) -> OptimizerAccess:
-    """The access for torch's optimizers, DeepSpeed's (ZeRO 0 to 3), or either inside accelerate's wrapper.
+    """Return the access to a torch or DeepSpeed optimizer (ZeRO 0 to 3). Accelerate's wrapper may contain either.
 
     Raises:
-        TypeError: any other object, or a DeepSpeed optimizer whose fp32 master weights are out of reach.
+        TypeError: `optimizer` is any other object, or a DeepSpeed optimizer without accessible fp32 master weights.
     """
     if type(optimizer).__module__.startswith("accelerate."):
         optimizer = optimizer.optimizer
@@ -132,7 +146,7 @@ def _full_precision(tensor: Tensor) -> Tensor:
 
 
 class TorchAccess(OptimizerAccess):
-    """Any torch optimizer. Every state tensor of the parameter's own shape counts as a moment."""
+    """Access to a torch optimizer. All tensors in a parameter's state are moments, except step counts."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -144,16 +158,16 @@ class TorchAccess(OptimizerAccess):
         check_optimizer(self._optimizer, parameter)
 
     def shard(self, parameter: nn.Parameter) -> Shard:
-        """As in OptimizerAccess.
+        """Return the whole parameter and its moments, as views.
 
         Raises:
-            TypeError: moments that cannot be copied rank by rank.
+            TypeError: the moments cannot be copied rank by rank.
         """
-        found = moments(self._optimizer, self._optimizer.state.get(parameter, {}), parameter.shape)
-        return Shard(0, parameter.detach().view(-1), {name: tensor.view(-1) for name, tensor in found.items()})
+        by_name = moments(self._optimizer, self._optimizer.state.get(parameter, {}), parameter.shape)
+        return Shard(0, parameter.detach().view(-1), {name: moment.view(-1) for name, moment in by_name.items()})
 
     def copies(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
-        """None: the forward weights are the ones that the optimizer steps."""
+        """Yield nothing: the optimizer updates the forward weights themselves."""
         return iter(())
 
     def stretches(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
@@ -163,7 +177,7 @@ class TorchAccess(OptimizerAccess):
 
 
 class _DeepSpeedAccess(OptimizerAccess):
-    """What DeepSpeed's stages share: a torch optimizer over fp32 master weights that are not the forward weights."""
+    """Base class for DeepSpeed's stages, in which a torch optimizer updates separate fp32 master weights."""
 
     sharded = True
 
@@ -185,17 +199,21 @@ class _DeepSpeedAccess(OptimizerAccess):
             yield flat, self._optimizer.optimizer.state[flat]
 
     def _views(self, flat: Tensor, offset: int, size: int, start: int) -> Shard:
-        """The shard that lies in `flat` from `offset` on."""
-        found = self._moments(flat)
+        """Return the shard whose `size` elements begin at `offset` in `flat`, and at `start` in the parameter."""
+        by_name = self._moments(flat)
         return Shard(
-            start, flat.detach().narrow(0, offset, size), {name: t.narrow(0, offset, size) for name, t in found.items()}
+            start,
+            flat.detach().narrow(0, offset, size),
+            {name: moment.narrow(0, offset, size) for name, moment in by_name.items()},
         )
 
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
-        """The moments of master weights. What has another shape (a compressor's buffers) is no moment.
+        """Return the moments of flattened master weights, by name.
+
+        State tensors of another shape, such as a compressor's buffers, are no moments.
 
         Raises:
-            TypeError: quantized moments.
+            TypeError: the moments are quantized.
         """
         inner = self._optimizer.optimizer
         state = sorted(inner.state.get(flat, {}).items())
@@ -203,7 +221,7 @@ class _DeepSpeedAccess(OptimizerAccess):
 
 
 class Zero12Access(_DeepSpeedAccess):
-    """ZeRO stages 1 and 2: every worker has whole forward weights, and a stretch of the flat master weights."""
+    """ZeRO stages 1 and 2: every worker has the whole forward weights, and a part of the flattened master weights."""
 
     def __init__(self, optimizer: Any, flats: list[Tensor]) -> None:
         super().__init__(optimizer, flats)
@@ -215,14 +233,15 @@ class Zero12Access(_DeepSpeedAccess):
     def shard(self, parameter: nn.Parameter) -> Shard:
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
-            # A worker without a part: the moments' names are still those of the others, for their collectives.
+            # This worker holds no part of the parameter. Its empty shard still needs the names of the moments, because
+            # collectives need the same names on all workers.
             return self._views(self._flats[0], 0, 0, 0)
-        there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-        return self._views(self._flats[mapping.param_group_index], here.start, here.numel, there.start)
+        in_parameter, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+        return self._views(self._flats[mapping.param_group_index], in_flat.start, in_flat.numel, in_parameter.start)
 
 
 class Zero3Access(_DeepSpeedAccess):
-    """ZeRO stage 3: forward and master weights are both sharded, each parameter cut into equal, padded parts."""
+    """ZeRO stage 3: forward and master weights are both sharded. Each parameter is cut into equal, padded parts."""
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__(optimizer, optimizer.fp32_partitioned_groups_flat)
@@ -238,11 +257,11 @@ class Zero3Access(_DeepSpeedAccess):
         return self._views(self._flats[group], offset, size, start)
 
     def live(self, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
-        found: Any = parameter
-        if found.data.numel() == found.ds_numel:  # small parameters stay whole on every worker, beside their parts
-            yield 0, found.data.view(-1)
-        start, size = self._range(parameter, found.ds_tensor.numel())
-        yield start, found.ds_tensor.data.view(-1)[:size]
+        sharded: Any = parameter
+        if sharded.data.numel() == sharded.ds_numel:  # every worker also keeps a whole copy of small parameters
+            yield 0, sharded.data.view(-1)
+        start, size = self._range(parameter, sharded.ds_tensor.numel())
+        yield start, sharded.ds_tensor.data.view(-1)[:size]
 
     def _range(self, parameter: Any, padded: int) -> tuple[int, int]:
         start = min(padded * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)
@@ -250,7 +269,7 @@ class Zero3Access(_DeepSpeedAccess):
 
 
 class MasterCopyAccess(_DeepSpeedAccess):
-    """Stage 0 in bf16: nothing is sharded; every parameter has an fp32 master copy on every worker."""
+    """Stage 0 in bf16: nothing is sharded, and every worker has an fp32 master copy of every parameter."""
 
     sharded = False
 
@@ -264,8 +283,8 @@ class MasterCopyAccess(_DeepSpeedAccess):
 
     def shard(self, parameter: nn.Parameter) -> Shard:
         master = self._masters[id(parameter)]
-        found = self._moments(master)
-        return Shard(0, master.detach().view(-1), {name: t.view(-1) for name, t in found.items()})
+        by_name = self._moments(master)
+        return Shard(0, master.detach().view(-1), {name: moment.view(-1) for name, moment in by_name.items()})
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         return OptimizerAccess.gradient(self, parameter)

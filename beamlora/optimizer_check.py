@@ -1,4 +1,4 @@
-"""Refuses, before training starts, what a beam step cannot work on: moments without ranks, and sharded parameters."""
+"""Checks before training that a beam step supports the optimizer's moments and the sharding of the parameters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 
 def moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], shape: torch.Size) -> dict[str, Tensor]:
-    """The moments in the state of a parameter of this shape: all its tensors but step counts, which have one element.
+    """Return the moments, by name, from the optimizer state of a parameter of this shape.
+
+    All tensors in the state are moments, except step counts, which are 0-dimensional.
 
     Raises:
-        TypeError: a moment that is factored or quantized, so that a rank's share of it cannot be copied.
+        TypeError: a moment is factored or quantized, so that it cannot be copied rank by rank.
     """
     tensors = {name: t for name, t in state.items() if isinstance(t, Tensor) and (t.ndim > 0 or t.numel() > 1)}
     for name, tensor in tensors.items():
@@ -28,12 +30,13 @@ def moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], shape: t
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-    """Find out what the optimizer will keep for a parameter, from its state or by a step of a copy on a stand-in.
+    """Check that the moments that the optimizer keeps for a parameter can be copied rank by rank.
 
-    An optimizer that cannot step a single parameter by itself is not judged here: it is where its moments are read.
+    If the optimizer has no state for the parameter yet, a copy of the optimizer takes one step on a stand-in parameter.
+    An optimizer that cannot do this passes the check; its moments are then checked when they are read.
 
     Raises:
-        TypeError: moments that cannot be copied rank by rank, or that are spread over the workers.
+        TypeError: the moments cannot be copied rank by rank, or are spread over the workers.
     """
     if type(optimizer).__module__.startswith("torch.distributed."):
         raise TypeError(
@@ -45,10 +48,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None
 
 
 def check_whole(layer: str, parameters: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
-    """Check that an adapter's parameters, given with the shapes that they must have, are whole, or sharded by ZeRO.
+    """Check that the parameters of an adapter in one layer are either whole or sharded by ZeRO.
+
+    Args:
+        layer: the layer's name, for the error message.
+        parameters: each parameter by name, with the shape that it must have.
 
     Raises:
-        ValueError: they are sharded in another way.
+        ValueError: a parameter is sharded in another way.
     """
     for name, (parameter, shape) in parameters.items():
         if type(parameter) is nn.Parameter and tuple(getattr(parameter, "ds_shape", parameter.shape)) == shape:
@@ -61,15 +68,15 @@ def check_whole(layer: str, parameters: Mapping[str, tuple[Any, tuple[int, ...]]
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """The state that a copy of `optimizer` keeps for zeros of this shape; empty where it cannot step them."""
-    if hasattr(type(optimizer), "__del__"):  # the copy's end would take from the original what both use
+    """Return the state that a copy of `optimizer` keeps after one step on zeros; empty if it cannot take this step."""
+    if hasattr(type(optimizer), "__del__"):  # deleting the copy would release what it shares with the original
         return {}
     stand_in = nn.Parameter(torch.zeros_like(parameter))
     stand_in.grad = torch.zeros_like(stand_in)
     options = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
     copied = object.__new__(type(optimizer))
     copied.__dict__.update(optimizer.__dict__)
-    copied.__dict__.pop("step", None)  # a learning-rate schedule's, which counts the calls
+    copied.__dict__.pop("step", None)  # a learning-rate scheduler's wrapper, which counts calls
     copied.param_groups = [{**options, "params": [stand_in]}]
     copied.state = defaultdict(dict)
     copied._optimizer_step_pre_hooks, copied._optimizer_step_post_hooks = OrderedDict(), OrderedDict()

@@ -1,8 +1,8 @@
-"""What PEFT must know of BeamLoRA's adapters, so that its own functions load them, or refuse them in one line.
+"""Registration with PEFT, so that PEFT's own functions load BeamLoRA's adapters or refuse them with a clear error.
 
-PEFT lets a configuration bring its own layers, but has no place where a package outside of it registers a kind of
-adapter. Its table of configurations is a dictionary, which gets an entry here. Three of its functions get a check in
-front of them. All three do for every other adapter exactly what they did.
+PEFT lets a configuration bring its own layers, but another package cannot register a new type of adapter. This module
+therefore adds an entry to PEFT's dictionary of configurations, and wraps three of PEFT's functions to add checks. For
+every other type of adapter the three functions behave as before.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from beamlora.targets import check_targets
 
 
 def register(name: str, config_class: type[LoraConfig], adopt: Callable[[LoraLinear], None]) -> None:
-    """Make PEFT's functions know the adapters whose saved configuration has the peft_type `name`.
+    """Register `config_class` with PEFT for adapters whose saved configuration has the peft_type `name`.
 
-    PeftConfig.from_pretrained, PeftModel.from_pretrained, AutoPeftModel, load_adapter and hot-swapping then find
-    `config_class`. A model that has a plain LoRA can get such an adapter too: `adopt` makes its layers ready for that.
+    PeftConfig.from_pretrained, PeftModel.from_pretrained, AutoPeftModel, load_adapter and hot-swapping then support
+    these adapters. They can also be added to a model that has plain LoRA adapters, whose layers `adopt` converts.
     """
-    PEFT_TYPE_TO_CONFIG_MAPPING[name] = config_class  # PEFT's own keys are equal to their names
+    # A string can be a key, because PEFT's enum keys compare equal to their names.
+    PEFT_TYPE_TO_CONFIG_MAPPING[name] = config_class
 
     def inject_adapter(
         original: Callable[..., None], tuner: LoraModel, model: nn.Module, adapter: str, *rest: Any, **options: Any
@@ -45,10 +46,10 @@ def register(name: str, config_class: type[LoraConfig], adopt: Callable[[LoraLin
     def check_add_weighted_adapter(
         original: Callable[..., Any], tuner: LoraModel, adapters: list[str], *rest: Any, **options: Any
     ) -> Any:
-        known = [adapter for adapter in adapters if isinstance(tuner.peft_config.get(adapter), config_class)]
-        if known:
+        beam_adapters = [adapter for adapter in adapters if isinstance(tuner.peft_config.get(adapter), config_class)]
+        if beam_adapters:
             raise ValueError(
-                f"add_weighted_adapter would combine A and B of {known} without their rank scores: "
+                f"add_weighted_adapter would combine A and B of {beam_adapters} without their rank scores: "
                 "write plain LoRA adapters with beamlora.export_lora, and combine these"
             )
         return original(tuner, adapters, *rest, **options)
@@ -74,7 +75,7 @@ def register(name: str, config_class: type[LoraConfig], adopt: Callable[[LoraLin
 
 
 def _put_in_front(owner: Any, name: str, function: Callable[..., Any]) -> None:
-    """Have `owner.name` call `function`, which is given the original function first."""
+    """Replace `owner.name` by a wrapper that calls `function` with the original function as its first argument."""
     original = getattr(owner, name)
 
     @functools.wraps(original)

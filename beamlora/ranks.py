@@ -1,8 +1,9 @@
-"""Single ranks of parameters that are sharded over workers: reading them together, writing them in part.
+"""Reading and writing single ranks of factors that are sharded over the workers.
 
-A factor is sharded as a flat vector, wherever the optimizer cut it: a rank of A (a row, one stretch) may lie on two
-workers, a rank of B (a column, every r-th element) on all of them. A rank's elements are an arithmetic progression in
-either case, so that a worker's part of it is a slice.
+A factor is sharded as a flattened vector, and the optimizer may cut it anywhere. A rank of A is a row, whose elements
+are contiguous; it may be split over two workers. A rank of B is a column, every r-th element; it may be spread over
+all workers. In both cases the positions of a rank's elements are an arithmetic progression, so the elements that one
+worker holds form a slice.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from beamlora.state import Shard, overlap
 
 @dataclass(frozen=True)
 class Factor:
-    """Where the ranks of one factor lie in its flattened form.
+    """The shape of one factor, and the positions of its ranks in the flattened factor.
 
-    rank_dim 0: A [r, d_in], whose ranks are rows; 1: B [d_out, r], whose ranks are columns.
+    Attributes:
+        shape: the shape of the whole factor.
+        rank_dim: 0 for A [r, d_in], whose ranks are rows; 1 for B [d_out, r], whose ranks are columns.
     """
 
     shape: tuple[int, int]
@@ -28,41 +31,47 @@ class Factor:
 
     @property
     def size(self) -> int:
-        """Elements of one rank."""
+        """Return the number of elements of one rank."""
         return self.shape[1 - self.rank_dim]
 
     def whole(self, rank: int) -> slice:
-        """The elements of a rank in the flattened factor."""
+        """Return the positions of a rank's elements in the flattened factor."""
         if self.rank_dim == 0:
             return slice(rank * self.size, (rank + 1) * self.size)
         return slice(rank, rank + self.size * self.shape[1], self.shape[1])
 
     def is_whole(self, shard: Shard) -> bool:
-        """Whether all ranks lie in `shard`, so that many of them are one indexed copy."""
+        """Return whether `shard` holds the whole factor, so that one indexed copy can move many ranks."""
         return shard.start == 0 and shard.value.numel() == self.shape[0] * self.shape[1]
 
     def part(self, rank: int, shard: Shard) -> tuple[slice, slice]:
-        """Of a rank's elements those that lie in `shard`: as a slice of the shard, and as a slice of the rank."""
+        """Return the elements of a rank that lie in `shard`, as a slice of the shard and as a slice of the rank."""
         return overlap(self.whole(rank), shard.start, shard.value.numel())
 
 
 def read_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Sequence[str], out: Tensor) -> None:
-    """Copy this worker's elements of `ranks` into `out` [names, ranks, size]; the others are left as they are."""
+    """Copy this worker's elements of `ranks` into `out` [names, ranks, size].
+
+    `names` are the names of the shard's tensors to copy. All other elements of `out` keep their value.
+    """
     tensors = shard.tensors()
     if factor.is_whole(shard):
         chosen = torch.tensor(ranks).to(shard.value.device)
         for i, name in enumerate(names):
-            found = tensors[name].view(factor.shape).index_select(factor.rank_dim, chosen)
-            out[i].copy_(found if factor.rank_dim == 0 else found.T)
+            selected = tensors[name].view(factor.shape).index_select(factor.rank_dim, chosen)
+            out[i].copy_(selected if factor.rank_dim == 0 else selected.T)
         return
     for j, rank in enumerate(ranks):
-        here, there = factor.part(rank, shard)
+        in_shard, in_rank = factor.part(rank, shard)
         for i, name in enumerate(names):
-            out[i, j, there] = tensors[name][here].to(out)
+            out[i, j, in_rank] = tensors[name][in_shard].to(out)
 
 
 def write_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Sequence[str], values: Tensor) -> None:
-    """Set this worker's elements of `ranks` from `values` [names, ranks, size]."""
+    """Write `values` [names, ranks, size] into this worker's elements of `ranks`.
+
+    `names` are the names of the shard's tensors to write.
+    """
     tensors = shard.tensors()
     if factor.is_whole(shard):
         chosen = torch.tensor(ranks).to(shard.value.device)
@@ -72,20 +81,22 @@ def write_ranks(factor: Factor, shard: Shard, ranks: Sequence[int], names: Seque
             tensors[name].view(factor.shape).index_copy_(factor.rank_dim, chosen, new)
         return
     for j, rank in enumerate(ranks):
-        here, there = factor.part(rank, shard)
+        in_shard, in_rank = factor.part(rank, shard)
         for i, name in enumerate(names):
-            tensors[name][here] = values[i, j, there].to(tensors[name])
+            tensors[name][in_shard] = values[i, j, in_rank].to(tensors[name])
 
 
 @torch.no_grad()
 def copied(shard: Shard, device: str) -> Shard:
-    """A copy of a shard: on the CPU (in pinned memory where there is a GPU, so that it is copied beside the training),
-    or where the shard lies ("parameter")."""
+    """Return a copy of a shard, on the CPU ("cpu") or on the shard's own device ("parameter").
+
+    If there is a GPU, the copy on the CPU is in pinned memory, so that copying runs asynchronously during training.
+    """
 
     def copy(tensor: Tensor) -> Tensor:
         if device != "cpu":
             return tensor.detach().clone()
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=torch.cuda.is_available())
-        return kept.copy_(tensor, non_blocking=True)
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=torch.cuda.is_available())
+        return pinned.copy_(tensor, non_blocking=True)
 
     return Shard(shard.start, copy(shard.value), {name: copy(moment) for name, moment in shard.moments.items()})

@@ -1,4 +1,4 @@
-"""A model is as it was before, where putting an adapter into it fails half way."""
+"""Restoring a model when adding an adapter to it fails halfway."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import nn
 
 @contextmanager
 def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
-    """If the body raises, give all modules of `model` the children, attributes, hooks and classes that they had.
+    """If the body raises, restore the children, attributes, hooks and class of every module of `model`.
 
-    Also which parameters require gradients. Values of tensors are not looked at: adding an adapter changes none.
+    This also restores which parameters require gradients. It does not restore tensor values, since adding an adapter
+    changes none.
     """
     modules = [(module, type(module), _Attributes(module)) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -29,11 +30,11 @@ def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
 
 
 class _Attributes:
-    """A module's attributes, and what its dictionaries (children, parameters, hooks) hold."""
+    """A copy of a module's attributes and of the contents of its dictionaries (children, parameters, hooks)."""
 
     def __init__(self, module: nn.Module) -> None:
         self._attributes: dict[str, Any] = dict(module.__dict__)
-        # By dict's own method: ZeRO-3's dictionaries fetch the parameters that are looked at.
+        # dict's own method is used because ZeRO-3's dictionaries fetch every parameter that is read through them.
         self._contents = [
             (value, [(key, dict.__getitem__(value, key)) for key in value])
             for value in self._attributes.values()

@@ -1,4 +1,4 @@
-"""When beam steps happen, and how much of the score each leaves alone: plain numbers, for which no torch is loaded."""
+"""The schedule of a run: when beam steps happen, and the threshold p(t) of each. Importing it does not load torch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ _LR_CURVES: dict[str, Curve] = {
 class BeamSchedule:
     """When beam steps happen, and the threshold p(t) of each. Steps are optimizer steps, counted from 1.
 
-    window_end: the last step of the operating window (the reference: the end of the second of three epochs).
-    horizon: where p(t) reaches 1: the end of the window (reference) or of the whole run (paper).
+    Attributes:
+        total_steps: number of steps of the whole run.
+        interval: number of steps between beam steps.
+        window_end: the last step of the operating window (in the reference, the end of the second of three epochs).
+        p_init: the threshold at the start of the run.
+        curve: how the threshold rises from `p_init` to 1.
+        horizon: where the threshold reaches 1: at the end of the window (reference) or of the whole run (paper).
     """
 
     total_steps: int
@@ -37,9 +42,10 @@ class BeamSchedule:
     horizon: Literal["window", "total"]
 
     def threshold(self, step: int) -> float:
-        """p(t) of Eq. 14: the share of the total score that is left untouched, from p_init up to 1.
+        """Return p(t) of Eq. 14, the share of the total score that a beam step leaves untouched.
 
-        A constant curve stays at p_init up to the horizon (the ablation "without dynamic threshold").
+        It rises from p_init to 1. A constant curve stays at p_init until the horizon (the ablation "without dynamic
+        threshold").
         """
         end = self.window_end if self.horizon == "window" else self.total_steps
         if step > end:
@@ -51,31 +57,42 @@ class BeamSchedule:
         return self.p_init + (1 - self.p_init) * risen
 
     def beam_steps(self) -> tuple[int, ...]:
-        """The steps that operate: every `interval`, in the window, an interval before the end, p(t) < 1."""
+        """Return the steps at which a beam step happens, in ascending order.
+
+        These are the multiples of `interval` inside the operating window that have p(t) < 1 and at least one interval
+        left until the end of the run.
+        """
         last = min(self.window_end, self.total_steps - self.interval)
         return tuple(t for t in range(self.interval, last + 1, self.interval) if self.threshold(t) < 1)
 
     def reset_steps(self) -> tuple[int, ...]:
-        """The steps at which the reference zeroes the moments of all scores: every `interval`, an interval before the
-        end, after the operating window too."""
+        """Return the steps at which the reference sets the optimizer moments of all scores to zero.
+
+        These are the multiples of `interval` that have at least one interval left until the end of the run. They
+        continue after the operating window.
+        """
         return tuple(range(self.interval, self.total_steps - self.interval + 1, self.interval))
 
     def snapshot_step(self, beam_step: int) -> int:
-        """The step after which the parents of `beam_step` are copied: half an interval before (footnote 3).
+        """Return the step after which the snapshot for `beam_step` is taken, half an interval earlier (footnote 3).
 
-        That is t % interval == interval // 2: an odd interval rounds its half down.
+        This is a step t with t % interval == interval // 2: half of an odd interval is rounded down.
         """
         return beam_step - self.interval + self.interval // 2
 
 
 def window_end(total_steps: int, operate_until: float) -> int:
-    """The last step inside the operating window, `operate_until` of all steps (2/3 of 300 is step 200)."""
-    rounding = 1e-9 * total_steps  # 2 / 3 of 3 is 2, whatever binary fractions say
+    """Return the last step of the operating window, which covers the share `operate_until` of all steps."""
+    rounding = 1e-9 * total_steps  # floating-point errors must not lose a step: 2/3 of 300 steps is step 200
     return math.floor(total_steps * operate_until + rounding)
 
 
 def plan_schedule(options: BeamOptions, total_steps: int, lr_schedule: str) -> BeamSchedule:
-    """The schedule of a run, refused when no beam step can happen in it."""
+    """Return the schedule of a run of `total_steps` optimizer steps.
+
+    Raises:
+        ValueError: an option does not fit the run, or no beam step can happen in it.
+    """
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
         raise ValueError(f"total_steps={total_steps!r}: must be a whole number of optimizer steps, at least 1")
     if lr_schedule not in _LR_CURVES and options.threshold_schedule == "match_lr":

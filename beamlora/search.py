@@ -1,4 +1,4 @@
-"""The beam search: after every optimizer step it takes a snapshot, operates, or does nothing."""
+"""The beam search: after each optimizer step it takes a snapshot, runs a beam step, or does nothing."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ logger = logging.getLogger(__name__)
 class BeamReport:
     """What one beam step did.
 
-    operated: for every module with operated ranks, its (pruned rank, parent rank) pairs. Without expansion
-        the parent is the rank that would have been copied.
-    bytes_moved: what this worker gave to collectives; 0 where nothing is sharded.
+    Attributes:
+        step: the optimizer step, counted from 1.
+        threshold: p(t) at this step.
+        operated: the (pruned rank, parent rank) pairs of each module in which ranks were replaced. Without expansion
+            the parent is the rank that would have been copied.
+        bytes_moved: bytes that this worker sent through collectives; 0 if nothing is sharded.
     """
 
     step: int
@@ -53,35 +56,41 @@ class BeamReport:
 
     @property
     def operated_ranks(self) -> int:
-        """The number of ranks replaced, over all modules."""
+        """Return the number of replaced ranks, summed over all modules."""
         return sum(len(pairs) for pairs in self.operated.values())
 
 
 class BeamSearch:
-    """Runs BeamLoRA's beam steps on one adapter. Call `step` after every optimizer step (not micro-batch).
+    """Runs BeamLoRA's beam steps on one adapter. Call `step` after every optimizer step (not every micro-batch).
 
-    Steps are optimizer steps counted from 1: p(t) is taken at t, and the snapshot after the update t with
-    t % interval == interval // 2. In the reference the threshold has advanced t - 1 times at step t, and the
-    snapshot is taken one update later, because its counters lag behind; the difference is far below noise.
-    The reference also takes no snapshot at all for an odd interval, sorts equal scores in no fixed order, and keeps
-    the scores in bfloat16 in its math and code runs. Here an odd interval's half is rounded down, equal scores keep
-    their order, and scores are kept in float32.
+    Steps are optimizer steps, counted from 1. A beam step at step t uses the threshold p(t). The snapshot is taken
+    after the update of a step t with t % interval == interval // 2.
 
-    Under ZeRO, `step` and `scores` are collective: every worker calls them. Snapshots stay sharded, and a beam
-    step moves the operated ranks alone between workers.
+    The reference differs in four points:
+        - Its counters lag behind: at step t its threshold has advanced t - 1 times, and its snapshot is taken one
+          update later. The difference is far below noise.
+        - It takes no snapshot if the interval is odd. Here half of an odd interval is rounded down.
+        - It sorts equal scores in no fixed order. Here equal scores keep their order.
+        - It keeps the scores in bfloat16 in its math and code runs. Here scores are kept in float32.
+
+    Under ZeRO, `step` and `scores` are collective: every worker must call them. Snapshots stay sharded, and a beam
+    step moves only the operated ranks between workers.
 
     Args:
-        model: a PEFT model with a BeamLoRA adapter, bare or in DistributedDataParallel or DeepSpeed's engine.
-        optimizer: the one that trains it: torch's, or DeepSpeed's `engine.optimizer`.
-        total_steps: optimizer steps of the whole run.
-        seed: for the random pairing; the same on every worker.
-        lr_schedule: cosine, linear, constant or constant_with_warmup: the curve for "match_lr".
-        learning_rate: the peak, for temperature="auto". Default: the largest of the optimizer's groups.
+        model: a PEFT model with a BeamLoRA adapter. DistributedDataParallel, DeepSpeed's engine or torch.compile may
+            wrap it.
+        optimizer: the optimizer that trains the adapter: a torch optimizer, or DeepSpeed's `engine.optimizer`.
+        total_steps: number of optimizer steps of the whole run.
+        seed: seed of the random pairing of ranks. It must be the same on every worker.
+        lr_schedule: the learning-rate schedule, which threshold_schedule="match_lr" follows: cosine, linear, constant
+            or constant_with_warmup.
+        learning_rate: the peak learning rate, for temperature="auto". The default is the largest learning rate of the
+            optimizer's parameter groups.
         adapter_name: the adapter to search.
 
     Raises:
-        ValueError: an adapter or optimizer that do not fit, or settings under which no beam step can happen.
-        TypeError: an optimizer of an unknown kind, or one whose moments cannot be copied rank by rank.
+        ValueError: the adapter or the optimizer does not fit, or no beam step can happen with these settings.
+        TypeError: the optimizer is of an unknown type, or its moments cannot be copied rank by rank.
     """
 
     def __init__(
@@ -110,7 +119,8 @@ class BeamSearch:
                         "(build the optimizer from the trainable parameters, after the adapter was added)"
                     )
         factors = [parameter for layer in self._layers.values() for parameter in layer.factors(adapter_name)]
-        self._access.check(max(factors, key=nn.Parameter.numel))  # small ones an 8-bit optimizer keeps in 32 bits
+        # The largest factor is checked, because 8-bit optimizers keep the moments of small parameters in 32 bits.
+        self._access.check(max(factors, key=nn.Parameter.numel))
         self.schedule = plan_schedule(self.config, total_steps, lr_schedule)
         self.temperature = self._resolve_temperature(optimizer, learning_rate)
         self._beam_steps = frozenset(self.schedule.beam_steps())
@@ -123,14 +133,14 @@ class BeamSearch:
 
     @property
     def planned_steps(self) -> tuple[int, ...]:
-        """The steps of this run that will operate."""
+        """Return the steps of this run at which a beam step happens, in ascending order."""
         return tuple(sorted(self._beam_steps))
 
     def step(self) -> BeamReport | None:
-        """Count one optimizer step. Returns a report when it was a beam step.
+        """Count one optimizer step, and do what is due after it. Return a report if a beam step was due, else None.
 
         Raises:
-            RuntimeError: the workers do not agree on the ranks to operate.
+            RuntimeError: the workers do not agree on the ranks to replace.
         """
         self._step += 1
         if self._step in self._snapshot_steps:
@@ -143,23 +153,29 @@ class BeamSearch:
         return report
 
     def scores(self) -> dict[str, Tensor]:
-        """The softmax scores s [r] of every module, summing to 1, in float64 on the CPU."""
+        """Return the softmax scores s [r] of every module by name, in float64 on the CPU.
+
+        The scores of each module sum to 1.
+        """
         return self._weights(self._raw_scores())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: {"step": int, "settings": plain values, "snapshot": {name: (start, stretch)}}.
+        """Return the state that a resumed run needs.
 
-        Under ZeRO the snapshot is this worker's part: every worker saves its own. (`save_state` puts them into files
-        that another number of workers can load.)
+        Its keys are "step" (an int), "settings" (plain values) and "snapshot" (fragments by name). Under ZeRO the
+        snapshot is only this worker's part, so every worker must save its own state. `save_state` writes these parts
+        to files that any number of workers can load.
         """
         return {"step": self._step, "settings": self._settings(), "snapshot": self._exchange.parts()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken: by this worker among as many as now, or, if its snapshot is a `Fragments`,
-        by any number of workers.
+        """Continue the search from `state`.
+
+        The state must have been saved by this worker in a run with the same number of workers. If its snapshot is a
+        `Fragments`, any number of workers may have saved it.
 
         Raises:
-            ValueError: the state belongs to a run with other settings or layers, or lacks its snapshot.
+            ValueError: the state belongs to a run with other settings or layers, or its snapshot is missing.
         """
         for name, value in self._settings().items():
             saved = state["settings"].get(name)
@@ -175,21 +191,21 @@ class BeamSearch:
         self._step = step
 
     def save_state(self, folder: str | Path) -> None:
-        """Write this worker's part of `state_dict` to a safetensors file in `folder`. Every worker calls it."""
+        """Write this worker's `state_dict` to a safetensors file in `folder`. Every worker must call this."""
         workers = worker_count(self._access.group) if self._access.sharded else 1
         worker = dist.get_rank(self._access.group) if worker_count() > 1 else 0
         if worker >= workers:
-            return  # all hold the same
+            return  # without sharding all workers hold the same state, and worker 0 alone writes it
         state = self.state_dict()
         path = Path(folder) / f"beam_search-{worker:05}-of-{workers:05}.safetensors"
         write_fragments(path, state.pop("snapshot"), {"beam_search": json.dumps(state)})
 
     def load_state(self, folder: str | Path) -> None:
-        """Continue from the files of `save_state`, written by any number of workers.
+        """Continue the search from the files of `save_state`, which any number of workers may have written.
 
         Raises:
-            FileNotFoundError: some of them are missing.
-            ValueError: as `load_state_dict`, or safetensors files of something else.
+            FileNotFoundError: some of the files are missing.
+            ValueError: the files hold something else, or `load_state_dict` refuses the state.
         """
         files = sorted(Path(folder).glob("beam_search-*-of-*.safetensors"))
         if not files or len(files) != int(files[0].stem.rpartition("-")[2]):
@@ -216,7 +232,7 @@ class BeamSearch:
             if count
         }
         operated = {
-            name: list(zip(found.pruned.tolist(), found.parents.tolist(), strict=True)) for name, found in pairs.items()
+            name: list(zip(ranks.pruned.tolist(), ranks.parents.tolist(), strict=True)) for name, ranks in pairs.items()
         }
         device = next(iter(raw.values())).device
         check_agreement(f"beam step at step {self._step}", operated, device, self._access.group)
@@ -239,7 +255,7 @@ class BeamSearch:
 
     @torch.no_grad()
     def _average_scores(self, raw: Mapping[str, Tensor], pairs: Mapping[str, RankPairs]) -> None:
-        """The pairs' scores, of all modules at once; then those of each module that has such pairs are written."""
+        """Give both ranks of each pair the mean of their raw scores, computed for all modules at once."""
         if not pairs:
             return
         sizes = [len(raw[name]) for name in pairs]
@@ -259,7 +275,7 @@ class BeamSearch:
                 moment.zero_()
 
     def _raw_scores(self) -> dict[str, Tensor]:
-        """The raw scores g [r] of every module, whole: one collective for all."""
+        """Return the complete raw scores g [r] of every module by name. One collective joins those of all modules."""
         parameters = [self._scores_of(layer) for layer in self._layers.values()]
         sizes = [int(layer.r[self.adapter_name]) for layer in self._layers.values()]
         dtype = torch.promote_types(torch.float32, parameters[0].dtype)
@@ -276,16 +292,16 @@ class BeamSearch:
             if learning_rate is None:
                 groups = optimizer.param_groups
                 learning_rate = max(float(group.get("initial_lr", group["lr"])) for group in groups)
-            # Written into the configuration, so that the saved adapter is loaded with it.
+            # The temperature is written into the configuration, so that it is saved and loaded with the adapter.
             self.config.temperature = 0.05 if learning_rate >= 1e-4 else 0.03
         for layer in self._layers.values():
             layer.scores(self.adapter_name).temperature = self.config.temperature
         return self.config.temperature
 
     def _settings(self) -> dict[str, Any]:
-        """What must be equal for a saved state to continue this run; plain values."""
-        own = {option.name for option in fields(BeamLoraConfig)} - {option.name for option in fields(LoraConfig)}
-        settings = {name: getattr(self.config, name) for name in sorted(own - {"snapshot_device"})}
+        """Return the settings, as plain values, that a saved state must share with this run."""
+        beam_fields = {field.name for field in fields(BeamLoraConfig)} - {field.name for field in fields(LoraConfig)}
+        settings = {name: getattr(self.config, name) for name in sorted(beam_fields - {"snapshot_device"})}
         return settings | {
             "total_steps": self.schedule.total_steps,
             "curve": self.schedule.curve,
@@ -302,14 +318,18 @@ def _layer_factors(layer: BeamLinear, adapter_name: str) -> LayerFactors:
 
 
 def _shapes(layer: BeamLinear, adapter_name: str) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """The adapter's parameters in one layer, each with the shape that it must have."""
-    found = _layer_factors(layer, adapter_name)
-    (a, b), (of_a, of_b) = found.parameters, found.factors
-    return {"A": (a, of_a.shape), "B": (b, of_b.shape), "scores": (layer.scores(adapter_name).weight, of_a.shape[:1])}
+    """Return the adapter's parameters in one layer by name, each with the shape that it must have."""
+    layer_factors = _layer_factors(layer, adapter_name)
+    (a, b), (factor_a, factor_b) = layer_factors.parameters, layer_factors.factors
+    return {
+        "A": (a, factor_a.shape),
+        "B": (b, factor_b.shape),
+        "scores": (layer.scores(adapter_name).weight, factor_a.shape[:1]),
+    }
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The PEFT model inside DistributedDataParallel, DeepSpeed's engine or torch.compile."""
+    """Return the PEFT model inside DistributedDataParallel, DeepSpeed's engine or torch.compile."""
     while (inner := model._modules.get("module") or model._modules.get("_orig_mod")) is not None:
         model = inner
     return model
@@ -328,5 +348,5 @@ def _beam_config(model: nn.Module, adapter_name: str) -> BeamLoraConfig:
 
 
 def _beam_layers(model: nn.Module, adapter_name: str) -> dict[str, BeamLinear]:
-    """The adapter's layers by their name in the base model, in model order."""
+    """Return the adapter's layers by their names in the base model, in model order."""
     return {name.removeprefix("base_model.model."): layer for name, layer in beam_layers(model, adapter_name)}

@@ -1,4 +1,4 @@
-"""Names in a configuration that PEFT would pass over in silence, because they are no layer of the model."""
+"""Check of layer names in a configuration: PEFT silently ignores names that match no layer of the model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 def check_targets(config: LoraConfig, model: nn.Module) -> None:
     """Check that each entry of target_modules, rank_pattern and alpha_pattern names a layer of the model.
 
-    Of a pattern as target_modules that matches nothing, PEFT says so itself.
+    A target_modules that is a single pattern is not checked here: PEFT itself raises if it matches no layer.
 
     Raises:
-        ValueError: names the entry, and the layers there are.
+        ValueError: an entry matches no layer; the message names the entry and the model's linear layers.
     """
     names = [name for name, _ in model.named_modules()]
     targets = config.target_modules if not isinstance(config.target_modules, str) else None

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate; 0 when all were scored, 1 when one could not be asked, 2 for bad input, 130 when interrupted."""
+    """Evaluate; return 0 if all models were scored, 1 if one could not be asked, 2 for bad input, 130 on Ctrl-C."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     add_preset_options(parser)
     add_tracking_option(parser)

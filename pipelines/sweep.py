@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sweep; 0 when every trial succeeded, 1 when some failed, 2 for bad input, 130 when interrupted."""
+    """Run one sweep; return 0 if every trial succeeded, 1 if some failed, 2 for bad input, 130 on Ctrl-C."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     add_suite_options(parser)
     parser.add_argument(
@@ -116,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _trials_or_budget(arguments: argparse.Namespace) -> None:
-    """Let a number of trials take the place of a budget that the suite, or the sweep to extend, has."""
-    given = dict(text.partition("=")[::2] for text in arguments.overrides)
-    trials = arguments.trials or given.get("search.trials")
-    budget = arguments.budget or given.get("search.budget")
+    """Remove the budget of the suite, or of the sweep to extend, if a number of trials is given instead."""
+    overrides = dict(text.partition("=")[::2] for text in arguments.overrides)
+    trials = arguments.trials or overrides.get("search.trials")
+    budget = arguments.budget or overrides.get("search.budget")
     if trials and budget not in (None, "null", "~"):
         raise UserError(f"--trials {trials}, --budget {budget}: give one of the two, not both")
     if trials and budget is None:
@@ -127,7 +127,7 @@ def _trials_or_budget(arguments: argparse.Namespace) -> None:
 
 
 def _searched(arguments: argparse.Namespace) -> dict[str, tuple[str, str | None]]:
-    """The options of the search: option -> (key of the preset, value)."""
+    """Return the search options: option -> (key of the preset, value)."""
     return {
         "--search": ("search.algorithm", arguments.search),
         "--trials": ("search.trials", arguments.trials),
@@ -137,7 +137,7 @@ def _searched(arguments: argparse.Namespace) -> dict[str, tuple[str, str | None]
 
 
 def _typed(arguments: argparse.Namespace, saved: SavedSweep | None) -> dict[str, Any]:
-    """The options that an extension takes over from its sweep; those of the search as `--set` takes them."""
+    """Return the options to save for later extensions; search options are written as overrides (`KEY=VALUE`)."""
     before = saved.options if saved is not None else {}
     searched = [f"{key}={value}" for key, value in _searched(arguments).values() if value is not None]
     return {
@@ -147,7 +147,10 @@ def _typed(arguments: argparse.Namespace, saved: SavedSweep | None) -> dict[str,
 
 
 def _methods(named: list[str] | None, saved: SavedSweep | None, preset_name: str, preset: Preset) -> list[str]:
-    """The methods to compare, in their order: those named, or those of the sweep to extend and the ones named."""
+    """Return the methods to compare, in order: those of the sweep to extend, if any, then those named.
+
+    Without either, return the preset's default methods.
+    """
     if named is not None and "all" in named:
         if len(named) > 1:
             raise UserError(f"--methods {','.join(named)}: all means every method; name it alone")
@@ -163,7 +166,7 @@ def _methods(named: list[str] | None, saved: SavedSweep | None, preset_name: str
 
 
 def _extended(arguments: argparse.Namespace) -> SavedSweep:
-    """The sweep to extend, whose preset becomes that of `arguments`."""
+    """Return the sweep to extend, and set `arguments.preset` to its preset."""
     from beamplatform.sweep.plan.saved_sweep import find_sweep, storage_of
 
     if arguments.name is not None:
@@ -177,14 +180,14 @@ def _extended(arguments: argparse.Namespace) -> SavedSweep:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    """The sweep as it was started; what would change it is refused."""
+    """Resume a sweep as it was started, and return the exit code. Options that would change the sweep are refused."""
     from beamplatform.sweep.command import resume
 
     fixed = ("preset", "data_dir", "overrides", "methods", "seeds", "search", "trials", "budget", "name", "dry_run",
              "extend")  # fmt: skip
-    given = [option for option in fixed if getattr(arguments, option) not in (None, False, [])]
-    if given:
-        option = {"overrides": "--set"}.get(given[0], "--" + given[0].replace("_", "-"))
+    refused = [option for option in fixed if getattr(arguments, option) not in (None, False, [])]
+    if refused:
+        option = {"overrides": "--set"}.get(refused[0], "--" + refused[0].replace("_", "-"))
         raise UserError(f"{option}: a resumed sweep goes on as it was started; leave it out, or use --extend")
     concurrent = None
     if arguments.max_concurrent is not None:

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one trial; 0 when it succeeded, 1 when it failed, 2 for bad input, 130 when interrupted."""
+    """Run one trial; return 0 if it succeeded, 1 if it failed, 2 for bad input, 130 on Ctrl-C."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     add_suite_options(parser)
     parser.add_argument("--method", required=True, help="one of the suite's methods")

@@ -29,6 +29,7 @@ def scaled(x: Any, factor: float = 2.0) -> Any:
 
 class Options:
     rank: int = Field(8, description="rank of the adapter")
+    alpha: int = _option(16, help="of the adapter")
 
 
 def runs() -> None:
@@ -57,6 +58,7 @@ SAME = {
     "the description of an option": ("rank of the adapter", "how many ranks an adapter has"),
     "a variable of two functions": ("count", "number"),
     "a function within a function": ("again", "once_more"),
+    "the help of an option": ('help="of the adapter"', 'help="how many"'),
     "layout": ("factor * sum(values)", "(\n            factor\n            * sum(values)\n        )"),
     "what a module exports": ("import math", '__all__ = ["scaled"]\nimport math'),
 }
@@ -72,7 +74,8 @@ OTHER = {
     "a name that others import": ("def scaled", "def rooted"),
     "a kind of error that is caught": ("except ValueError", "except TypeError"),
     "a step left out": ("    again()\n", ""),
-    "a field": ("rank: int", "alpha: int"),
+    "an argument of that name elsewhere": ("sum(values)", "sum(values, help=1)"),
+    "a field": ("rank: int", "size: int"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong", and errors of others in one line."""
+"""The exception that means "the user's input is wrong", and helpers that shorten the texts of errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its kind where it says nothing."""
+    """The first line of an error's message; the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """The text, cut where it is too long for a message."""
+    """The text, cut to `most` characters if it is longer."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

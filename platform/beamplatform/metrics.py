@@ -14,5 +14,5 @@ FINAL_PARAMETERS = "train/final_parameters"
 
 
 def validation_curve(rows: Iterable[tuple[int, Mapping[str, float]]]) -> list[tuple[int, float]]:
-    """(Optimizer step, validation loss), of those rows of metrics that have one."""
+    """(Optimizer step, validation loss) of every row of metrics that has a validation loss."""
     return [(step, metrics[VALIDATION_LOSS]) for step, metrics in rows if VALIDATION_LOSS in metrics]

@@ -1,4 +1,4 @@
-"""From pydantic's reports to the one line a user needs: the place, what is wrong, what is allowed."""
+"""Turns pydantic's reports into the one line a user needs: the location, what is wrong, and what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from beamplatform.errors import shortened
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
-"""What is also the name of a folder: a suite, a preset, a sweep."""
+"""Pattern of names that are also names of folders: of suites, presets and sweeps."""
 
 NAME_IN_WORDS = (
     "1 to 100 letters, digits, underscores, dots and dashes, of which the first is a letter, a digit or an underscore"
@@ -24,18 +24,18 @@ _MOST_OF_A_RANGE = 1000
 
 
 def expand_ranges(values: Sequence[Any]) -> list[Any]:
-    """The values, with the number for a text such as ``3``, and the numbers 0, 1, 2 and 3 for the text ``0-3``.
+    """Replace a text such as ``3`` by its number, and ``0-3`` by the numbers 0, 1, 2 and 3; keep all other values.
 
     Raises:
-        ValueError: a range that is empty or unreasonably long.
+        ValueError: a range is empty or unreasonably long.
     """
     result: list[Any] = []
     for value in values:
-        found = _NUMBERS.fullmatch(value) if isinstance(value, str) else None
-        if found is None:
+        match = _NUMBERS.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
             result.append(value)
             continue
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < first + _MOST_OF_A_RANGE:
             raise ValueError(f"a range such as 0-3 ascends and has at most {_MOST_OF_A_RANGE} numbers, got {value}")
         result += range(first, last + 1)
@@ -43,19 +43,21 @@ def expand_ranges(values: Sequence[Any]) -> list[Any]:
 
 
 def repeated(values: Sequence[Any]) -> Any | None:
-    """The first value that stands there twice; None where all differ."""
-    return next((value for place, value in enumerate(values) if value in values[:place]), None)
+    """The first value that equals an earlier one; None if all values differ."""
+    return next((value for index, value in enumerate(values) if value in values[:index]), None)
 
 
 _LARGEST = 10**100
-"""Larger integers are taken for a slip of the hand; a float holds this one."""
+"""Larger integers are taken for typing errors; a float can hold this one."""
 
 
 def check_numbers(model: type[BaseModel], values: Any) -> Any:
-    """Refuse what pydantic would take for a number: `true` and `false` (as 1 and 0), and integers beyond all measure.
+    """Refuse values that pydantic would accept as numbers: `true` and `false` (as 1 and 0), and huge integers.
+
+    Returns the unchanged values.
 
     Raises:
-        ValueError: names the key.
+        ValueError: the message names the key.
     """
     for key, value in values.items() if isinstance(values, Mapping) else ():
         field = model.model_fields.get(str(key))
@@ -68,14 +70,14 @@ def check_numbers(model: type[BaseModel], values: Any) -> Any:
 
 
 def _takes_booleans(annotation: Any) -> bool:
-    """Whether `true` or `false` is one of the values; all of them where anything is."""
+    """Whether an annotation allows `true` or `false`, as `bool`, `Any` and a literal of either do."""
     if annotation is bool or annotation is Any or isinstance(annotation, bool):
         return True
     return any(_takes_booleans(part) for part in get_args(annotation))
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
-    """(location, message) of the first error; the location holds the file's own keys only."""
+    """(location, message) of the first error; the location holds only keys of the user's file."""
     first = error.errors(include_url=False)[0]
     location = _real_location(model, first["loc"])
     if first["type"] == "extra_forbidden":
@@ -85,14 +87,14 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> tuple[list
         hint = f"did you mean {close[0]!r}? " if close else ""
         return location, f"unknown key; {hint}allowed: {', '.join(allowed)}"
     message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    if first["type"] not in {"value_error", "missing"} and isinstance(given, (str, int, float, bool, type(None))):
-        message = f"{message[0].lower()}{message[1:]}, got {shortened(repr(given))}"
+    input_value = first.get("input")
+    if first["type"] not in {"value_error", "missing"} and isinstance(input_value, (str, int, float, bool, type(None))):
+        message = f"{message[0].lower()}{message[1:]}, got {shortened(repr(input_value))}"
     return location, message
 
 
 def _real_location(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Without the names of union members that pydantic adds (`warmup.int` is the key `warmup`)."""
+    """The location without the names of union members that pydantic adds (`warmup.int` is the key `warmup`)."""
     keys: list[str] = []
     current: Any = model
     for part in location:
@@ -103,7 +105,7 @@ def _real_location(model: type[BaseModel], location: Sequence[str | int]) -> lis
         elif get_origin(current) is dict:
             keys.append(str(part))
             current = _strip(get_args(current)[1])
-        elif part == "[key]":  # pydantic's mark of a wrong key, which the part before names
+        elif part == "[key]":  # pydantic's mark for a wrong key, which follows the key itself
             continue
         elif isinstance(part, int):
             keys.append(str(part))
@@ -122,7 +124,7 @@ def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[Bas
 
 
 def _strip(annotation: Any) -> Any:
-    """Without Annotated, and without None of an optional."""
+    """The annotation without `Annotated` and without an optional's None; None for any other union."""
     while hasattr(annotation, "__metadata__"):
         annotation = annotation.__origin__
     if get_origin(annotation) in (Union, types.UnionType):

@@ -182,10 +182,10 @@ def test_a_plan_says_what_would_do() -> None:
     plan = plan_growth(**length, target_rank=8)  # 70 ranks in 5 growths: 4 each, half of 8, for 4 modules
     assert plan == GrowthPlan((10, 20, 30, 40, 50), top=4, ranks=4, target=80)
     with pytest.raises(
-        ValueError, match=r"only 60 of 80 ranks \(8 for each of 10 modules\) .* by 1: add more ranks each"
+        ValueError, match=r"only 60 of 80 ranks \(8 for each of 10 modules\) .* by 1 rank\(s\); add more ranks each"
     ):
         plan_growth(**length, target_rank=8, ranks=1)
-    with pytest.raises(ValueError, match=r"only 30 of 80 ranks .* of 2 modules by 2: top_h = 7 would do"):
+    with pytest.raises(ValueError, match=r"only 30 of 80 ranks .* of 2 modules by 2 rank\(s\); top_h = 7 would do"):
         plan_growth(**length, target_rank=8, ranks=2, top=2)
     with pytest.raises(ValueError, match=r"only 60 of 80 ranks .* of 10 modules by 1"):
         plan_growth(**length, target_rank=8, ranks=1, top=40)

@@ -97,7 +97,7 @@ def test_records_that_do_not_fit_are_named(own: Path, rows: str, message: str) -
         ),
         ("alpaca_prompt(record.instruction)", "5", r"task sums: its prompt\(\) must return a text, found int"),
         ("return Record(", "exit(0)\n    return Record(", r"record 1: its task cannot read it \(SystemExit: 0\)"),
-        ("return Record(", "return dict(", "record 1: its task makes no Record of it but dict"),
+        ("return Record(", "return dict(", "record 1: parse() of its task must return a Record or None, found dict"),
     ],
 )
 def test_a_task_whose_functions_fail_is_one_line(own: Path, written: str, instead: str, message: str) -> None:

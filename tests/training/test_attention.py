@@ -50,5 +50,5 @@ def test_loss_and_gradients_are_those_of_each_example_alone(kind: str, device: s
 def test_a_model_with_attention_of_its_own_is_refused() -> None:
     model = ModelShapes("LlamaForCausalLM", 1, {}, {})
     check_packing(model)
-    with pytest.raises(ValueError, match=r"training\.packing: BloomForCausalLM has attention of its own; set it to"):
+    with pytest.raises(ValueError, match=r"training\.packing: BloomForCausalLM has its own attention, which"):
         check_packing(replace(model, name="BloomForCausalLM", exchangeable_attention=False))

@@ -71,7 +71,7 @@ def damage(folder: Path, how: str) -> None:
     ("how", "said"),
     [
         ("truncated", "worker-0 has 1799 bytes instead of 1800"),
-        ("altered", "worker-0 was altered: its SHA-256 is another"),
+        ("altered", "worker-0 was altered: its SHA-256 differs"),
         ("missing", "worker-0 is missing"),
         ("unreadable", "manifest.json cannot be read"),
     ],

@@ -1,5 +1,5 @@
-"""Baselines that PEFT lacks, built here: MiLoRA, ReLoRA, IncreLoRA.
+"""Baselines that PEFT does not implement: MiLoRA, ReLoRA and IncreLoRA.
 
-Each is a small package that needs torch, PEFT and `beamlora` alone, so that it can be lifted out:
-the rest of `beamplatform` uses them (`beamplatform.methods`), and none of them uses it.
+Each is a small package that needs only torch, PEFT and `beamlora`, so that it can be used outside this project.
+`beamplatform.methods` imports these packages. They import nothing from the rest of `beamplatform`.
 """

@@ -1,1 +1,1 @@
-"""Command lines: options that several pipelines share, and how a program ends."""
+"""What the command lines of all pipelines share: options, and the exit codes of a program."""

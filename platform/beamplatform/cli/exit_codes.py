@@ -1,4 +1,4 @@
-"""How every pipeline ends: an exit code, and one line instead of a traceback where the input was wrong."""
+"""Ends every pipeline with an exit code; wrong input gives one line of error instead of a traceback."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _OF_THE_MACHINE = {
     errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENAMETOOLONG, errno.ELOOP,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ETXTBSY,
 }  # fmt: skip
-"""Errors of the operating system that say what is wrong with a disk, a folder or a limit, whoever ran into it."""
+"""Errors of the operating system whose text tells the user what is wrong with a disk, a folder or a limit."""
 
 
 def main_guard(function: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a pipeline's ``main`` on the command line and exit with its code.
 
-    `UserError`, and an error of the operating system that names a full disk or the like, becomes ``error: <message>``
-    on stderr and exit code 2. Ctrl-C becomes exit code 130 (128 + SIGINT, as shells count it), and a reader of the
-    output that is gone (``| head``) 141 (128 + SIGPIPE). Any other exception is a defect and keeps its traceback.
+    `UserError`, and an error of the operating system such as a full disk, becomes ``error: <message>`` on stderr and
+    exit code 2. Ctrl-C becomes exit code 130 (128 + SIGINT, as in shells). The exit code is 141 (128 + SIGPIPE) if the
+    reader of the output has ended, as in ``| head``. Any other exception is a defect and keeps its traceback.
     """
     _open_all_three()
     _speak_utf8()
@@ -47,7 +47,7 @@ def main_guard(function: Callable[[Sequence[str] | None], int]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:
-        with contextlib.suppress(OSError):  # Python would complain when it flushes the output at its end
+        with contextlib.suppress(OSError):  # without this, Python complains when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = READER_GONE
     except MemoryError:
@@ -60,14 +60,17 @@ def main_guard(function: Callable[[Sequence[str] | None], int]) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    """Say on one line what was wrong."""
+    """Print the message on one line of stderr, and return the exit code for bad input."""
     with contextlib.suppress(OSError):  # standard error may lie on the disk that is full
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     return BAD_INPUT
 
 
 def _open_all_three() -> None:
-    """Open what a caller has closed of standard input, output and error: the next file would get its number."""
+    """Open standard input, output and error if the caller has closed them.
+
+    Otherwise the next file to be opened would get the number of a closed one.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -78,10 +81,10 @@ def _open_all_three() -> None:
 
 
 def _speak_utf8() -> None:
-    """Start Python again in its UTF-8 mode where the locale has another encoding.
+    """Start Python again in its UTF-8 mode if the locale has another encoding.
 
-    Tables have signs such as ± that ASCII lacks, and libraries open files in the encoding of the locale. Python does
-    the same by itself for the locale C, unless PYTHONUTF8=0 and PYTHONCOERCECLOCALE=0 keep it from that.
+    Tables contain signs such as ± that ASCII lacks, and libraries open files in the encoding of the locale. For the
+    locale C Python does the same by itself, unless PYTHONUTF8=0 and PYTHONCOERCECLOCALE=0 prevent it.
     """
     if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8") and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
@@ -95,7 +98,7 @@ def _speak_utf8() -> None:
 def _have_a_home() -> None:
     """Give a user whom the system does not know, as in a container, a name and a home folder for this run.
 
-    Several libraries ask for both when they are imported, and fail without.
+    Several libraries ask for both when they are imported, and fail if there are none.
     """
     if os.path.isabs(os.path.expanduser("~")):
         return

@@ -18,48 +18,48 @@ from beamplatform.io.storage import DEFAULT_STORAGE
 from beamplatform.validation import NAME, NAME_IN_WORDS, expand_ranges, repeated
 
 ROOT = Path(__file__).resolve().parents[3]
-"""The checkout, which holds `tune_spaces`."""
+"""The folder of the checkout, which holds `tune_spaces`."""
 
 ANSWERS = "answers"
-"""The folder below a storage where all its sweeps keep what models answered."""
+"""Name of the folder below a storage in which all its sweeps store the answers of models."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are `UserError`, and that refuses an option given twice and one with an empty value."""
+    """An argument parser that raises `UserError`, and refuses options that are given twice or with an empty value."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         for action in (None, "store"):
             self.register("action", action, _Once)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse's own are overloaded
-        given = list(sys.argv[1:] if args is None else args)
-        for before, argument in zip(["", *given], given, strict=False):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse declares overloads of this method
+        arguments = list(sys.argv[1:] if args is None else args)
+        for previous, argument in zip(["", *arguments], arguments, strict=False):
             if not argument or re.fullmatch(r"--[\w-]+=", argument):
-                raise UserError(f"{argument.rstrip('=') or before}: its value is empty; give one, or leave it out")
+                raise UserError(f"{argument.rstrip('=') or previous}: its value is empty; give one, or leave it out")
             try:
                 argument.encode()
             except UnicodeEncodeError:
                 raise UserError(f"{argument!r}: is not UTF-8 text; write it in UTF-8") from None
-        return super().parse_args(given, namespace)
+        return super().parse_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help shows what is allowed)")
 
 
 class _Once(argparse.Action):
-    """Store a value, as argparse does, but not a second one in its place."""
+    """Store the value of an option, as argparse does, but refuse a second value."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        given = namespace.__dict__.setdefault("_given", set())
-        if self.dest in given:
+        seen = namespace.__dict__.setdefault("_given", set())
+        if self.dest in seen:
             raise UserError(f"{option_string}: is given twice; give it once")
-        given.add(self.dest)
+        seen.add(self.dest)
         setattr(namespace, self.dest, values)
 
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
-    """Options that name a suite, its preset and changes to it."""
+    """Add the options that name a suite, its preset and changes to the preset."""
     parser.add_argument("--suite", required=True, help="a name in tune_spaces/, or the path of your own .yaml file")
     parser.add_argument("--preset", help="one of the suite's presets; default: paper with a GPU, tiny without")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with <task>/train.json and <task>/test.json")
@@ -69,13 +69,13 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--i-accept-unsafe-execution", dest="unsafe", action="store_true",
-        help="HumanEval, MBPP: run what the model wrote without bubblewrap, with your rights on this machine; the "
+        help="HumanEval, MBPP: run the model's programs without a sandbox, with your rights on this machine; the "
         "result says so",
     )  # fmt: skip
 
 
 def unsafe_options(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The options of the tasks (`Task.options`) that the command line alone can ask for, never a suite."""
+    """Return the options of tasks (`Task.options`) that only the command line can put in force, never a suite."""
     return ("unsafe",) if arguments.unsafe else ()
 
 
@@ -87,7 +87,7 @@ def add_tracking_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the pipelines that train: a preset, and where results go."""
+    """Add the options of the pipelines that train: a preset, and where results go."""
     add_preset_options(parser)
     add_tracking_option(parser)
     parser.add_argument(
@@ -99,32 +99,32 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
 def load(
     arguments: argparse.Namespace, options: Mapping[str, tuple[str, str | None]], earlier: Sequence[str] = ()
 ) -> tuple[Suite, str, Preset]:
-    """The checked suite and preset.
+    """Return the checked suite, the name of the chosen preset, and the preset.
 
     Args:
         arguments: parsed by a parser with `add_preset_options`.
         options: further options that set a value of the preset: option -> (key, value as YAML, or None if not given).
-        earlier: values of a sweep that is extended, as `--set` takes them; what is given now replaces them.
+        earlier: values of a sweep that is extended, in the form of `--set`. The options given now take precedence.
 
     Raises:
-        UserError: what is wrong in the suite or in an option.
+        UserError: something is wrong in the suite or in an option.
     """
-    given = [_assignment(text) for text in arguments.overrides]
+    new_overrides = [_assignment(text) for text in arguments.overrides]
     for option, (key, value) in {"--data-dir": ("data.source", as_text(arguments.data_dir)), **options}.items():
         if value is not None:
             typed = value[1:-1] if value[:1] in ("[", '"') else value
-            given.append(Override(shortened(f"{option} {typed}"), key, value))
-    for place, override in enumerate(given):
-        for other in given[:place]:
-            if f"{other.key}.".startswith(f"{override.key}."):
-                raise UserError(f"{override.typed}: takes the place of {other.typed}; give one of the two")
+            new_overrides.append(Override(shortened(f"{option} {typed}"), key, value))
+    for index, override in enumerate(new_overrides):
+        for previous in new_overrides[:index]:
+            if f"{previous.key}.".startswith(f"{override.key}."):
+                raise UserError(f"{override.typed}: takes the place of {previous.typed}; give one of the two")
     path = find_suite(arguments.suite, ROOT / "tune_spaces")
-    overrides = [*map(_assignment, earlier), *given]
+    overrides = [*map(_assignment, earlier), *new_overrides]
     return load_preset(path, arguments.preset, has_gpu=has_gpu(), overrides=overrides)
 
 
 def _assignment(text: str) -> Override:
-    """The value that `--set` gives."""
+    """Return the override that one `--set` gives."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {shortened(text)}: must have the form key=value, such as training.max_steps=20")
@@ -132,10 +132,10 @@ def _assignment(text: str) -> Override:
 
 
 def suite_name(name_or_path: str) -> str:
-    """The name that a suite file gives itself; only that is read.
+    """Return the name in a suite file; nothing else in the file is checked.
 
     Raises:
-        UserError: no such suite, or a file without a name.
+        UserError: there is no such suite, or the file has no name.
     """
     path = find_suite(name_or_path, ROOT / "tune_spaces")
     _, content = read_suite(path)
@@ -146,20 +146,20 @@ def suite_name(name_or_path: str) -> str:
 
 
 def as_text(text: str | None) -> str | None:
-    """The YAML text of an option that is a text whatever it looks like, such as the name of a folder."""
+    """Return the YAML of an option whose value is always a text, even a folder whose name looks like a number."""
     return None if text is None else json.dumps(text, ensure_ascii=False)
 
 
 def as_list(option: str, text: str | None) -> str | None:
-    """The YAML list of a comma-separated option."""
+    """Return the YAML list of a comma-separated option."""
     return None if text is None else f"[{','.join(split(option, text))}]"
 
 
 def split(option: str, text: str) -> list[str]:
-    """The parts of a comma-separated option.
+    """Return the parts of a comma-separated option.
 
     Raises:
-        UserError: a part is empty or stands there twice.
+        UserError: a part is empty or repeated.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
@@ -170,10 +170,10 @@ def split(option: str, text: str) -> list[str]:
 
 
 def seeds_of(option: str, text: str) -> list[str]:
-    """The seeds of a comma-separated option; 0-3 stands for 0, 1, 2 and 3.
+    """Return the seeds of a comma-separated option, in which 0-3 stands for 0, 1, 2 and 3.
 
     Raises:
-        UserError: a part is empty, a range is none, or a seed stands there twice.
+        UserError: a part is empty, a range is invalid, or a seed is repeated.
     """
     try:
         seeds = [str(seed) for seed in expand_ranges(split(option, text))]
@@ -188,7 +188,7 @@ def check_name(name: str | None) -> None:
     """Check the name that the user gives a sweep, which is also the name of its folder.
 
     Raises:
-        UserError: says what a name may be.
+        UserError: the name is not allowed; the message says which names are.
     """
     if name is None:
         return

@@ -1,1 +1,1 @@
-"""What a sweep is asked to do: suites, their sections and spaces, trials and the version of the code."""
+"""The configuration of a sweep: suites, sections, search spaces, trials and the version of the code."""

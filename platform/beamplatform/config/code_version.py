@@ -1,4 +1,4 @@
-"""The version of the code that decides what comes out of a trial."""
+"""Computes the version of the code that determines the results of a trial."""
 
 from __future__ import annotations
 
@@ -29,61 +29,63 @@ PARTS = (
     "beamplatform.training",
     "beamplatform.world",
 )
-"""Packages and modules that train, generate and score. A report, tracking, and the search change nothing in a trial."""
+"""Packages and modules that train, generate and score. Reports, tracking and search do not change a trial's results."""
 
 
 def code_version(tasks: Sequence[str] = ()) -> str:
-    """Eight hex digits of the sources of beamlora, of what trains and scores here, and of task files of the user's own.
+    """Return eight hex digits: a hash of the code that trains and scores, and of the user's own task files.
 
-    What counts is what the sources do (`config/normal_form.py`), not how their files are called: a finished trial stays
-    finished when a docstring is mended or a file moves. It is not the commit: most commits change no number, and
-    an installed package has none.
+    The hash covers what the sources do (`config/normal_form.py`), not the names of their files: a finished trial stays
+    finished when a docstring is edited or a file moves. The commit would not do, because most commits change no result,
+    and an installed package has no commit.
 
     Args:
-        tasks: as a suite names them; those that are files count.
+        tasks: names or files of the tasks, as in a suite; only the files count.
 
     Raises:
         FileNotFoundError: a part of the code is not where its name says.
     """
-    own = [Path(task).read_bytes() for task in tasks if task.endswith(".py")]
-    return version_of([file.read_bytes() for part in PARTS for file in sources(part)], own)
+    task_sources = [Path(task).read_bytes() for task in tasks if task.endswith(".py")]
+    return version_of([file.read_bytes() for part in PARTS for file in sources(part)], task_sources)
 
 
 def version_of(parts: Sequence[bytes], tasks: Sequence[bytes] = ()) -> str:
-    """Eight hex digits of source texts: of the code's, in any order, and of tasks' in theirs."""
+    """Return eight hex digits: a hash of the code's sources in any order, and of the task files in the given order."""
     texts = [hashlib.sha256(text).hexdigest() for text in sorted(parts)]
     code = cached_json(
-        "code", (texts, _METHOD), lambda: _digest(sorted({one for text in parts for one in statements(_text(text))}))
+        "code",
+        (texts, _METHOD),
+        lambda: _digest(sorted({statement for text in parts for statement in statements(_text(text))})),
     )
     return _digest([code, *(_digest(_statements_of_task(text)) for text in tasks)])[:8]
 
 
 _METHOD = hashlib.sha256(Path(__file__).with_name("normal_form.py").read_bytes()).hexdigest()
-"""Where the normal form changes, what is known by the old one does not count."""
+"""Hash of the module that computes the normal form: when it changes, earlier entries of the cache do not count."""
 
 
 def sources(part: str) -> Iterator[Path]:
-    """The files of a part of the code.
+    """Yield the source files of a part of the code, which is a package or a module.
 
     Raises:
-        FileNotFoundError: there is none; names the part.
+        FileNotFoundError: there are no such files; the message names the part.
     """
     package, _, inner = part.partition(".")
-    spec = importlib.util.find_spec(package)  # not imported: that takes seconds
+    spec = importlib.util.find_spec(package)  # finds the package without importing it, which would take seconds
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"{part}: this part of the code, which decides results, is not installed")
-    place = Path(spec.origin).resolve().parent.joinpath(*inner.split("."))
-    module = place.with_name(f"{place.name}.py")
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [module] if inner and module.is_file() else []
+    path = Path(spec.origin).resolve().parent.joinpath(*inner.split("."))
+    module = path.with_name(f"{path.name}.py")
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [module] if inner and module.is_file() else []
     if not files:
-        raise FileNotFoundError(f"{part}: this part of the code, which decides results, is not at {place}")
+        raise FileNotFoundError(f"{part}: this part of the code, which decides results, is not at {path}")
     yield from files
 
 
 def _statements_of_task(text: bytes) -> list[str]:
     try:
         return sorted(statements(_text(text)))
-    except (SyntaxError, ValueError):  # told where the task is loaded
+    except (SyntaxError, ValueError):  # the error is reported when the task is loaded
         return [text.hex()]
 
 

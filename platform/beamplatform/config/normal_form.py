@@ -1,4 +1,4 @@
-"""A Python source file reduced to what it does: the same for two texts of it that differ only in words and layout."""
+"""Reduces a Python source file to what it does, so that changes of wording and layout do not count."""
 
 from __future__ import annotations
 
@@ -8,41 +8,48 @@ from itertools import chain
 
 _OWN = ("beamlora", "beamplatform")
 _IGNORED = {"annotation", "returns", "type_comment", "type_ignores", "type_params", "ctx", "kind"}
-"""Fields of the syntax tree that change nothing about what a program computes."""
+"""Fields of the syntax tree that have no effect on what a program computes."""
+_OPTIONS, _DESCRIPTIONS = {"Field", "_option"}, {"description", "help", "source"}
+"""Functions that declare an option, and their arguments that only describe it to a reader."""
 
 
 def statements(source: str) -> set[str]:
-    """The statements at the top of a module, each in a normal form.
+    """Return the top-level statements of a module, each in its normal form.
 
-    Left out are comments, docstrings, annotations and imports for them, texts of errors, descriptions of options,
-    `__all__`, and from which of this project's own modules a name is imported. Variables within functions are numbered.
-    So a definition's normal form stays when the definition moves to another file, when its documentation changes, and
-    when a local variable gets another name.
+    The normal form leaves out comments, docstrings, annotations, imports that only annotations need, texts of errors,
+    descriptions of options, and `__all__`. For a name imported from this project it leaves out the module. Variables
+    within functions are numbered. So the normal form of a definition stays the same when the definition moves to
+    another file, when its documentation changes, and when a local variable gets another name.
 
     Raises:
         SyntaxError: the text is not Python.
     """
     body, form = ast.parse(source).body, _NormalForm()
-    imports = [one for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
-    others = [one for one in body if one not in imports]
-    found = set(chain.from_iterable(form.of_statement(one) for one in others))
-    for one in imports:
-        one.names = [alias for alias in one.names if (alias.asname or alias.name).partition(".")[0] in form.used]
-        found.update(form.of_statement(one))
-    return found
+    imports = [statement for statement in body if isinstance(statement, ast.Import | ast.ImportFrom)]
+    others = [statement for statement in body if statement not in imports]
+    texts = set(chain.from_iterable(form.of_statement(statement) for statement in others))
+    for statement in imports:
+        statement.names = [
+            alias for alias in statement.names if (alias.asname or alias.name).partition(".")[0] in form.used
+        ]
+        texts.update(form.of_statement(statement))
+    return texts
 
 
 class _NormalForm:
-    """Writes a syntax tree as text. Empty fields are left out, which Python's own `ast.dump` does since 3.13 only."""
+    """Writes a syntax tree as text.
+
+    Empty fields are left out, which Python's own `ast.dump` does only since Python 3.13.
+    """
 
     def __init__(self) -> None:
         self._scopes: list[dict[str, str]] = []
         self._in_error = False
         self.used: set[str] = set()
-        """Names that anything but an annotation reads."""
+        """Names that are read by something other than an annotation."""
 
     def of_statement(self, node: ast.AST) -> Iterator[str]:
-        """Nothing for a statement without effect; an import gives one text for each of its names."""
+        """Yield a statement's text: nothing if it has no effect, and for an import one text for each name."""
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from _imported(node)
         elif not _is_without_effect(node):
@@ -50,7 +57,7 @@ class _NormalForm:
 
     def _of(self, value: object) -> str:
         if isinstance(value, list):
-            return "[" + ", ".join(chain.from_iterable(self._in_list(one) for one in value)) + "]"
+            return "[" + ", ".join(chain.from_iterable(self._in_list(element) for element in value)) + "]"
         if not isinstance(value, ast.AST):
             return repr(value)
         if isinstance(value, ast.Raise) and not self._in_error:
@@ -59,6 +66,8 @@ class _NormalForm:
                 return self._of(value)
             finally:
                 self._in_error = False
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in _OPTIONS:
+            value.keywords = [keyword for keyword in value.keywords if keyword.arg not in _DESCRIPTIONS]
         if self._in_error and (isinstance(value, ast.JoinedStr) or _is_text(value)):
             return "text"
         if isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -70,8 +79,6 @@ class _NormalForm:
         return self._of_fields(value)
 
     def _in_list(self, value: object) -> Iterator[str]:
-        if isinstance(value, ast.keyword) and value.arg == "description":
-            return
         if isinstance(value, ast.AST):
             yield from self.of_statement(value)
         else:
@@ -84,7 +91,7 @@ class _NormalForm:
                 continue
             if isinstance(value, str) and _binds(node, field):
                 self.used.add(value)
-                # A function's own name is one of the scope around it.
+                # The name of a function is a variable of the scope around the function.
                 fields.append(f"{field}={self._name(value, self._scopes if name else self._scopes[:-1])}")
             else:
                 fields.append(f"{field}={self._of(value)}")
@@ -97,19 +104,23 @@ class _NormalForm:
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-    own = isinstance(node, ast.ImportFrom) and (node.level > 0 or module.partition(".")[0] in _OWN)
+    is_ours = isinstance(node, ast.ImportFrom) and (node.level > 0 or module.partition(".")[0] in _OWN)
     if module == "__future__":
         return
     for alias in node.names:
         if isinstance(node, ast.Import) and alias.name.partition(".")[0] in _OWN:
             continue
-        name = alias.name if own else f"{module}.{alias.name}"
-        if not own or alias.asname not in (None, alias.name):
+        name = alias.name if is_ours else f"{module}.{alias.name}"
+        if not is_ours or alias.asname not in (None, alias.name):
             yield f"import {name.removeprefix('.')} as {alias.asname or alias.name}"
 
 
 def _is_without_effect(node: ast.AST) -> bool:
-    """Docstrings, `pass`, what only a type checker reads, `__all__`, and `global`, which the variables' names tell."""
+    """Whether a statement has no effect on what the code computes.
+
+    Such are docstrings, `pass`, `__all__`, and blocks for type checkers. `global` and `nonlocal` do not count either,
+    because the names of their variables in the normal form already show the scope.
+    """
     if isinstance(node, ast.Assign):
         return any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets)
     if isinstance(node, ast.If):
@@ -124,7 +135,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _binds(node: ast.AST, field: str) -> bool:
-    """Whether a field of the tree that holds a text is the name of a variable."""
+    """Whether this text field of a node of the syntax tree holds the name of a variable."""
     return (
         (isinstance(node, ast.Name) and field == "id")
         or (field == "name" and not isinstance(node, ast.alias))
@@ -133,10 +144,13 @@ def _binds(node: ast.AST, field: str) -> bool:
 
 
 def _names_of(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, depth: int) -> dict[str, str]:
-    """What the normal form calls a function's variables. Parameters keep their names, by which callers give them."""
+    """Map a function's variables to their names in the normal form.
+
+    Parameters keep their names, because callers may pass them by name.
+    """
     arguments = function.args
     parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    parameters += [one for one in (arguments.vararg, arguments.kwarg) if one is not None]
+    parameters += [variadic for variadic in (arguments.vararg, arguments.kwarg) if variadic is not None]
     names = {parameter.arg: parameter.arg for parameter in parameters}
     elsewhere: set[str] = set()
     for node in _within(function):
@@ -150,7 +164,7 @@ def _names_of(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, dep
 
 
 def _within(node: ast.AST) -> Iterator[ast.AST]:
-    """What a function holds, without what lies in functions and classes within it."""
+    """Yield the nodes within a function, but not those within the functions and classes that it defines."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):

@@ -1,4 +1,4 @@
-"""The sections of a preset: what each of its keys is, its type, its range and its default.
+"""The sections of a preset, with the meaning, the type, the range and the default of every key.
 
 This module imports neither torch nor Ray: a bad suite is refused in milliseconds.
 """
@@ -18,7 +18,7 @@ from beamplatform.validation import check_numbers, describe_error, expand_ranges
 
 
 class Section(BaseModel):
-    """A part of a suite: unknown keys are errors, numbers are finite, values never change after loading."""
+    """A part of a suite: unknown keys are errors, numbers are finite, and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 def _absolute(value: str | None) -> str | None:
-    """A path that exists here, made absolute: workers run in folders of their own."""
+    """Make a path absolute if it exists here, because workers run in folders of their own."""
     if value is None or value in ("tiny", "embedded"):
         return value
     path = _path(value)
@@ -37,10 +37,10 @@ def _absolute(value: str | None) -> str | None:
 
 
 def _path(value: str) -> str:
-    """The path with the home folder in place of `~`.
+    """Return the path with the home folder in place of `~`.
 
     Raises:
-        ValueError: no file system could have it.
+        ValueError: no file system could have such a path.
     """
     if not value.strip() or any(ord(character) < 32 for character in value):
         raise ValueError(f"must be a path without line breaks and control characters, got {shortened(repr(value))}")
@@ -53,7 +53,7 @@ def _path(value: str) -> str:
 
 
 def _task(name: str) -> str:
-    """A known task's name, or the absolute path of a file with one."""
+    """Return the name of a built-in task, or the absolute path of a task file, after checking that it exists."""
     name = str(Path(_path(name)).resolve()) if name.endswith(".py") else name
     try:
         get_task(name)
@@ -63,7 +63,10 @@ def _task(name: str) -> str:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-"""What NumPy's RandomState takes, which draws configurations and is Optuna's source; PyTorch and vLLM take more."""
+"""A seed that NumPy's RandomState accepts.
+
+NumPy's RandomState draws configurations, and Optuna draws from it, too. PyTorch and vLLM accept larger seeds.
+"""
 
 TaskName = Annotated[str, AfterValidator(_task)]
 LocalPath = Annotated[str, AfterValidator(_absolute)]
@@ -81,15 +84,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Tolerances(Section):
-    """Shares of a sweep's records above which its plan is refused; what is counted is told in any case."""
+    """Limits for the shares of records with defects.
 
-    without_targets: Share = Field(0.05, description="records of which the loss counts no token")
+    A plan with a share above its limit is refused. The counts are reported in any case.
+    """
+
+    without_targets: Share = Field(0.05, description="records without a token that counts in the loss")
     cut: Share = Field(0.25, description="records longer than max_length, which lose their end of sequence")
     duplicates: Share = Field(0.25, description="records that repeat an earlier one")
     empty: Share = Field(0.05, description="records with a blank instruction or output")
-    validation_trained: Share = Field(0.25, description="validation records that ask what is also trained on")
-    test_questions: Share = Field(0.01, description="training and validation records that ask a test's question")
-    unknown_answers: Share = Field(0.05, description="gold answers that their task cannot score, of each task")
+    validation_trained: Share = Field(
+        0.25, description="validation records whose question is also in a training record"
+    )
+    test_questions: Share = Field(0.01, description="training and validation records whose question is also in a test")
+    unknown_answers: Share = Field(0.05, description="gold answers that the task cannot score, for each task and split")
 
 
 class DataSection(Section):
@@ -97,18 +105,21 @@ class DataSection(Section):
 
     source: LocalPath | None = Field(
         None,
-        description="test and training records: 'embedded', a folder <task>/{train,test}.json or a hub id",
+        description="test and training records: 'embedded', a folder with <task>/{train,test}.json, or a hub id",
     )
     train_source: LocalPath | None = Field(
-        None, description="training records where they differ from `source`: a .json/.jsonl file or a hub id"
+        None, description="training records, if they are not those of `source`: a .json/.jsonl file or a hub id"
     )
     columns: dict[Literal["instruction", "output"], str] = Field(
-        default_factory=dict, description="names of the fields in train_source, where they are not these two"
+        default_factory=dict,
+        description="names of the two fields in train_source, if they are not instruction and output",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; longer examples are cut at the right")
-    loss_on: Literal["response", "all"] = Field("response", description="which tokens the loss counts")
+    loss_on: Literal["response", "all"] = Field("response", description="which tokens count in the loss")
     train_records: Annotated[int, Field(ge=1)] | None = Field(None, description="use only the first N after shuffling")
-    validation_records: Annotated[int, Field(ge=1)] = Field(200, description="held out of the training records")
+    validation_records: Annotated[int, Field(ge=1)] = Field(
+        200, description="number of training records held out for validation"
+    )
     tolerated: Tolerances = Field(
         Tolerances(), description="how many records may be cut, repeated, empty and so on before a plan is refused"
     )
@@ -130,7 +141,10 @@ class DataSection(Section):
 
 
 class WorkerRange(Section):
-    """As many workers as the cluster has room for when a run starts, or starts again after a loss."""
+    """A range of worker numbers.
+
+    A run gets as many workers as the cluster has room for when the run starts, or restarts after losing a worker.
+    """
 
     min: Annotated[int, Field(ge=1, le=10**6)]
     max: Annotated[int, Field(ge=1, le=10**6)]
@@ -141,15 +155,15 @@ class TrainingSection(Section):
 
     workers: Annotated[int, Field(ge=1)] | WorkerRange = Field(
         1,
-        description="Ray Train workers (one GPU each, where there are GPUs), or {min: 1, max: 8}: as many of these as "
-        "there is room for and the global batch can be shared among",
+        description="number of Ray Train workers (one GPU each, where there are GPUs); {min: 1, max: 8}: as many as "
+        "the cluster has room for, among the numbers that divide the global batch",
     )
     device: Literal["auto", "gpu", "cpu"] = Field(
         "auto", description="auto: GPUs where the machine or cluster has them"
     )
     cpus_per_worker: Annotated[int, Field(ge=1)] = Field(1, description="CPU cores a worker reserves")
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = Field(
-        1, description="below 1, several small trials share a GPU: 0.25 lets four on it; needs workers: 1"
+        1, description="GPUs a worker reserves; with 0.25 four small trials share a GPU; below 1 needs workers: 1"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(None, description="passes over the training records")
@@ -159,27 +173,34 @@ class TrainingSection(Section):
     global_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per optimizer step, over all workers")
     micro_batch: Annotated[int, Field(ge=1)] = Field(16, description="examples per forward pass of one worker")
     zero_persistence: Annotated[int, Field(ge=0)] = Field(
-        100_000, description="ZeRO-3: parameters of fewer values stay whole on every worker"
+        100_000, description="ZeRO-3: parameters with fewer values than this stay whole on every worker"
     )
     offload_optimizer: bool = Field(False, description="keep master weights and moments in CPU memory (ZeRO 1 to 3)")
     loss_head: Literal["counted", "chunked", "all"] = Field(
         "counted",
-        description="of which tokens the vocabulary's scores are computed: of those that the loss counts, at once or "
-        "in chunks (less memory where vocabularies are large; not under ZeRO-3), or of all; the loss is the same",
+        description="tokens whose logits are computed. counted: those that count in the loss; chunked: the same, in "
+        "chunks (less memory for large vocabularies; not under ZeRO-3); all: every token. The loss is the same",
     )
     packing: bool = Field(
         False,
-        description="the examples of a micro-batch in one row without padding; on a GPU in bfloat16 by PyTorch's "
-        "variable-length attention. For models of transformers with exchangeable attention (Llama, Qwen, Mistral)",
+        description="put the examples of a micro-batch into one row without padding; on a GPU in bfloat16 this uses "
+        "PyTorch's variable-length attention; for transformers models with exchangeable attention (Llama, Qwen, "
+        "Mistral)",
     )
     fused_adamw: bool = Field(False, description="PyTorch's fused AdamW: one pass over the adapter and its moments")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="shape of the learning rate after warm-up"
+    )
     warmup: int | float = Field(0, description="warm-up: optimizer steps (integer) or a fraction of all steps")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = off")
     log_every: Annotated[int, Field(ge=1)] = Field(10, description="optimizer steps between two reports")
-    validate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="steps; null = only at the end")
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(500, description="steps; null = none")
+    validate_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimizer steps between two validations; null = only at the end"
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(
+        500, description="optimizer steps between two checkpoints; null = none"
+    )
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -225,7 +246,7 @@ class TrainingSection(Section):
 
     @property
     def worker_counts(self) -> list[int]:
-        """The numbers of workers that the run may have, descending; the global batch is the same with each."""
+        """The numbers of workers that the run may have, largest first; the global batch is the same with each."""
         if isinstance(self.workers, int):
             return [self.workers]
         numbers = range(self.workers.max, self.workers.min - 1, -1)
@@ -240,21 +261,24 @@ class TrainingSection(Section):
         return self.worker_counts[-1]
 
     def with_workers(self, number: int) -> TrainingSection:
-        """For so many workers: the largest micro-batch, up to the given one, that divides a worker's share."""
+        """Return this section with `number` workers.
+
+        The new micro-batch is the largest, up to the present one, that divides a worker's share of the global batch.
+        """
         share = self.global_batch // number
         micro = next(size for size in range(min(self.micro_batch, share), 0, -1) if share % size == 0)
         return self.model_copy(update={"workers": number, "micro_batch": micro})
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one worker per optimizer step; with a range of workers, of the most."""
+        """Micro-batches of one worker per optimizer step; for a range of workers, with the most workers."""
         if isinstance(self.workers, WorkerRange):
             return self.with_workers(self.most_workers).accumulation
         return self.global_batch // (self.workers * self.micro_batch)
 
 
 _LEAST_TEMPERATURE = 0.01
-"""Below it the scores that are divided by it leave the range of numbers, and vLLM takes this one instead."""
+"""Logits divided by a smaller temperature leave the range of floats, and vLLM uses this temperature instead."""
 
 
 class EvaluationSection(Section):
@@ -266,16 +290,21 @@ class EvaluationSection(Section):
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     beams: Annotated[int, Field(ge=1)] = Field(1, description="1 = greedy; the published commonsense setting is 4")
     batch_size: Annotated[int, Field(ge=1)] = Field(64, description="prompts generated together")
-    adapters: Annotated[int, Field(ge=1)] = Field(8, description="adapters of one base model served together")
+    adapters: Annotated[int, Field(ge=1)] = Field(8, description="adapters that are served together on one base model")
     max_records: Annotated[int, Field(ge=1)] | None = Field(None, description="score only the first N per task")
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="instead of the task's own")
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="longest answer in tokens, instead of the task's own"
+    )
     equivalence: Literal["string", "sympy"] = Field(
-        "string", description="MATH: answers agree as normalised text; sympy: or as mathematics, or within 1e-4"
+        "string",
+        description="MATH: string compares normalised texts; sympy also compares as mathematics, and within 1e-4",
     )
     samples: Annotated[int, Field(ge=1)] = Field(1, description="answers drawn per question, for pass@k")
-    temperature: Annotated[float, Field(ge=0, le=100)] = Field(0.0, description="of the draws; 0 = greedy")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus of the draws")
-    sampling_seed: Seed = Field(0, description="seed of the draws")
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(0.0, description="sampling temperature; 0 = greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="nucleus sampling: share of the probability to sample from"
+    )
+    sampling_seed: Seed = Field(0, description="seed of the sampling")
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="also report pass@k for these k")
 
     @field_validator("tasks")
@@ -304,40 +333,45 @@ Algorithm = Literal["random", "grid", "tpe", "asha", "hyperband", "bohb"]
 
 
 class SearchSection(Section):
-    """How each method's configuration is searched, and with which seeds the chosen one is trained for the test tasks.
+    """How configurations are searched, and the seeds with which the chosen one of each method is trained again.
 
-    The budget is the same for every method. The lowest validation loss chooses; test tasks take no part.
+    The budget is the same for every method. The configuration with the lowest validation loss is chosen; test tasks
+    have no influence on the choice.
     """
 
     algorithm: Algorithm = Field(
         "random",
-        description="random; grid: every point; tpe: Optuna's, from what was seen so far; asha, hyperband: random, and "
-        "trials that fall behind are stopped; bohb: tpe with hyperband",
+        description="random; grid: every point; tpe: proposed by Optuna from the results so far; asha, hyperband: "
+        "random, and trials that fall behind are stopped; bohb: tpe with hyperband",
     )
     trials: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        8, description="configurations tried for each method, fewer where its space has fewer"
+        8, description="configurations tried for each method; fewer if its space has fewer"
     )
     budget: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GPU-hours of search for each method (worker-hours without GPUs), instead of trials"
     )
-    seed: Seed = Field(0, description="seed of the draws themselves")
-    trial_seed: Seed = Field(1000, description="training seed of the search's trials; none of seeds")
+    seed: Seed = Field(0, description="seed of the search itself")
+    trial_seed: Seed = Field(1000, description="training seed of the search's trials; must not be one of seeds")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         (0,), description="training seeds of each method's chosen configuration; 0-3 is 0, 1, 2, 3"
     )
     evaluate: Literal["chosen", "all"] = Field(
         "chosen",
-        description="all: the search's trials answer the test tasks too, for the pictures; they choose nothing",
+        description="all: also score the search's trials on the test tasks, for pictures; the scores choose nothing",
     )
     grid_points: Annotated[int, Field(ge=2, le=1000)] = Field(
-        3, description="grid: values of a domain that is given by its bounds, which are the first and the last"
+        3, description="grid: number of values taken from an interval, including both bounds"
     )
     reduction: Annotated[int, Field(ge=2)] = Field(
-        3, description="asha, hyperband, bohb: one of so many goes on from each rung to one so many times as long"
+        3,
+        description="asha, hyperband, bohb: reduction factor N; at each rung the best 1/N of the trials continue, "
+        "N times longer",
     )
-    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(None, description="null = as many as fit")
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="most trials at once; null = as many as fit"
+    )
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="compared where --methods names none; null = all of the preset's"
+        None, description="methods to compare if --methods is not given; null = all of the preset's"
     )
 
     @field_validator("seeds", mode="before")
@@ -369,5 +403,5 @@ class SearchSection(Section):
 
     @property
     def proposes(self) -> bool:
-        """Whether configurations follow from the results of earlier ones."""
+        """Whether new configurations depend on the results of earlier ones."""
         return self.algorithm in ("tpe", "bohb")

@@ -1,4 +1,4 @@
-"""Search spaces: a hyperparameter is a value, or one of Ray Tune's domains written as a one-key mapping.
+"""Search spaces: each hyperparameter is a value, or one of Ray Tune's domains written as a mapping with one key.
 
 r: 32                                  a fixed value
 r: {grid: [16, 32]}                    every value in turn, crossed with the other grids
@@ -31,7 +31,7 @@ _MOST_CORNERS = 256
 _LARGEST_GRID = 10**6
 
 Point = dict[str, Any]
-"""A value of each searched hyperparameter."""
+"""Searched hyperparameter -> its value."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Domain:
     values: tuple[Any, ...]
 
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all that could be drawn: every choice, or the bounds and a point between them."""
+        """Return values that represent the whole domain: every choice, or both bounds and a value between them."""
         if self.listed:
             return self.values
         low, high = self.values
@@ -50,19 +50,19 @@ class Domain:
 
     @property
     def listed(self) -> bool:
-        """Whether it is a list of values, and no interval."""
+        """Whether the domain is a list of values, and not an interval."""
         return self.kind in {"grid", "choice"}
 
     def contains(self, value: Any) -> bool:
-        """Whether it could be drawn, or lies between the bounds."""
+        """Whether the value is one of the choices, or lies between the bounds."""
         if self.listed:
             return value in self.values
         return isinstance(value, (int, float)) and self.values[0] <= value <= self.values[1]
 
     def levels(self, count: int) -> tuple[Any, ...]:
-        """Every value of a list; of an interval `count`, evenly spread (on a log scale for loguniform), ends included.
+        """Return every value of a list, or `count` evenly spread values of an interval, including both bounds.
 
-        Rounded to 6 digits.
+        For loguniform they are evenly spread on a log scale. Values of an interval are rounded to 6 digits.
         """
         if self.listed:
             return self.values
@@ -75,12 +75,12 @@ class Domain:
         return tuple(min(max(float(f"{value:.6g}"), low), high) for value in spread)
 
     def draw(self, random_state: RandomState) -> Any:
-        """One value, drawn by the Ray Tune domain of the same name (grids are not drawn)."""
+        """Draw one value with the Ray Tune domain of the same name (grids are not drawn)."""
         from ray import tune  # slow to import, and not needed to check a suite
 
         domain = tune.choice(list(self.values)) if self.kind == "choice" else getattr(tune, self.kind)(*self.values)
         value = domain.sample(random_state=random_state)
-        return value.item() if hasattr(value, "item") else value  # numpy's numbers are no JSON
+        return value.item() if hasattr(value, "item") else value  # NumPy's numbers are not JSON values
 
 
 @dataclass(frozen=True)
@@ -93,36 +93,36 @@ class Space:
 
     @property
     def size(self) -> int | None:
-        """How many points it has; None where there is an interval."""
+        """Number of points in the space; None if a domain is an interval."""
         if not all(domain.listed for domain in self.domains.values()):
             return None
         return math.prod(len(domain.values) for domain in self.domains.values())
 
     def contains(self, point: Point) -> bool:
-        """Whether it is one of this space's points."""
+        """Whether the point lies in this space."""
         return point.keys() == self.domains.keys() and all(self.domains[key].contains(point[key]) for key in point)
 
     def resolve(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """All hyperparameters of the method at a point, as plain JSON values.
+        """Return all hyperparameters of the method at a point, as plain JSON values.
 
-        Defaults are part of what a trial is: they are written out, not left to a later version's taste.
+        Defaults are written out, so that a trial stays the same when a later version changes a default.
         """
         values = dict(self.fixed) | dict(point)
         return get_method(self.method).hyperparameters.model_validate(values).model_dump(mode="json")
 
     def random(self, seed: int) -> Iterator[Point]:
-        """Points without repeats, the same for the same seed; endless, but where there are no more.
+        """Yield points without repeats, the same for the same seed, until the space has no more.
 
-        The points of the grids come in turn, in one random order; the other domains are drawn for each.
+        The combinations of the grids come in turn, in a fixed random order. The other domains are drawn for each point.
         """
         from numpy.random import RandomState
 
-        # A stream of its own for every method: adding a method does not change what the others draw.
+        # Every method has a random stream of its own, so that adding a method does not change what the others draw.
         generator = RandomState([seed, zlib.crc32(self.method.encode())])
         grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
         drawn = {key: domain for key, domain in self.domains.items() if domain.kind != "grid"}
         crossed = self._crossed(grids.values())
-        order = [crossed[place] for place in generator.permutation(len(crossed))]
+        order = [crossed[index] for index in generator.permutation(len(crossed))]
         seen: list[Point] = []
         size = self.size
         for values in itertools.cycle(order):
@@ -135,17 +135,19 @@ class Space:
                 yield point
 
     def grid(self, seed: int, points: int) -> Iterator[Point]:
-        """Every combination of the domains' levels (`Domain.levels`), in a random order: its beginning is a sample.
+        """Yield every combination of the domains' levels (`Domain.levels`) in a random order.
+
+        Because of the order, the first points are a random sample.
 
         Raises:
-            UserError: there are too many to list.
+            UserError: there are too many combinations to list.
         """
         from numpy.random import RandomState
 
         crossed = self._crossed([domain.levels(points) for domain in self.domains.values()])
         generator = RandomState([seed, zlib.crc32(self.method.encode())])
-        for place in generator.permutation(len(crossed)):
-            yield dict(zip(self.domains, crossed[place], strict=True))
+        for index in generator.permutation(len(crossed)):
+            yield dict(zip(self.domains, crossed[index], strict=True))
 
     def _crossed(self, lists: Collection[Sequence[Any]]) -> list[tuple[Any, ...]]:
         if (size := math.prod(map(len, lists))) > _LARGEST_GRID:
@@ -156,7 +158,10 @@ class Space:
         return list(itertools.product(*lists))
 
     def corners(self) -> list[Point]:
-        """Points that stand for all in what they need: the ends of numeric domains and all of the others, crossed."""
+        """Return points that represent the whole space in what its trials need, such as memory; at most 256.
+
+        They combine the ends of every numeric domain with all values of every other domain.
+        """
         ends = []
         for domain in self.domains.values():
             numeric = all(isinstance(value, (int, float)) for value in domain.values)
@@ -166,10 +171,10 @@ class Space:
 
 
 def parse_space(method: str, values: Mapping[str, Any]) -> Space:
-    """The space of `method`; every value a trial could take is checked against the method's own types and ranges.
+    """Return the space of `method`, after checking its values against the method's own types and ranges.
 
     Raises:
-        ValueError: names method, hyperparameter, what is wrong and what is allowed.
+        ValueError: a value is wrong; the message names the method, the hyperparameter and what is allowed.
     """
     fixed: dict[str, Any] = {}
     domains: dict[str, Domain] = {}

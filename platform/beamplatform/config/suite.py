@@ -1,7 +1,8 @@
-"""The suite file: what is trained, how it is scored and what is searched, typed and checked before anything starts.
+"""The suite file, which says what is trained, how it is scored and what is searched.
 
-A suite is one YAML file in ``tune_spaces/`` (or the user's own) with one or more presets. Every key is declared here,
-so that a wrong key, type or range is reported with the file, the line, the key and what would be allowed.
+A suite is one YAML file in ``tune_spaces/`` (or the user's own) with one or more presets. Every key is declared with
+its type and range, and is checked before anything starts. A wrong key, type or range is reported with the file, the
+line, the key and what is allowed.
 This module imports neither torch nor Ray: a bad suite is refused in milliseconds.
 """
 
@@ -42,7 +43,7 @@ class Preset(Section):
     search: SearchSection = SearchSection()
     shared: dict[str, Any] = Field(
         default_factory=dict,
-        description="hyperparameters of every method that has them; a method's own value wins",
+        description="hyperparameters for all methods that have them; a method's own value takes precedence",
     )
     methods: dict[str, dict[str, Any]] = Field(description="method -> hyperparameters: a value, or a domain to search")
 
@@ -60,32 +61,35 @@ class Preset(Section):
         for name in self.search.methods or ():
             if name not in self.methods:
                 raise ValueError(f"search.methods: {name!r} is not below methods; allowed: {', '.join(self.methods)}")
-        known = {key for name in METHODS for key in get_method(name).hyperparameters.model_fields}
+        hyperparameters = {key for name in METHODS for key in get_method(name).hyperparameters.model_fields}
         if self.search.budget is None and self.search.stops_early and self.search.trials < self.search.reduction:
             raise ValueError(
                 f"search.trials: {self.search.algorithm} stops all but one of {self.search.reduction} trials, "
                 f"got {self.search.trials} trials"
             )
         for key in self.shared:
-            if key not in known:
-                raise ValueError(f"shared.{key}: unknown hyperparameter; allowed: {', '.join(sorted(known))}")
+            if key not in hyperparameters:
+                raise ValueError(f"shared.{key}: unknown hyperparameter; allowed: {', '.join(sorted(hyperparameters))}")
         return self
 
     def space(self, method: str) -> Space:
-        """The method's search space: its own values over the shared ones, each checked against its type and range."""
+        """Return the method's search space, in which its own values replace the shared ones.
+
+        Each value is checked against its type and range.
+        """
         fields = get_method(method).hyperparameters.model_fields
         values = {key: value for key, value in self.shared.items() if key in fields}
         return parse_space(method, values | self.methods[method])
 
     def default_methods(self) -> tuple[str, ...]:
-        """The methods that are compared where the user names none."""
+        """Return the methods that are compared if the user names none."""
         return self.search.methods or tuple(self.methods)
 
     def training_of(self, method: str, values: Mapping[str, Any]) -> TrainingSection:
-        """The training section of one trial: the method's own batch, where its values name one.
+        """Return the training section of one trial, with the global batch from `values`, if they have one.
 
         Raises:
-            ValueError: the batch does not go with workers and micro_batch.
+            ValueError: the global batch does not fit workers and micro_batch.
         """
         batch = values.get("global_batch")
         if batch is None:
@@ -97,7 +101,7 @@ class Preset(Section):
 
 
 class Suite(Section):
-    """A suite file."""
+    """The content of a suite file."""
 
     name: str = Field(pattern=NAME, description="also the MLflow experiment")
     description: str = ""
@@ -106,7 +110,7 @@ class Suite(Section):
 
 @dataclass(frozen=True)
 class Override:
-    """One value of the preset given on the command line.
+    """One value of the preset that is given on the command line.
 
     Attributes:
         typed: what the user typed, for messages (``--seeds 0,1``).
@@ -120,14 +124,14 @@ class Override:
 
 
 def find_suite(name_or_path: str, folder: Path) -> Path:
-    """Path of a suite given as a name in `folder` (``commonsense``) or as a path to a YAML file.
+    """Return the path of a suite, given its name in `folder` (``commonsense``) or the path of a YAML file.
 
     Raises:
-        UserError: no such suite; names those that exist.
+        UserError: there is no such suite; the message names those that exist.
     """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.parent != Path("."):
-        if not os.path.isfile(path):  # unlike Path.is_file it is False for a name that is too long
+        if not os.path.isfile(path):  # False, unlike Path.is_file, for a name that is too long
             raise UserError(f"--suite {name_or_path}: no such file")
         return path
     candidate = folder / f"{name_or_path}.yaml"
@@ -138,10 +142,10 @@ def find_suite(name_or_path: str, folder: Path) -> Path:
 
 
 def read_suite(path: Path) -> tuple[str, Any]:
-    """The text of a suite file and its content as plain values, which nothing has checked yet.
+    """Return the text of a suite file, and its content as plain values that are not checked yet.
 
     Raises:
-        UserError: the file cannot be read, is no UTF-8 text, or is not valid YAML; says where.
+        UserError: the file cannot be read, is not UTF-8 text, or is not valid YAML; the message says where.
     """
     try:
         content = path.read_bytes()
@@ -163,16 +167,19 @@ def read_suite(path: Path) -> tuple[str, Any]:
 def load_preset(
     path: Path, preset: str | None, *, has_gpu: bool, overrides: Sequence[Override] = ()
 ) -> tuple[Suite, str, Preset]:
-    """Read, overlay and check a suite file; choose the preset.
+    """Read a suite file, apply the overrides, check the result, and choose the preset.
 
     Args:
         path: the suite file.
-        preset: a preset's name; None picks the only one, else ``paper`` with a GPU and ``tiny`` without.
+        preset: name of the preset; None picks ``paper`` with a GPU and ``tiny`` without, or else the only preset.
         has_gpu: whether the machine or cluster has a GPU.
-        overrides: values from the command line, in their order.
+        overrides: values from the command line, in the given order.
+
+    Returns:
+        The suite, the name of the chosen preset, and the preset.
 
     Raises:
-        UserError: one line with the file, line, key and what is allowed.
+        UserError: something is wrong; the message is one line with the file, the line, the key and what is allowed.
     """
     text, raw = read_suite(path)
     presets = raw.get("presets") if isinstance(raw, dict) else None
@@ -190,7 +197,7 @@ def load_preset(
         suite = Suite.model_validate(raw)
     except ValidationError as error:
         location, message = describe_error(error, Suite)
-        # The checks of a whole preset name the key below it that they mean.
+        # A check of a whole preset begins its message with the key that is wrong.
         key, colon, rest = message.partition(": ")
         if colon and " " not in key:
             location, message = [*location, *key.split(".")], rest
@@ -199,9 +206,9 @@ def load_preset(
 
 
 def _default_preset(path: Path, names: list[str], has_gpu: bool) -> str:
-    wanted = "paper" if has_gpu else "tiny"
-    if wanted in names:
-        return wanted
+    preferred = "paper" if has_gpu else "tiny"
+    if preferred in names:
+        return preferred
     if len(names) == 1 and (has_gpu or names[0] != "paper"):
         return names[0]
     reason = "" if has_gpu else " (this machine has no GPU, which the preset 'paper' needs)"
@@ -209,7 +216,7 @@ def _default_preset(path: Path, names: list[str], has_gpu: bool) -> str:
 
 
 def _error_location(path: Path, text: str, location: list[str], overrides: Sequence[Override]) -> str:
-    """Where a wrong value stands: on the command line, else in the file."""
+    """Return where a wrong value was given: on the command line, or else in the file."""
     key = ".".join(location[2:])
     for override in overrides:
         if f"{key}.".startswith(f"{override.key}.") or f"{override.key}.".startswith(f"{key}."):
@@ -219,19 +226,19 @@ def _error_location(path: Path, text: str, location: list[str], overrides: Seque
 
 
 _INSTEAD_OF = {"training.max_steps": "training.epochs", "training.epochs": "training.max_steps"}
-"""Keys of which a preset has exactly one: a value given on the command line takes the place of the other key's."""
+"""Pairs of keys of which a preset has exactly one: a value for one key on the command line removes the other key."""
 
 
 def _override(preset: Any, override: Override) -> Any:
-    """`preset` with one value set; the suite's own check judges the result."""
+    """Return `preset` with one value set, which is not checked here."""
     try:
         value = parse_yaml(override.value)
     except yaml.YAMLError as error:
         raise UserError(f"{override.typed}: the value is not valid YAML: {yaml_fault(error)[1]}") from None
     replaced = _replaced(preset, override.key.split("."), value, override.typed)
     if value is not None and override.key in _INSTEAD_OF:
-        section, _, other = _INSTEAD_OF[override.key].partition(".")
-        replaced[section].pop(other, None)
+        section, _, other_key = _INSTEAD_OF[override.key].partition(".")
+        replaced[section].pop(other_key, None)
     return replaced
 
 

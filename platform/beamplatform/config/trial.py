@@ -1,4 +1,4 @@
-"""A trial: everything that decides a run's outcome, as one frozen value."""
+"""The trial: one frozen value with everything that determines the outcome of a run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ _EXCLUDED_FROM_IDENTITY: dict[str, set[str]] = {
     "training": {"log_every", "validate_every", "checkpoint_every", "cpus_per_worker", "gpus_per_worker"},
     "evaluation": {"engine", "batch_size", "adapters"},
 }
-"""Values that decide how a run is carried out and watched, and not what comes out: also where model and records lie,
-since their content counts."""
+"""Values that change how a run is executed and observed, but not its outcome.
+
+The locations of the model and of the records are among them, because only their content counts.
+"""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a preset only names: fingerprints of the records, of the base model and of the code."""
+    """Fingerprints of the records, of the base model and of the code, which a preset only names."""
 
     records: str = ""
     model: str = ""
@@ -39,8 +41,8 @@ class Trial(BaseModel):
     """One method with one set of hyperparameters and one seed, on one model and data set.
 
     Attributes:
-        fingerprint: of all records; of the same data twice the same, wherever it lies.
-        base: of the base model's files, or the commit of a hub id.
+        fingerprint: hash of all records, independent of their path.
+        base: hash of the base model's files, or the commit of a hub id.
         code: the version of the code, see `beamplatform.config.code_version`.
     """
 
@@ -61,7 +63,7 @@ class Trial(BaseModel):
 
     @property
     def configuration(self) -> str:
-        """Eight hex digits that are the same where everything that decides the outcome is, but for the seed."""
+        """Eight hex digits: a hash of everything that determines the outcome, except the seed."""
         return digest(self.model_dump(mode="json", exclude={"seed": True, "preset": True, **_EXCLUDED_FROM_IDENTITY}))
 
     @property
@@ -69,7 +71,7 @@ class Trial(BaseModel):
         return f"{self.method}-{self.configuration}-seed{self.seed}"
 
     def parameters(self) -> dict[str, Any]:
-        """Flat parameters under the suite's own names, for the tracking server."""
+        """Return the trial's parameters as a flat dict for the tracking server, under the suite's own names."""
         flat: dict[str, Any] = {"method": self.method, "seed": self.seed}
         flat |= self.hyperparameters
         for section in ("model", "data", "training", "evaluation"):
@@ -78,10 +80,10 @@ class Trial(BaseModel):
         return flat
 
     def total_steps(self, train_examples: int) -> int:
-        """Optimizer steps of the run.
+        """Return the number of optimizer steps of the run.
 
         Raises:
-            ValueError: fewer examples than one batch.
+            ValueError: there are fewer examples than one global batch has.
         """
         training = self.training
         per_epoch = train_examples // training.global_batch
@@ -91,14 +93,14 @@ class Trial(BaseModel):
             )
         if training.max_steps is not None:
             return training.max_steps
-        assert training.epochs is not None  # the suite's check: exactly one of the two
+        assert training.epochs is not None  # the suite's check: exactly one of the two is set
         return max(1, round(per_epoch * training.epochs))
 
     def make_method(self, train_examples: int) -> Method:
-        """The trial's method, not yet attached to a model.
+        """Return the trial's method, not yet attached to a model.
 
         Raises:
-            ValueError: the method could not do its work in a run of this length.
+            ValueError: the method cannot do its work in a run of this length.
         """
         steps = self.total_steps(train_examples)
         plan = RunPlan(
@@ -125,7 +127,7 @@ def make_trial(
     *,
     content: Content | None = None,
 ) -> Trial:
-    """The trial of a method with all its hyperparameters (`Space.resolve`)."""
+    """Return the trial of a method; `values` are all of its hyperparameters (`Space.resolve`)."""
     content = content or Content()
     return Trial(
         suite=suite,
@@ -144,11 +146,14 @@ def make_trial(
 
 
 def context(suite: str, preset: Preset, content: Content) -> dict[str, Any]:
-    """What all trials of a sweep share and their outcome depends on; when it changes, they are other trials."""
+    """Return what all trials of a sweep have in common, as far as it determines their outcome.
+
+    If it changes, the trials are no longer the same trials.
+    """
     sections = preset.model_dump(mode="json", include=set(_EXCLUDED_FROM_IDENTITY), exclude=_EXCLUDED_FROM_IDENTITY)
     return {"suite": suite, **sections, "records": content.records, "base": content.model, "code": content.code}
 
 
 def digest(content: Any) -> str:
-    """Eight hex digits of plain JSON values."""
+    """Return eight hex digits: a hash of plain JSON values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Reading YAML: numbers as people write them, and the line on which a key stands."""
+"""Reads YAML: accepts numbers as people write them, and finds the line of a key."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from beamplatform.errors import first_line
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with three differences.
 
-    It reads ``1e-4`` as a number (YAML 1.2) and not as text (YAML 1.1 wants ``1.0e-4``). It refuses a mapping that has
-    a key twice, of which PyYAML keeps the last. A value that looks like a date or a number and is none, such as
-    ``2024-02-31``, is a `yaml.YAMLError` like all others.
+    It reads ``1e-4`` as a number, as in YAML 1.2. PyYAML follows YAML 1.1, where only ``1.0e-4`` is a number. It
+    refuses a mapping that has a key twice; PyYAML would silently keep the last. A value that looks like a date or a
+    number but is none, such as ``2024-02-31``, raises `yaml.YAMLError`, as all other errors do.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Here and not in `construct_mapping`, which sees the keys that `<<` merges, and these may be replaced."""
+        """Refuse a mapping that has a key twice.
+
+        `construct_mapping` would be too late: it also sees the keys that `<<` merges, and these may be replaced.
+        """
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -49,10 +52,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The document as plain Python values.
+    """Return the document as plain Python values.
 
     Raises:
-        yaml.YAMLError: not valid YAML.
+        yaml.YAMLError: the text is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
@@ -61,13 +64,13 @@ def parse_yaml(text: str) -> Any:
 
 
 def yaml_fault(error: yaml.YAMLError) -> tuple[int | None, str]:
-    """What is wrong in a YAML text: the line, where PyYAML knows it, and one line of words."""
+    """Return the line of an error in a YAML text (None if PyYAML does not know it), and what is wrong in one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     return (mark.line + 1 if mark else None), problem or first_line(error)
 
 
 def line_of(text: str, location: Sequence[str]) -> int | None:
-    """Line (from 1) of the deepest key of `location` that stands in the YAML `text`; None where none does."""
+    """Return the line (from 1) of the deepest key of `location` that the YAML `text` has; None if it has none."""
     node = yaml.compose(text, Loader=_Loader)
     line = None
     for key in location:

@@ -1,1 +1,1 @@
-"""Records and prompts: what a model is trained on and asked."""
+"""The data of a trial: records, splits, token sequences, batches, and quality checks of the records."""

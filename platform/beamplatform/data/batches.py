@@ -1,7 +1,9 @@
-"""Which examples form which batch, on which worker: a pure function of the seed, so that every worker agrees.
+"""Assigns examples to batches and batches to workers.
 
-Length bucketing: examples of like length stand in one batch, so that little of it is padding. Packing them into one row
-saves that, too; then their boundaries keep them apart.
+The assignment is a pure function of the seed, so every worker computes the same one.
+
+Length bucketing puts examples of similar length into one batch, which leaves little padding. Packing the examples of a
+micro-batch into one row leaves none; attention then needs the boundaries between the examples.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 POOL = 16
-"""Batches that are sorted by length together: larger means less padding, smaller means more mixing."""
+"""Number of batches that are sorted by length together. More means less padding, fewer means more mixing."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class BatchPlan:
     """The order of a run's batches.
 
     Attributes:
-        lengths: tokens of every example.
+        lengths: number of tokens of every example.
         global_batch: examples per optimizer step.
-        seed: of the shuffling.
+        seed: seed of the shuffling.
     """
 
     lengths: Sequence[int]
@@ -37,11 +39,11 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass; the remainder is left out of that pass (another one each time)."""
+        """Number of whole batches in an epoch; the remaining examples are skipped, different ones in each epoch."""
         return len(self.lengths) // self.global_batch
 
     def from_step(self, step: int) -> Iterator[list[int]]:
-        """Indices of the examples of each optimizer step from `step` (from 0) on, without end."""
+        """Yield the example indices of each optimizer step, without end, starting at `step` (counted from 0)."""
         for epoch in itertools.count(step // self.steps_per_epoch):
             batches = self._epoch(epoch)
             yield from (batches[step % self.steps_per_epoch :] if epoch == step // self.steps_per_epoch else batches)
@@ -61,13 +63,16 @@ class BatchPlan:
 
 
 def micro_batches(batch: Sequence[int], *, worker: int, workers: int, micro_batch: int) -> list[list[int]]:
-    """This worker's share of one global batch, in micro-batches; every worker gets like lengths (strided)."""
-    own = list(batch[worker::workers])
-    return [own[i : i + micro_batch] for i in range(0, len(own), micro_batch)]
+    """Return the example indices of this worker's micro-batches in one global batch.
+
+    The worker takes every `workers`-th example, so that all workers get similar lengths.
+    """
+    share = list(batch[worker::workers])
+    return [share[i : i + micro_batch] for i in range(0, len(share), micro_batch)]
 
 
 def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device) -> dict[str, torch.Tensor]:
-    """Right-padded tensors, each [examples, longest example]: input_ids, attention_mask, labels."""
+    """Return right-padded tensors of shape [examples, longest example]: input_ids, attention_mask and labels."""
     import torch
 
     longest = max(len(example.ids) for example in examples)
@@ -80,19 +85,23 @@ def collate(examples: Sequence[Example], pad_id: int, device: str | torch.device
 
 
 def pack(examples: Sequence[Example], device: str | torch.device) -> dict[str, Any]:
-    """Tensors [1, tokens of all examples], one after the other without padding: input_ids, labels, and position_ids,
-    which begin at 0 with each; and the boundaries by the names that transformers' attention functions know."""
+    """Concatenate the examples into one row without padding.
+
+    Returns:
+        input_ids, labels and position_ids of shape [1, tokens of all examples], where positions start at 0 in every
+        example; and the boundaries between the examples, under the names that transformers' attention functions use.
+    """
     import torch
 
     lengths = [len(example.ids) for example in examples]
     ids = [token for example in examples for token in example.ids]
-    # No token of the example before it predicts an example's first.
+    # The last token of one example must not be trained to predict the first token of the next.
     labels = [label for example in examples for label in [IGNORED, *example.labels[1:]]]
     ends, longest = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device), max(lengths)
     return {
         "input_ids": torch.tensor([ids], device=device),
         "labels": torch.tensor([labels], device=device),
-        "position_ids": torch.tensor([[place for length in lengths for place in range(length)]], device=device),
+        "position_ids": torch.tensor([[position for length in lengths for position in range(length)]], device=device),
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
         "max_length_q": longest,

@@ -1,4 +1,4 @@
-"""From records to token sequences with labels."""
+"""Converts records to token sequences with labels."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from beamplatform.tasks.prompts import alpaca_prompt
 from beamplatform.tasks.record import Record
 
 IGNORED = -100
-"""The label of a token that the loss does not count (PyTorch's cross_entropy default)."""
+"""Label of a token that does not count in the loss (the default `ignore_index` of PyTorch's cross_entropy)."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training sequence: token ids, and for each the label (its own id, or IGNORED)."""
+    """One training sequence: token ids, and one label per token (the token's own id, or IGNORED)."""
 
     ids: list[int]
     labels: list[int]
 
     @property
     def targets(self) -> int:
-        """Tokens the loss counts; the first token has no predecessor to be predicted from."""
+        """Number of tokens that count in the loss; the first never does, as no token before it could predict it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 def tokenise(
     records: Sequence[Record], tokenizer: Any, *, max_length: int, loss_on: Literal["response", "all"]
 ) -> list[Example]:
-    """Prompt, response and end-of-sequence token of every record, cut at `max_length` tokens.
+    """Return one example per record: prompt, response and end-of-sequence token, cut at `max_length` tokens.
 
-    A record whose prompt alone fills `max_length` has nothing to learn under `loss_on="response"`. It is kept, so that
-    step counts do not depend on it, and adds nothing to the loss; the plan of a sweep counts such records
+    Under `loss_on="response"` a record whose prompt alone fills `max_length` adds nothing to the loss. It is kept, so
+    that the number of steps does not depend on it. The plan of a sweep counts such records
     (`beamplatform.data.quality`).
 
     Raises:
@@ -46,6 +46,6 @@ def tokenise(
     examples = []
     for prompt, response in zip(prompts, responses, strict=True):
         ids = (prompt + response)[:max_length]
-        counted = 0 if loss_on == "all" else len(prompt)
-        examples.append(Example(ids, [IGNORED] * min(counted, len(ids)) + ids[counted:]))
+        first_counted = 0 if loss_on == "all" else len(prompt)
+        examples.append(Example(ids, [IGNORED] * min(first_counted, len(ids)) + ids[first_counted:]))
     return examples

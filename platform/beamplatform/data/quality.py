@@ -1,4 +1,6 @@
-"""What is wrong with a sweep's records: counted before anything is trained, told in the plan, refused above a share.
+"""Counts defects in a sweep's records before anything is trained.
+
+The plan reports the counts, and refuses the sweep if the share of a defect exceeds its limit in `data.tolerated`.
 
 Nothing is changed here. A record that is cut, repeated or empty stays in the training set, so that a plan's step counts
 follow from the number of records alone.
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 Question = tuple[str, str]
 
 TOKENISED = 20_000
-"""Records whose tokens are counted at the most: of 150,000 it would take a minute or two. They are in random order."""
+"""Largest number of records whose tokens are counted; counting 150,000 would take a minute or two.
+
+Records are in random order, so the first ones are a random sample.
+"""
 
 _CHUNK = 5000
-"""Records tokenised at once; their tokens are counted and forgotten."""
+"""Number of records tokenised at once. Their tokens are counted and then discarded."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,20 @@ class Quality:
     """Counts over the records of a sweep.
 
     Attributes:
-        records: that are trained or validated on.
-        validation: of these, validated on.
-        tokenised: of these, turned into tokens, which the next six counts are over: all, or a sample.
+        records: training and validation records together.
+        validation: validation records.
+        tokenised: records that were tokenised (all, or a sample). The next six counts are over these only.
         longest: tokens of the longest record.
         enough: the smallest number of tokens that 99 % of the records fit into.
-        targets: tokens that the loss counts, in training records.
-        validation_targets: tokens that the loss counts, in validation records.
-        cut: records longer than `max_length`, which lose their end and with it their end of sequence.
-        without_targets: records of which the loss counts no token, because the prompt alone fills `max_length`.
+        targets: tokens of training records that count in the loss.
+        validation_targets: tokens of validation records that count in the loss.
+        cut: records longer than `max_length`. They lose their end, including the end-of-sequence token.
+        without_targets: records without a token that counts in the loss, because the prompt alone fills `max_length`.
         duplicates: records that are equal to an earlier one.
         empty: records whose instruction or output is blank.
-        validation_trained: validation records whose question is also trained on.
-        test_questions: records, of training and validation, whose question is asked in a test.
-        unknown_answers: "task, split" -> (records whose gold answer the task cannot score, records in all).
+        validation_trained: validation records whose question is also in a training record.
+        test_questions: training and validation records whose question is also in a test record.
+        unknown_answers: "task, split" -> (records whose gold answer the task cannot score, all records).
     """
 
     records: int
@@ -64,10 +69,10 @@ class Quality:
     unknown_answers: Mapping[str, Sequence[int]]
 
     def check(self, data: DataSection) -> None:
-        """Refuse records that teach nothing, or of which more are unfit than `data.tolerated` allows.
+        """Refuse records that teach nothing, and records with more defects than `data.tolerated` allows.
 
         Raises:
-            UserError: what was counted, and what would be right.
+            UserError: the records are refused; the message says what was counted and what to do about it.
         """
         for split, targets in (("training", self.targets), ("validation", self.validation_targets)):
             if targets == 0:
@@ -80,7 +85,7 @@ class Quality:
             count.check(data)
 
     def lines(self, data: DataSection) -> Iterator[str]:
-        """What was counted, in words; nothing where all is well."""
+        """Yield one sentence for each defect that some records have."""
         for count in self._counts(data):
             yield from count.lines()
 
@@ -122,14 +127,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class _Count:
-    """Records that are unfit in one way.
+    """The number of records that have one defect.
 
     Attributes:
-        kind: their key in `data.tolerated`.
-        number: how many.
-        of: how many were looked at.
+        kind: the key of the defect in `data.tolerated`.
+        number: number of records that have the defect.
+        of: number of records that were examined.
         words: the rest of the sentence that begins with the number.
-        remedy: what would be right.
+        remedy: what the user can do about it.
     """
 
     kind: str
@@ -139,7 +144,7 @@ class _Count:
     remedy: str
 
     def check(self, data: DataSection) -> None:
-        """Raises UserError where they are more than `data.tolerated` allows."""
+        """Raise UserError if the share of these records is above the limit in `data.tolerated`."""
         limit, share = getattr(data.tolerated, self.kind), self.number / max(self.of, 1)
         if share > limit:
             raise UserError(
@@ -148,16 +153,16 @@ class _Count:
             )
 
     def lines(self) -> Iterator[str]:
-        """The sentence; nothing where there are none."""
+        """Yield the sentence, unless no record has the defect."""
         if self.number:
             yield f"{self.number} {self.words}."
 
 
 def check_answers(tasks: Sequence[str], test: Mapping[str, Sequence[Record]], data: DataSection) -> list[str]:
-    """What there is to tell of test records' gold answers that no model can be right with.
+    """Return one warning for each task with gold answers that no completion can match.
 
     Raises:
-        UserError: they are more than `data.tolerated.unknown_answers` allows.
+        UserError: the share of such answers is above `data.tolerated.unknown_answers`.
     """
     counts = _unknown_answers(_by_split(count_unscorable(tasks, test), "test"))
     for count in counts:
@@ -166,16 +171,16 @@ def check_answers(tasks: Sequence[str], test: Mapping[str, Sequence[Record]], da
 
 
 def _unknown_answers(found: Mapping[str, Sequence[int]]) -> list[_Count]:
-    """One count for each entry of `Quality.unknown_answers`."""
+    """Return one count for each entry of `Quality.unknown_answers`."""
     return [
-        _Count("unknown_answers", number, of, f"of {of} gold answers of {place} are none that the task can score",
+        _Count("unknown_answers", number, of, f"of {of} gold answers of {origin} are none that the task can score",
                "correct the data")
-        for place, (number, of) in found.items()
+        for origin, (number, of) in found.items()
     ]  # fmt: skip
 
 
 def _by_split(counts: Mapping[str, tuple[int, int]], split: str) -> dict[str, tuple[int, int]]:
-    return {f"{task}, {split}": found for task, found in counts.items()}
+    return {f"{task}, {split}": numbers for task, numbers in counts.items()}
 
 
 def _rounded_up(share: float) -> str:
@@ -189,14 +194,14 @@ def quality(
     tokenizer: Any,
     data: DataSection,
 ) -> Quality:
-    """Count.
+    """Count the defects of a sweep's records.
 
     Args:
-        tasks: as the suite names them.
-        records: what is trained and validated on.
+        tasks: names or files of the tasks, as in the suite.
+        records: the training and validation records.
         test: task -> its test records.
-        tokenizer: the base model's.
-        data: how records become tokens.
+        tokenizer: the base model's tokenizer.
+        data: the settings that say how records become tokens.
 
     Raises:
         UserError: the tokenizer has no end-of-sequence token.
@@ -233,7 +238,7 @@ def quality(
 
 
 def _tokens(records: Sequence[Record], tokenizer: Any, data: DataSection) -> Iterator[tuple[int, int]]:
-    """(tokens before any cut, tokens that the loss counts after it) of every record."""
+    """Yield for every record (tokens before it is cut, tokens that count in the loss after it is cut)."""
     for start in range(0, len(records), _CHUNK):
         whole = tokenise(records[start : start + _CHUNK], tokenizer, max_length=2**62, loss_on=data.loss_on)
         for example in whole:
@@ -242,5 +247,5 @@ def _tokens(records: Sequence[Record], tokenizer: Any, data: DataSection) -> Ite
 
 
 def _question(record: Record) -> Question:
-    """What is asked, whatever the spaces around it."""
+    """Return instruction and input with every run of white space replaced by one space."""
     return " ".join(record.instruction.split()), " ".join(record.input.split())

@@ -1,4 +1,4 @@
-"""Task records from the embedded world, a folder or the Hugging Face hub."""
+"""Reads task records from the embedded world, a folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from beamplatform.tasks.record import Record, RowParser, json_type, parse_record
 Split = Literal["train", "test"]
 
 EMBEDDED = "embedded"
-"""The source that needs neither a folder nor a network: the generated world of `beamplatform.world`."""
+"""Name of the source that needs neither a folder nor a network: the generated world of `beamplatform.world`."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -32,8 +32,9 @@ def load_records(
         split: "train" or "test".
         source: "embedded"; or a folder that holds the task's files; or the id of a data set on the Hugging Face hub
             (see `_from_hub`).
-        files: where a folder has the records: a JSON list, or JSON lines (.jsonl, .jsonl.gz).
-        parse: makes a record of a row; None = `parse_record`.
+        files: path of the records below the folder, with {name} and {split} to be filled in; a JSON list, or JSON
+            lines (.jsonl, .jsonl.gz).
+        parse: turns a row into a record; None = `parse_record`.
 
     Raises:
         UserError: the source, the task or the split does not exist, the hub cannot be reached, or a record is
@@ -46,30 +47,30 @@ def load_records(
 
         return _parse(world.records(task, split), f"embedded world, {task}/{split}", parse_record)
     parse = parse or parse_record
-    place = files.format(name=task, split=split)
+    file = files.format(name=task, split=split)
     if Path(source).expanduser().is_dir():
-        return _parse(*_from_folder(task, split, Path(source).expanduser(), place), parse)
-    # "data/commonsens" beside a folder "data" is a misspelt folder, not an owner and a name: asking the hub
-    # would only delay the answer by its client's retries.
+        return _parse(*_from_folder(task, split, Path(source).expanduser(), file), parse)
+    # Where a folder "data" exists, "data/commonsens" is a misspelt folder and not a hub id. Asking the hub for it
+    # would only delay the error by the retries of the hub's client.
     owner = Path(source).parent
     if not _HUB_ID.fullmatch(source) or (owner != Path() and owner.is_dir()):
         raise UserError(
             f"no data folder at {source}: give {EMBEDDED!r}, a folder that holds <task>/<split>.json, "
             "or a Hugging Face hub id such as owner/name"
         )
-    return _parse(*_from_hub(task, split, source, place), parse)
+    return _parse(*_from_hub(task, split, source, file), parse)
 
 
 def _from_folder(task: str, split: Split, folder: Path, place: str) -> tuple[list[Any], str]:
-    """The rows of a file, and its name for messages."""
+    """Return the rows of the task's file, and the name of the file for messages."""
     path = folder / place
     if not path.parent.is_dir():
-        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        raise UserError(f"no task {task!r} in {folder}: its folders are {', '.join(found) or '(none)'}")
+        names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        raise UserError(f"no task {task!r} in {folder}: its folders are {', '.join(names) or '(none)'}")
     if not path.is_file():
-        found = sorted(p.name for p in path.parent.glob("*.json*"))
+        names = sorted(p.name for p in path.parent.glob("*.json*"))
         raise UserError(
-            f"no {split} split of {task!r}: {path} is missing, its folder has {', '.join(found) or '(no JSON)'}"
+            f"no {split} split of {task!r}: {path} is missing, its folder has {', '.join(names) or '(no JSON)'}"
         )
     rows = read_rows(path)
     if not isinstance(rows, list):
@@ -78,12 +79,12 @@ def _from_folder(task: str, split: Split, folder: Path, place: str) -> tuple[lis
 
 
 def read_rows(path: Path) -> Any:
-    """The content of a JSON file, or the list of the values of one with JSON lines (.jsonl, .jsonl.gz).
+    """Return the content of a JSON file, or the list of values of a JSON lines file (.jsonl, .jsonl.gz).
 
     A byte order mark, which some Windows programs write first, is left out.
 
     Raises:
-        UserError: not readable, or an object has one key twice; names the file and the line.
+        UserError: the file cannot be read, or an object has a key twice; the message names the file and the line.
     """
     try:
         content = path.read_bytes()
@@ -94,31 +95,34 @@ def read_rows(path: Path) -> Any:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    first = 1
+    line_number = 1
     try:
         if ".jsonl" not in path.name:
             return json.loads(text, object_pairs_hook=_object)
         rows = []
-        for line in text.split("\n"):  # not splitlines: a JSON text may hold other separators as they are
+        for line in text.split("\n"):  # not splitlines(): a JSON string may contain other line separators
             if line.strip():
                 rows.append(json.loads(line, object_pairs_hook=_object))
-            first += 1
+            line_number += 1
         return rows
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON (line {first + error.lineno - 1}: {error.msg})") from error
+        raise UserError(f"{path}: not valid JSON (line {line_number + error.lineno - 1}: {error.msg})") from error
     except RecursionError as error:
-        raise UserError(f"{path}: lists or objects are nested too deep to be read{_line(path, first)}") from error
-    except ValueError as error:  # a key that stands twice, or a number of more digits than Python reads
-        raise UserError(f"{path}: not readable as JSON{_line(path, first)}: {first_line(error)}") from error
+        raise UserError(f"{path}: lists or objects are nested too deep to be read{_line(path, line_number)}") from error
+    except ValueError as error:  # a key that an object has twice, or a number with too many digits for Python
+        raise UserError(f"{path}: not readable as JSON{_line(path, line_number)}: {first_line(error)}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields. Python would keep the last of two fields of one name, and nobody would hear of the other."""
+    """Return an object's fields, and refuse an object that has a field twice.
+
+    Without this check Python would silently keep the last one.
+    """
     fields_of = dict(pairs)
     if len(fields_of) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the field {twice!r} twice")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the field {duplicate!r} twice")
     return fields_of
 
 
@@ -127,9 +131,10 @@ def _line(path: Path, number: int) -> str:
 
 
 def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterable[Any], str]:
-    """Read the data set's configuration named `task`, or else its file at `place`.
+    """Return the rows of the data set's configuration named `task`, or else of its file at `place`.
 
-    A data set that has neither is refused: a mixture of tasks must not pass for the test set of one.
+    The second value names the source in messages. A data set that has neither the configuration nor the file is
+    refused, so that a mixture of several tasks cannot pass for the test set of one task.
     """
     import datasets
 
@@ -139,7 +144,7 @@ def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterabl
             rows = datasets.load_dataset(hub_id, name=task, split=split)
         else:
             rows = datasets.load_dataset(hub_id, data_files={split: place}, split=split)
-    # The hub's client raises its own errors, httpx's and fsspec's, with no common base below Exception.
+    # The hub's client raises its own errors and those of httpx and fsspec; their only common base is Exception.
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(
@@ -151,7 +156,10 @@ def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterabl
 
 
 def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
-    """Check every row; `where` names the source in messages. Records are counted from 1."""
+    """Turn every row into a record, and check it.
+
+    The messages name the source, `where`, and the number of the record, counted from 1.
+    """
     records = []
     for number, row in enumerate(rows, start=1):
         name = f"{where}, record {number}"
@@ -161,16 +169,18 @@ def _parse(rows: Iterable[Any], where: str, parse: RowParser) -> list[Record]:
             record = parse(row, name)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # of a task of the user's own
+        except (Exception, SystemExit) as error:  # raised by a task file of the user
             raise UserError(f"{name}: its task cannot read it ({type(error).__name__}: {first_line(error)})") from error
         if record is not None and not isinstance(record, Record):
-            raise UserError(f"{name}: its task makes no Record of it but {type(record).__name__}")
+            raise UserError(f"{name}: parse() of its task must return a Record or None, found {type(record).__name__}")
         if record is None:
             continue
         for field in fields(record):
             value = getattr(record, field.name)
             if not isinstance(value, str):
-                raise UserError(f"{name}: its task makes {field.name} of it {json_type(value)}, which must be a string")
+                raise UserError(
+                    f"{name}: parse() of its task must make {field.name} a string, found {json_type(value)}"
+                )
             require_text(value, name, field.name)
         records.append(record)
     if not records:

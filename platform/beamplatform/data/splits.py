@@ -1,4 +1,4 @@
-"""The records of a trial: what it trains on, validates on and is tested on."""
+"""Loads and splits the training, validation and test records of a trial."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingRecords:
-    """Disjoint records: `train` is learnt from, `validation` chooses between configurations.
+    """The training records and, disjoint from them, the validation records.
 
     Attributes:
-        unscorable: task -> (records whose gold answer the task cannot score, its records in all).
+        train: the model is trained on these.
+        validation: the loss on these chooses between configurations.
+        unscorable: task -> (records whose gold answer the task cannot score, all its records).
     """
 
     train: list[Record]
@@ -31,13 +33,13 @@ class TrainingRecords:
 
 
 def training_records(data: DataSection, tasks: Sequence[str]) -> TrainingRecords:
-    """All training records of the suite, shuffled and split with `data.split_seed` (the same for every trial).
+    """Return the suite's training records, shuffled and split with `data.split_seed`.
 
-    Tasks without a training split in a data folder are left out, as long as one has it: the published test sets
-    come with training splits for some tasks only.
+    The split is the same for every trial. Tasks without a training split in a data folder are left out, as long as one
+    task has one: the published test sets come with training splits for some tasks only.
 
     Raises:
-        UserError: nothing to train on, or fewer records than the validation split asks for.
+        UserError: there are no records to train on, or the validation split leaves none.
     """
     by_task = {} if data.train_source else _of_tasks(data, tasks)
     records = [record for part in by_task.values() for record in part]
@@ -55,24 +57,24 @@ def training_records(data: DataSection, tasks: Sequence[str]) -> TrainingRecords
 
 
 def count_unscorable(tasks: Sequence[str], records: Mapping[str, Sequence[Record]]) -> dict[str, tuple[int, int]]:
-    """Count gold answers that no completion could be right with.
+    """Count the gold answers that no completion can match.
 
     Args:
-        tasks: as a suite names them.
+        tasks: names or files of the tasks, as in a suite.
         records: name of a task -> its records.
 
     Returns:
-        Name of a task -> (records with such an answer, records in all).
+        Name of a task -> (records with such a gold answer, all records).
     """
     scorable = {get_task(task).name: get_task(task).can_score for task in tasks}
-    return {name: (sum(not scorable[name](one) for one in part), len(part)) for name, part in records.items()}
+    return {name: (sum(not scorable[name](record) for record in part), len(part)) for name, part in records.items()}
 
 
 def test_records(data: DataSection, tasks: Sequence[str], limit: int | None) -> dict[str, list[Record]]:
-    """The first `limit` test records of every task (None = all).
+    """Return the first `limit` test records of every task (None = all), by the task's name.
 
     Raises:
-        UserError: no source, or a task's test split is missing or malformed.
+        UserError: there is no source, or a task's test split is missing or malformed.
     """
     if not tasks:
         return {}
@@ -94,27 +96,30 @@ def _of_tasks(data: DataSection, tasks: Sequence[str]) -> dict[str, list[Record]
 
 
 def _records_path(name: str, split: Split) -> str:
-    """Where a data folder has the records of a task; absolute for a task of the user's own that says so itself."""
+    """Return the path of a task's records below a data folder.
+
+    A task of the user's own may name an absolute path instead.
+    """
     task = get_task(name)
     return task.files.format(name=task.name, split=split)
 
 
 def _records_of(name: str, split: Split, source: str | None) -> list[Record]:
-    task, place = get_task(name), Path(_records_path(name, split))
-    if place.is_absolute():
-        source = place.anchor
+    task, path = get_task(name), Path(_records_path(name, split))
+    if path.is_absolute():
+        source = path.anchor
     if source is None:
-        raise UserError(f"data.source: missing, so there is no {place} of the task {task.name}; give --data-dir FOLDER")
+        raise UserError(f"data.source: missing, so there is no {path} of the task {task.name}; give --data-dir FOLDER")
     return load_records(task.name, split, source, files=task.files, parse=task.parse)
 
 
 def _mixture(source: str, columns: Mapping[Literal["instruction", "output"], str]) -> list[Record]:
-    """A training set that is not divided by task: a JSON list, JSON lines or a hub data set."""
+    """Read training records that are not divided by task from a JSON list, JSON lines or a hub data set."""
     path = Path(source).expanduser()
     if path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
         if not path.is_file():
-            there = "is a folder, which data.source or --data-dir takes" if path.is_dir() else "does not exist"
-            raise UserError(f"data.train_source: {path} {there}; it must be a .json or .jsonl file, or .gz of one")
+            problem = "is a folder, which data.source or --data-dir takes" if path.is_dir() else "does not exist"
+            raise UserError(f"data.train_source: {path} {problem}; it must be a .json or .jsonl file, or .gz of one")
         try:
             rows = read_rows(path)
         except UserError as error:
@@ -140,7 +145,7 @@ def _from_hub(source: str) -> Any:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(source, split="train")
-    # The hub's client raises errors of several libraries, with no common base below Exception.
+    # The hub's client raises errors of several libraries; their only common base is Exception.
     except Exception as error:
         raise UserError(
             f"data.train_source: reading {source} from the Hugging Face hub failed ({type(error).__name__}); "
@@ -149,19 +154,22 @@ def _from_hub(source: str) -> Any:
 
 
 def _mixed(row: Any, where: str, columns: Mapping[Literal["instruction", "output"], str]) -> Record:
-    """A row of a mixture; an output may be empty, which the plan counts (`beamplatform.data.quality`)."""
+    """Turn a row of `data.train_source` into a record.
+
+    The output may be empty: the plan counts such records (`beamplatform.data.quality`).
+    """
     instruction, output = columns.get("instruction", "instruction"), columns.get("output", "output")
     for key in (instruction, output):
         if isinstance(row, Mapping) and key in row and not isinstance(row[key], str):
             raise UserError(f"{where}: field {key!r} must be a string, found {json_type(row[key])}")
     if not isinstance(row, Mapping) or not all(key in row for key in (instruction, output)):
-        found = ", ".join(map(str, row)) if isinstance(row, Mapping) else json_type(row)
+        fields = ", ".join(map(str, row)) if isinstance(row, Mapping) else json_type(row)
         raise UserError(
-            f"{where}: needs the text fields {instruction!r} and {output!r} (data.columns names them), found {found}"
+            f"{where}: needs the text fields {instruction!r} and {output!r} (data.columns names them), found {fields}"
         )
-    given = row.get("input")
-    if given is not None and not isinstance(given, str):
-        raise UserError(f"{where}: field 'input' must be a string, found {json_type(given)}")
-    for name, value in ((instruction, row[instruction]), (output, row[output]), ("input", given or "")):
+    input_text = row.get("input")
+    if input_text is not None and not isinstance(input_text, str):
+        raise UserError(f"{where}: field 'input' must be a string, found {json_type(input_text)}")
+    for name, value in ((instruction, row[instruction]), (output, row[output]), ("input", input_text or "")):
         require_text(value, where, name)
-    return Record(row[instruction], row[output], answer="", input=given or "")
+    return Record(row[instruction], row[output], answer="", input=input_text or "")

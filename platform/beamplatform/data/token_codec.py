@@ -1,8 +1,9 @@
-"""From text to token ids and back, the same in training and in evaluation.
+"""Converts text to token ids and back, in the same way for training and evaluation.
 
-Text is text: what looks like a special token in it is split into ordinary tokens. Special tokens are added here alone:
-before a prompt those that the tokenizer itself puts before a text (Llama's beginning of sequence), and one end of
-sequence after a response. A tokenizer that appends a token of its own to every text does not put it between the two.
+Text that looks like a special token is split into ordinary tokens. Special tokens are added only here. A prompt is
+preceded by the special tokens that the tokenizer itself puts before a text, such as Llama's beginning of sequence. A
+response is followed by one end-of-sequence token. If a tokenizer appends a special token to every text, that token is
+not put between prompt and response.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from beamplatform.errors import UserError
 
 _PROBE = "a"
 _CONTEXT = 8
-"""Prompt tokens that a completion is decoded behind."""
+"""Number of prompt tokens that are decoded together with a completion."""
 _BATCH = 1000
-"""Texts that the tokenizer gets at once; its Rust part works on them in parallel."""
+"""Number of texts that the tokenizer gets at once; its Rust part works on them in parallel."""
 
 
 class TokenCodec:
-    """A tokenizer as this platform uses it.
+    """Encodes prompts and responses, and decodes completions.
 
     Attributes:
         tokenizer: transformers' tokenizer.
-        prefix: special tokens before every prompt.
+        prefix: ids of the special tokens before every prompt.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -40,10 +41,10 @@ class TokenCodec:
 
     @property
     def end(self) -> int:
-        """The end-of-sequence token.
+        """Id of the end-of-sequence token.
 
         Raises:
-            UserError: the tokenizer names none.
+            UserError: the tokenizer has no end-of-sequence token.
         """
         end: int | None = self.tokenizer.eos_token_id
         if end is None:
@@ -54,28 +55,31 @@ class TokenCodec:
         return end
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts, special tokens before them included."""
+        """Return the token ids of prompts, including the special tokens before them."""
         return [self.prefix + ids for ids in self._plain(texts)]
 
     def responses(
         self, prompts: Sequence[str], prompt_ids: Sequence[Sequence[int]], texts: Sequence[str]
     ) -> list[list[int]]:
-        """Token ids of responses with their end of sequence; `decode` makes exactly the same text of them again.
+        """Return the token ids of responses, including the end-of-sequence token.
+
+        `decode` turns them back into exactly the same text.
 
         Args:
-            prompts: the text that each response follows.
-            prompt_ids: what `prompts` made of it.
+            prompts: the text of the prompt before each response.
+            prompt_ids: the token ids that the method `prompts` returned for these prompts.
             texts: the responses.
         """
-        found = self._behind(prompts, prompt_ids, texts) if self._adds_space else self._plain(texts)
+        token_ids = self._behind(prompts, prompt_ids, texts) if self._adds_space else self._plain(texts)
         end = self.end
-        return [[*ids, end] for ids in found]
+        return [[*ids, end] for ids in token_ids]
 
     def decode(self, prompt: Sequence[int], completion: Sequence[int]) -> str:
-        """The text of a completion, without special tokens.
+        """Return the text of a completion, without special tokens.
 
-        It is decoded behind the prompt's last tokens: SentencePiece's tokenizers drop the space that the first token of
-        a text begins with, which in a program is a column of its first line.
+        The completion is decoded together with the prompt's last tokens. Decoded alone, it could lose a space:
+        SentencePiece's tokenizers drop the space at the beginning of the first token, which in a program is part of the
+        first line's indentation.
         """
         before = list(prompt[-_CONTEXT:])
         context = self._text(before)
@@ -84,29 +88,30 @@ class TokenCodec:
 
     @cached_property
     def _adds_space(self) -> bool:
-        """Whether a text tokenised alone begins with a space that it does not have (Llama 2's tokenizer)."""
+        """Whether the tokenizer adds a space before a text that it gets alone, as Llama 2's does."""
         prompt, response = self._plain(["a\n", _PROBE])
         return self.decode(prompt, response) != _PROBE
 
     def _behind(
         self, prompts: Sequence[str], prompt_ids: Sequence[Sequence[int]], texts: Sequence[str]
     ) -> list[list[int]]:
-        """Token ids of texts that are tokenised together with the prompt before them."""
+        """Return the token ids of texts, each tokenised together with the prompt before it."""
         whole = self._plain([prompt + text for prompt, text in zip(prompts, texts, strict=True)])
         alone = self._plain(texts)
-        found = []
-        for ids, prompt, own in zip(whole, prompt_ids, alone, strict=True):
+        token_ids = []
+        for ids, prompt, text_ids in zip(whole, prompt_ids, alone, strict=True):
             plain = list(prompt[len(self.prefix) :])
-            # Where a token spans the border, the prompt keeps its own tokens: the model will be asked with them.
-            found.append(ids[len(plain) :] if ids[: len(plain)] == plain else own)
-        return found
+            # If a token spans the boundary, the text is tokenised alone instead, so that the prompt keeps exactly the
+            # tokens with which the model will be asked.
+            token_ids.append(ids[len(plain) :] if ids[: len(plain)] == plain else text_ids)
+        return token_ids
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        found: list[list[int]] = []
+        token_ids: list[list[int]] = []
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
-            found += self.tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return found
+            token_ids += self.tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return token_ids
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,9 +1,9 @@
-"""Completions, kept by what they were made of: what was asked before is not asked again, by whomever.
+"""Stores completions by everything that determines them, so that no evaluation asks the same question again.
 
-A folder (or fsspec URI) holds a folder for each combination of base model, exported model, engine and generation
-settings, named by the hash of all these and described by its about.json. In it every evaluation writes a file of its
-own, a line for each prompt, as soon as it is answered. Answers are judged anew each time: that takes no model, and a
-rule that was mended must not meet old verdicts.
+A folder (or fsspec URI) holds one folder for each combination of base model, exported model, engine and generation
+settings. The name of that folder is the hash of the combination, and its about.json describes the combination. Every
+evaluation writes a file of its own there, with one line for each prompt, as soon as the prompt is answered. Answers are
+judged anew each time: judging needs no model, and a stored verdict would be wrong once its scoring rule is corrected.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from beamplatform.evaluation.predictions import digest
 from beamplatform.io.storage import is_uri, join, list_files, read_text, write_text
 
 _UPLOAD_EVERY = 10.0
-"""Seconds between two writes to a URI, where a file can only be written whole."""
+"""Seconds between two writes to a URI, where a file can only be written as a whole."""
 
 
 class Answers:
-    """The answers of one combination, by prompt.
+    """The stored answers of one combination, by prompt.
 
     Args:
-        location: of all combinations, a folder or URI; None keeps nothing.
-        about: what the answers are made of, down to the content of the weights; plain JSON values.
+        location: folder or URI of all combinations; None stores nothing.
+        about: everything that determines the answers, including the content of the weights, as plain JSON values.
     """
 
     def __init__(self, location: str | None, about: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ class Answers:
         for file in list_files(self._folder):
             if file.endswith(".jsonl"):
                 for line in (read_text(file) or "").split("\n"):
-                    with suppress(ValueError):  # the last line of a file whose writer was killed
+                    with suppress(ValueError):  # the last line is incomplete if its writer was killed
                         prompt, completions = json.loads(line)
                         self._found[prompt] = completions
         self._part = join(self._folder, f"{uuid.uuid4().hex[:16]}.jsonl")
@@ -51,11 +51,11 @@ class Answers:
         self._file: TextIO | None = None
 
     def get(self, prompt: str) -> list[str] | None:
-        """What was answered before; None where nothing was."""
+        """Return the stored completions of a prompt; None if there are none."""
         return self._found.get(digest(prompt))
 
     def add(self, prompt: str, completions: list[str]) -> None:
-        """Keep an answer; in a folder at once."""
+        """Store the completions of a prompt; in a folder they are written at once."""
         if self._folder is None:
             return
         line = json.dumps([digest(prompt), completions])
@@ -71,7 +71,7 @@ class Answers:
         self._file.flush()
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the answers that are not written yet."""
         if self._folder is not None and self._file is not None:
             self._file.close()
             self._file = None

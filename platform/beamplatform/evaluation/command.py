@@ -1,4 +1,4 @@
-"""What `pipelines/evaluate.py` does once its input is read."""
+"""The work of `pipelines/evaluate.py` after it has read its input: scores models and shows the scores."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 
 LOG = Path("runs/evaluate.log")
-"""What the libraries print."""
+"""The file that gets the output of the libraries."""
 
 _TELL_EVERY = 30.0
-"""Seconds between two lines where there is no terminal for a progress bar."""
+"""Seconds between two progress lines, if there is no terminal for a progress bar."""
 
 
 def score_exports(
@@ -52,37 +52,39 @@ def score_exports(
     tracking_uri: str | None = None,
     options: Collection[str] = (),
 ) -> int:
-    """Score adapters and merged models (or, where none is named, the base model) and print a table for each.
+    """Score adapters and merged models, or else the base model, and print a table for each of them.
 
     Args:
-        suite: its name, which is also the MLflow experiment.
-        folders: each with an adapter or a merged model.
-        output: scores.json and predictions go here; with several models to a folder for each, numbered as given.
-        store: where answers are kept and looked up; None = nowhere.
-        tracking_uri: of MLflow, which gets a run for each model.
-        options: of the tasks, beside the suite's own.
+        suite: name of the suite, which is also the MLflow experiment.
+        folders: folders that each hold an adapter or a merged model; if there are none, the base model is scored.
+        output: folder for scores.json and the predictions. Several models get subfolders, numbered in the given order.
+        store: where answers are stored and looked up; None = nowhere.
+        tracking_uri: URI of MLflow, where each model becomes a run.
+        options: options of the tasks that are in force in addition to the suite's own.
 
     Returns:
-        The exit code: 1 when a model could not be asked, and the others were.
+        The exit code: 1 if a model could not be scored, else 0.
 
     Raises:
-        UserError: no tasks, no data, something is wrong with the base model, or with all adapters and merged models;
-            before anything is loaded.
+        UserError: there are no tasks or no data, or something is wrong with the base model, or with all adapters and
+            merged models. It is raised before anything is loaded.
     """
     tasks = preset.evaluation.tasks
     if not tasks:
         raise UserError("this preset names no tasks; give --tasks A,B")
     store = checked_location("--answers", store) if store is not None else None
-    for option, place in (("--output", output), ("--answers", store), ("the folder of the log", LOG.parent)):
-        if place is not None:
-            check_writable(option, str(place))
+    for option, location in (("--output", output), ("--answers", store), ("the folder of the log", LOG.parent)):
+        if location is not None:
+            check_writable(option, str(location))
     base = resolve_path(preset.model.path)
     check_model(preset.model.path, content_hash(base))
     exports = [read_export(folder) for folder in folders]
-    places = [Path(folder).resolve() for folder in folders]
-    if len(set(places)) < len(places):
-        again = next(folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1)
-        raise UserError(f"--adapter {again}: the same folder is named twice")
+    locations = [Path(folder).resolve() for folder in folders]
+    if len(set(locations)) < len(locations):
+        repeated = next(
+            folder for folder, location in zip(folders, locations, strict=True) if locations.count(location) > 1
+        )
+        raise UserError(f"--adapter {repeated}: the same folder is named twice")
     fitting = _fitting(base, exports)
     configs = {e.path: read_adapter_config(Path(e.path)) for e in fitting if e.kind == "adapter"}
     ranks = [adapter_rank(Path(folder)) for folder in configs]
@@ -100,7 +102,7 @@ def score_exports(
         preset.evaluation,
         records,
         adapters=max(len(configs), 1),
-        # One adapter that vLLM cannot serve is refused in its turn, and does not keep the others from theirs.
+        # An adapter whose rank is too large for vLLM is refused when its turn comes; the others are still scored.
         largest_rank=max([rank for rank in ranks if rank <= LARGEST_RANK] or ranks, default=1),
         store=store,
         options=options,
@@ -125,10 +127,10 @@ def score_exports(
 
 
 def _fitting(base: str, exports: Sequence[Export]) -> list[Export]:
-    """The exports that can be asked. What is wrong with others is told when their turn comes.
+    """Return the exports that fit the base model; the errors of the others are reported when their turn comes.
 
     Raises:
-        UserError: none of them can.
+        UserError: none of the exports fits.
     """
     fitting, wrong = [], []
     for export in exports:
@@ -151,8 +153,11 @@ def _ask(
     output: Path | None,
     console: Console,
 ) -> int:
-    """Ask, show and record; returns how many could not be asked. What the libraries print goes to the log."""
-    answered, failed, told = [0] * len(models), 0, time.monotonic()
+    """Score the models, and show and record the results; return the number of models that could not be scored.
+
+    The output of the libraries goes to the log.
+    """
+    answered, failed, last_told = [0] * len(models), 0, time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with output_to_file(LOG) as terminal:
         live = Console(file=terminal, force_terminal=console.is_terminal, width=console.width)
@@ -164,8 +169,8 @@ def _ask(
                 progress.update(bar, completed=sum(answered))
                 if sum(answered):
                     progress.update(bar, description="questions")
-                if not live.is_terminal and time.monotonic() - told > _TELL_EVERY:
-                    told = time.monotonic()
+                if not live.is_terminal and time.monotonic() - last_told > _TELL_EVERY:
+                    last_told = time.monotonic()
                     live.print(f"{sum(answered)} of {questions * len(models)} questions answered", highlight=False)
                 if isinstance(event.outcome, UserError):
                     failed += 1
@@ -183,7 +188,7 @@ def _last(path: str) -> str:
 
 
 def read_export(folder: str) -> Export:
-    """What lies in a folder: a merged model where it has a model's configuration and no adapter's."""
+    """Return the export in a folder: a merged model if only a model's configuration is there, else an adapter."""
     path = Path(folder)
     merged = (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
     return Export("merged" if merged else "adapter", folder)
@@ -217,7 +222,7 @@ def _table(result: Evaluation, pass_at: Sequence[int]) -> Table:
 
 
 class _RunWriter:
-    """Every model's scores and predictions, in MLflow and, where the user names one, in a folder."""
+    """Writes every model's scores and predictions to MLflow and, if the user names one, to a folder."""
 
     def __init__(self, suite: str, preset: Preset, uri: str | None, about: Mapping[str, Any]) -> None:
         from beamplatform.tracking import Tracker, environment, environment_tags, ui_command
@@ -243,7 +248,7 @@ class _RunWriter:
             self._write(result, Path(name), model)
             tracker.log_folder(run, Path(name) / "predictions", "predictions")
             if output is not None:
-                shutil.rmtree(output / "predictions", ignore_errors=True)  # of tasks that are not asked now
+                shutil.rmtree(output / "predictions", ignore_errors=True)  # may hold tasks that were not scored now
                 shutil.copytree(name, output, dirs_exist_ok=True)
         for task, predictions in result.predictions.items():
             tracker.log_table(run, rows(predictions), f"predictions/{task}.json")

@@ -1,4 +1,4 @@
-"""Score models on several tasks, keeping every prediction."""
+"""Scores models on several tasks, and keeps every prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beamplatform.tasks.task import Task
 
 @dataclass(frozen=True)
 class Settings:
-    """How every task is asked; lengths and stop texts are the task's own. See `Generation`."""
+    """Generation settings that all tasks share; each task has its own length and stop texts (see `Generation`)."""
 
     beams: int = 1
     samples: int = 1
@@ -41,12 +41,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Event:
-    """What an evaluation tells while it runs.
+    """The progress of one model in an evaluation.
 
     Attributes:
-        index: of a model in the list that was given.
-        answered: how many of its questions are answered, those of an earlier evaluation included.
-        outcome: its scores, or why it cannot be asked; None while it is being asked.
+        index: position of the model in the given list.
+        answered: number of its questions that are answered, including those that an earlier evaluation answered.
+        outcome: its scores, or the reason why it cannot be scored; None while it is being asked.
     """
 
     index: int
@@ -55,7 +55,7 @@ class Event:
 
 
 AnswersOf = Callable[[Export | None, Generation], Answers]
-"""The answers that an exported model has given before."""
+"""Returns the stored answers of an exported model (None: the base model) for these generation settings."""
 
 
 def evaluate_all(
@@ -67,21 +67,24 @@ def evaluate_all(
     settings: Settings = Settings(),
     answers: AnswersOf | None = None,
 ) -> Iterator[Event]:
-    """Ask every model every question, and tell what happens.
+    """Ask every model every question, and yield progress and scores.
 
     Args:
         engine: generates the completions.
-        exports: different models, None for the base model. All are asked one kind of task before the next kind, so give
-            merged models, which an engine has to load each in its turn, one by one.
-        tasks: what to score.
-        records: by task name, at least one record each.
-        answers: what was answered before, and where new answers are kept; by default nothing and nowhere.
+        exports: different models, None for the base model. Tasks with equal generation settings are of one kind, and
+            all models are asked one kind before the next. Pass each merged model in a call of its own: otherwise the
+            engine has to load it again for each kind.
+        tasks: the tasks to score.
+        records: task name -> its records, at least one each.
+        settings: the generation settings that all tasks share.
+        answers: finds the stored answers, to which new answers are added; None = nothing is stored.
 
     Yields:
         An event for every answer, and for every model's outcome as soon as it is known.
 
     Raises:
-        UserError: no tasks, a task twice, a task without records, or a question that no model can be asked.
+        UserError: there is no task, a task or a model is given twice, a task has no records, or a question cannot be
+            asked of any model.
     """
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
@@ -91,21 +94,23 @@ def evaluate_all(
             raise UserError(f"no records to evaluate task {name!r} on")
     if len(set(exports)) < len(exports):
         raise UserError("the models to evaluate must differ")
-    # Judging a program waits for its sandbox; other answers are judged faster than a thread takes them up.
+    # Threads are for programs, whose judging waits for a sandbox. Other answers are judged faster than a thread starts.
     judges = ThreadPoolExecutor(os.cpu_count())
     models = [_Model(index, export, tasks, records, judges) for index, export in enumerate(exports)]
     kinds: dict[Generation, list[Task]] = {}
     for task in tasks:
         kinds.setdefault(settings.generation(task), []).append(task)
     try:
-        for generation, alike in kinds.items():
-            going = [model for model in models if not model.failed]
-            kept = {model.index: answers(model.export, generation) if answers else Answers(None, {}) for model in going}
+        for generation, tasks_of_kind in kinds.items():
+            active = [model for model in models if not model.failed]
+            stored = {
+                model.index: answers(model.export, generation) if answers else Answers(None, {}) for model in active
+            }
             try:
-                yield from _ask(engine, going, alike, generation, kept)
+                yield from _ask(engine, active, tasks_of_kind, generation, stored)
             finally:
-                for opened in kept.values():
-                    opened.close()
+                for opened_answers in stored.values():
+                    opened_answers.close()
     finally:
         judges.shutdown(wait=False, cancel_futures=True)
 
@@ -121,7 +126,7 @@ class _Question:
 
 @dataclass
 class _Model:
-    """One model on its way through the questions."""
+    """One model, and its answers so far in an evaluation."""
 
     index: int
     export: Export | None
@@ -143,7 +148,7 @@ class _Model:
         self.judged[question.task.name, question.number] = self.judges.submit(_judge, question, completions)
 
     def event(self) -> Event:
-        """With the outcome, when this was the last answer."""
+        """Return the progress of the model, with its scores if all questions are answered."""
         done = len(self.judged) == sum(len(self.records[task.name]) for task in self.tasks)
         return Event(self.index, len(self.judged), self._evaluation() if done else None)
 
@@ -172,15 +177,15 @@ def _ask(
     generation: Generation,
     kept: Mapping[int, Answers],
 ) -> Iterator[Event]:
-    """The questions of tasks that generate alike."""
+    """Ask the models all questions of tasks that have equal generation settings."""
     questions = []
     for model in models:
         for question in model.questions(tasks):
-            known = kept[model.index].get(question.prompt)
-            if known is None:
+            stored = kept[model.index].get(question.prompt)
+            if stored is None:
                 questions.append(question)
             else:
-                model.answer(question, known)
+                model.answer(question, stored)
         yield model.event()
     while questions := [question for question in questions if _is_open(question)]:
         requests = [Request(question.prompt, question.model.export) for question in questions]
@@ -191,7 +196,7 @@ def _ask(
                 kept[model.index].add(question.prompt, completions)
                 model.answer(question, completions)
                 yield model.event()
-        except ExportError as error:  # the others go on without it
+        except ExportError as error:  # the other models go on without it
             culprit = next(model for model in models if model.export == error.export)
             culprit.failed = True
             yield Event(culprit.index, len(culprit.judged), error)
@@ -202,12 +207,15 @@ def _is_open(question: _Question) -> bool:
 
 
 def _judge(question: _Question, completions: list[str]) -> list[Prediction]:
-    """A completion that a task's own code fails on is wrong; how often that was stands beside the score.
+    """Return one prediction for each completion.
+
+    If a task's own code fails on a completion, the completion counts as wrong. A note beside the score says how often
+    that happened.
 
     Raises:
-        UserError: nothing can be judged here.
+        UserError: answers cannot be judged on this machine.
     """
-    found, document = [], document_hash(question.record)
+    predictions, document = [], document_hash(question.record)
     for sample, completion in enumerate(completions):
         extracted, correct = None, False
         try:
@@ -220,5 +228,5 @@ def _judge(question: _Question, completions: list[str]) -> list[Prediction]:
         except (Exception, SystemExit) as error:
             question.model.unjudged.append((question.task.name, f"{type(error).__name__}: {error}"[:200]))
         gold = question.record.answer
-        found.append(Prediction(document, question.prompt, completion, extracted, gold, correct, sample))
-    return found
+        predictions.append(Prediction(document, question.prompt, completion, extracted, gold, correct, sample))
+    return predictions

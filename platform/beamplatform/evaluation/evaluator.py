@@ -1,4 +1,4 @@
-"""One engine and the test questions: asks exported models, here or as a Ray actor."""
+"""Scores exported models with one engine on the test records, in this process or as a Ray actor."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ if TYPE_CHECKING:
     from beamplatform.config.sections import EvaluationSection, ModelSection
 
 _TELL_EVERY = 0.5
-"""Seconds between two progress events."""
+"""Seconds between two progress events of one model."""
 _TEXT = 2
-"""Part of what identifies a kept answer; to be raised when text becomes tokens, or tokens text, in another way."""
+"""Version of the conversion between text and tokens, to be raised when the conversion changes.
+
+It is part of the key of a stored answer.
+"""
 
 
 def tasks_of(section: EvaluationSection, options: Collection[str] = ()) -> list[Task]:
-    """The suite's tasks with the suite's own answer length and comparison, where it sets them.
+    """Return the suite's tasks, with the answer length and the comparison that the suite sets, if it does.
 
     Args:
-        options: further ones of the tasks' options.
+        section: the evaluation section of the suite.
+        options: options of the tasks that are in force in addition to the section's own.
     """
     tasks = [get_task(name).with_options({section.equivalence, *options}) for name in section.tasks]
     if section.max_new_tokens is None:
@@ -44,16 +48,18 @@ def tasks_of(section: EvaluationSection, options: Collection[str] = ()) -> list[
 
 
 class Evaluator:
-    """The base model, loaded once, and the test records. Runs in this process or as a Ray actor.
+    """Scores exported models on the test records, with a base model that is loaded once.
+
+    It runs in this process or as a Ray actor.
 
     Args:
-        adapters: asked together at most.
-        largest_rank: of any of them.
-        store: where answers are kept (`answer_store`); None = nowhere.
-        options: of the tasks (`Task.options`), beside the section's own.
+        adapters: largest number of adapters that are asked together.
+        largest_rank: largest rank of any of these adapters.
+        store: where answers are stored (`answer_store`); None = nowhere.
+        options: options of the tasks (`Task.options`) that are in force in addition to the section's own.
 
     Attributes:
-        about: engine and dtype.
+        about: the engine with its release, and the dtype.
     """
 
     def __init__(
@@ -87,12 +93,12 @@ class Evaluator:
         self.about = {"engine": self._engine.version, "dtype": dtype}
 
     def stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
-        """Ask models and tell what happens, at most twice a second for each while it is being asked.
+        """Ask the models, and yield progress and scores; progress comes at most twice a second for each model.
 
-        The base model and adapters are asked together, then each merged model in its turn.
+        The base model and the adapters are asked together, then each merged model by itself.
 
         Args:
-            exports: folders or URIs; None is the base model.
+            exports: the models, in folders or at URIs; None is the base model.
         """
         together = [index for index, export in enumerate(exports) if export is None or export.kind == "adapter"]
         merged = [[index] for index in range(len(exports)) if index not in together]
@@ -101,40 +107,40 @@ class Evaluator:
                 yield dataclasses.replace(event, index=turn[event.index])
 
     def _stream(self, exports: Sequence[Export | None]) -> Iterator[Event]:
-        """One turn: what an engine can serve together."""
-        told: dict[int, float] = {}
+        """Ask models that the engine can serve together."""
+        last_told: dict[int, float] = {}
         with contextlib.ExitStack() as stack:
-            here: dict[int, Export | None] = {}
+            fetched: dict[int, Export | None] = {}
             for index, export in enumerate(exports):
                 try:
-                    here[index] = self._fetch(export, stack)
+                    fetched[index] = self._fetch(export, stack)
                 except UserError as error:
                     yield Event(index, outcome=error)
-                except Exception as error:  # of any storage's client
-                    told_of = export.path if export else self._base
-                    yield Event(index, outcome=UserError(f"cannot fetch {told_of} ({type(error).__name__}: {error})"))
-            places = list(here)
+                except Exception as error:  # the client of any storage may raise errors of its own
+                    path = export.path if export else self._base
+                    yield Event(index, outcome=UserError(f"cannot fetch {path} ({type(error).__name__}: {error})"))
+            indices = list(fetched)
             for event in evaluate_all(
                 self._engine,
-                list(here.values()),
+                list(fetched.values()),
                 self._tasks,
                 self._records,
                 settings=self._settings,
                 answers=self._answers,
             ):
                 now = time.monotonic()
-                if event.outcome is not None or now - told.get(event.index, 0.0) > _TELL_EVERY:
-                    told[event.index] = now
-                    yield dataclasses.replace(event, index=places[event.index])
+                if event.outcome is not None or now - last_told.get(event.index, 0.0) > _TELL_EVERY:
+                    last_told[event.index] = now
+                    yield dataclasses.replace(event, index=indices[event.index])
 
     def _fetch(self, export: Export | None, stack: contextlib.ExitStack) -> Export | None:
-        """The export in a folder of this machine, checked."""
+        """Return the export in a folder of this machine, after checking that it fits the base model."""
         if export is None:
             return None
         folder = stack.enter_context(local_folder(export.path))
-        found = dataclasses.replace(export, path=str(folder))
-        check_export(self._base, found)
-        return found
+        local_export = dataclasses.replace(export, path=str(folder))
+        check_export(self._base, local_export)
+        return local_export
 
     def _answers(self, export: Export | None, generation: Generation) -> Answers:
         if self._store is None:
@@ -149,37 +155,38 @@ class Evaluator:
         return Answers(self._store, about)
 
     def _content(self, path: str) -> str:
-        """The hash of a model, which is read whole for it, once."""
-        known = path if path == self._base else f"{path} {fingerprint(Export('merged', path))}"
-        if known not in self._hashes:
-            self._hashes[known] = content_hash(path)
-        return self._hashes[known]
+        """Return the content hash of a model; it is computed once, because it takes reading the whole model."""
+        key = path if path == self._base else f"{path} {fingerprint(Export('merged', path))}"
+        if key not in self._hashes:
+            self._hashes[key] = content_hash(path)
+        return self._hashes[key]
 
     def check(self) -> None:
-        """Find out, without loading the model, whether every task can be scored here and its prompts fit the context.
+        """Check, without loading the model, that every task can be scored here and that its prompts fit the context.
 
         Raises:
-            UserError: what a task lacks, or names the first task with prompts that do not fit, and how many.
+            UserError: a task cannot be scored here, or some prompts do not fit. The message says what the task lacks,
+                or names the first task with such prompts and their number.
         """
         for task in self._tasks:
             task.check_machine()
             task.notes(self._records[task.name])
         prompts = {task.name: [task.question(record) for record in self._records[task.name]] for task in self._tasks}
         about = (self._content(self._base), version("transformers"), prompts)
-        found = cached_json("prompt-lengths", about, lambda: self._lengths(prompts))
+        measured = cached_json("prompt-lengths", about, lambda: self._lengths(prompts))
         for task in self._tasks:
-            lengths = [length + task.max_new_tokens for length in found["lengths"][task.name]]
-            too_long = sum(length > found["context"] for length in lengths)
+            lengths = [length + task.max_new_tokens for length in measured["lengths"][task.name]]
+            too_long = sum(length > measured["context"] for length in lengths)
             if too_long:
                 raise UserError(
                     f"{task.name}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
-                    f"{found['context']} tokens with {task.max_new_tokens} new ones (the longest needs "
+                    f"{measured['context']} tokens with {task.max_new_tokens} new ones (the longest needs "
                     f"{max(lengths)}); "
                     "lower evaluation.max_new_tokens, leave the task out, or choose a model with a longer context"
                 )
 
     def _lengths(self, prompts: Mapping[str, list[str]]) -> dict[str, Any]:
-        """The model's context, and the tokens of every prompt."""
+        """Return the length of the model's context, and of every prompt, in tokens."""
         codec = load_codec(self._base)
         return {"context": codec.context, "lengths": {name: codec.lengths(texts) for name, texts in prompts.items()}}
 
@@ -188,7 +195,7 @@ class Evaluator:
 
 
 def evaluator_actor(*arguments: Any, cpus: int, use_gpu: bool, **options: Any) -> Any:
-    """An Evaluator as a Ray actor with its own GPU (or cores); Ray is running already."""
+    """Start an Evaluator as a Ray actor with its own GPU (or cores); Ray must be running already."""
     import ray
 
     actor = ray.remote(num_cpus=cpus, num_gpus=1 if use_gpu else 0)(Evaluator)

@@ -1,4 +1,4 @@
-"""Predictions as files: everything a score was made of, so that it can be made again without the model."""
+"""Reads and writes predictions, from which a score can be computed again without the model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from beamplatform.tasks.record import Record
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question as it was asked, and what came of it.
+    """One question, one completion of its prompt, and the verdict.
 
     Attributes:
-        document: a hash of the record, the same whatever it was asked with.
-        prompt: the text the model was given.
-        completion: the text it gave back, without the prompt.
-        extracted: the answer found in the completion, None when there is none.
+        document: hash of the record, which does not depend on the prompt.
+        prompt: the text that the model was given.
+        completion: the text that the model generated, without the prompt.
+        extracted: the answer in the completion; None if there is none.
         answer: the gold answer.
-        correct: whether the two agree.
-        sample: which of the question's completions this is, from 0.
+        correct: whether the extracted answer agrees with the gold answer.
+        sample: index of this completion among the question's completions, from 0.
     """
 
     document: str
@@ -40,32 +40,32 @@ class Prediction:
 
 
 def digest(text: str) -> str:
-    """16 hex digits of SHA-256."""
+    """Return the first 16 hex digits of the text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def document_hash(record: Record) -> str:
-    """Of a record's whole content."""
+    """Return a hash of the record's whole content."""
     return digest(json.dumps(asdict(record), sort_keys=True))
 
 
 def rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """One plain row for each, with the prompt's hash."""
+    """Return one row of plain values for each prediction, including the hash of its prompt."""
     return [{**asdict(prediction), "prompt_hash": prediction.prompt_hash} for prediction in predictions]
 
 
 def by_question(predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """Each question's predictions: one, or all samples of it."""
-    found: list[list[Prediction]] = []
+    """Group the predictions by question: one prediction each, or all samples of the question."""
+    groups: list[list[Prediction]] = []
     for prediction in predictions:
         if prediction.sample == 0:
-            found.append([])
-        found[-1].append(prediction)
-    return found
+            groups.append([])
+        groups[-1].append(prediction)
+    return groups
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    """A Parquet file with a row for each prediction, in their order."""
+    """Write a Parquet file with one row for each prediction, in the given order."""
     import pyarrow
     from pyarrow import parquet
 
@@ -77,8 +77,8 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """What `write_predictions` wrote."""
+    """Read the predictions from a file of `write_predictions`."""
     from pyarrow import parquet
 
-    found = parquet.read_table(path).to_pylist()
-    return [Prediction(**{name: value for name, value in row.items() if name != "prompt_hash"}) for row in found]
+    table = parquet.read_table(path).to_pylist()
+    return [Prediction(**{name: value for name, value in row.items() if name != "prompt_hash"}) for row in table]

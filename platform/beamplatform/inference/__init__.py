@@ -1,4 +1,4 @@
-"""Generation engines behind one interface, and the check of what they are asked to load."""
+"""Generation engines behind one interface, and the check of the exports that they load."""
 
 from __future__ import annotations
 

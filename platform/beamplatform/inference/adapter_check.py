@@ -1,4 +1,4 @@
-"""Does a LoRA adapter fit its base model, and do both engines serve all of it? Answered from its two files."""
+"""Checks from a LoRA adapter's two files that the adapter fits its base model and that an engine can serve it."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ SERVED = frozenset((
     "fan_in_fan_out", "lora_dropout", "init_lora_weights", "eva_config", "corda_config", "lora_ga_config",
     "ensure_weight_tying", "qalora_group_size", "megatron_core", "runtime_config",
 ))  # fmt: skip
-"""Keys of an adapter's configuration that every engine heeds, or that mean nothing once an adapter is trained."""
+"""Keys of an adapter's configuration that every engine supports, or that have no effect after training."""
 
 PEFT_ONLY = frozenset((
     "use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "use_bdlora", "kasa_config", "velora_config",
     "monteclora_config", "alora_invocation_tokens",
 ))  # fmt: skip
-"""Keys that PEFT heeds, and with it the transformers engine."""
+"""Keys that PEFT supports, and therefore the transformers engine."""
 
 _TRAINING_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Values of init_lora_weights after which the base weights are as they were; others change them."""
+"""Values of init_lora_weights that leave the base weights unchanged; the other values change them."""
 
 _SWITCHES = ("use_dora", "use_rslora", "lora_bias", "fan_in_fan_out")
-"""Keys of which PEFT takes every text, 'false' among them, for a yes."""
+"""Keys for which PEFT takes every text as true, even 'false'."""
 
 _PATTERN = r"(.*\.)?({})$"
-"""How PEFT looks for a layer's name with a pattern of rank_pattern and alpha_pattern."""
+"""How PEFT matches a layer's name with a pattern of rank_pattern or alpha_pattern."""
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
 _MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vector(\.weight)?")
@@ -57,7 +57,7 @@ _MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vect
 
 @dataclass(frozen=True)
 class _Layer:
-    """The layer one pair of factors was made for: A is [r, inputs], B is [outputs, r]."""
+    """The layer that a pair of factors was made for: A is [r, inputs], B is [outputs, r]."""
 
     inputs: int
     outputs: int
@@ -66,7 +66,7 @@ class _Layer:
 
     @property
     def weight(self) -> tuple[int, int]:
-        """The layer's weight: [outputs, inputs], of an embedding [tokens, width]."""
+        """Shape of the layer's weight: [outputs, inputs], or [tokens, width] for an embedding."""
         return (self.inputs, self.outputs) if self.is_embedding else (self.outputs, self.inputs)
 
 
@@ -83,7 +83,7 @@ def check_adapter(base_model: str, folder: Path) -> None:
         shapes = folder_shapes(Path(base_model))
         matrices = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
         wrong = _first_mismatch(layers, shapes) or _first_untargeted(layers, _named(config, matrices))
-    # Headers say neither that a head is tied to the embedding nor that a layer stores its weight transposed.
+    # File headers do not say whether a head is tied to the embedding or a layer stores its weight transposed.
     if wrong:
         base = skeleton(base_model)
         wrong = _first_mismatch(layers, _layer_shapes(base))
@@ -96,15 +96,15 @@ def check_adapter(base_model: str, folder: Path) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The content of a LoRA adapter's `adapter_config.json`, whose values have the types and ranges they must have.
+    """Read a LoRA adapter's `adapter_config.json`, and check the types and ranges of its values.
 
     Raises:
         UserError: the file is missing, is not the config of a LoRA adapter, or has a wrong value.
     """
     path = folder / ADAPTER_CONFIG
-    trial = f"; did you mean {folder / 'export'}?" if (folder / "export").is_dir() else ""
-    holds = f"an adapter's folder holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, a merged model's config.json"
-    config = read_json(path, holds + trial)
+    hint = f"; did you mean {folder / 'export'}?" if (folder / "export").is_dir() else ""
+    expectation = f"an adapter's folder holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, a merged model's config.json"
+    config = read_json(path, expectation + hint)
     if (kind := config.get("peft_type")) != "LORA":
         plain = " (beamlora.export_lora writes a plain LoRA)" if kind == "BEAMLORA" else ""
         raise UserError(f"{path}: peft_type must be LORA, found {kind!r}{plain}")
@@ -130,10 +130,10 @@ def adapter_rank(folder: Path) -> int:
 
 
 def _check_values(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse values of a type or range that PEFT does not give them."""
+    """Refuse values of a type or range that PEFT itself never writes."""
     start = config.get("init_lora_weights", True)
     targets, dropout = config.get("target_modules"), config.get("lora_dropout", 0.0)
-    wanted = {
+    requirements = {
         "r": (_is_rank(config.get("r")), "a whole number, at least 1"),
         "lora_alpha": (_is_number(config.get("lora_alpha")) and config["lora_alpha"] != 0, "a number other than 0"),
         "lora_dropout": (_is_number(dropout) and 0 <= dropout <= 1, "a number from 0 to 1"),
@@ -150,10 +150,10 @@ def _check_values(config: Mapping[str, Any], path: Path) -> None:
             "path_initial_model_for_weight_conversion, or merge it and score the merged model)",
         ),
     }
-    for key, (good, what) in wanted.items():
-        if not good:
-            found = f"found {shortened(repr(config[key]))}" if key in config else "it is missing"
-            raise UserError(f"{path}: {key} must be {what}; {found}")
+    for key, (valid, requirement) in requirements.items():
+        if not valid:
+            actual = f"found {shortened(repr(config[key]))}" if key in config else "it is missing"
+            raise UserError(f"{path}: {key} must be {requirement}; {actual}")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in config.get(key) or {}:
             try:
@@ -165,7 +165,7 @@ def _check_values(config: Mapping[str, Any], path: Path) -> None:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) <= sys.float_info.max  # an integer beyond it is none that a float could take
+    return abs(value) <= sys.float_info.max  # a float cannot hold a larger integer
 
 
 def _is_rank(value: object) -> bool:
@@ -173,13 +173,13 @@ def _is_rank(value: object) -> bool:
 
 
 def _all(found: Any, kind: type, good: Callable[[Any], bool]) -> bool:
-    """Whether a list has only good members, or a dict only good values."""
+    """Whether this is a list with only good members, or a dict with only good values."""
     members = found.values() if isinstance(found, dict) else found
     return isinstance(found, kind) and all(good(member) for member in members)
 
 
 def _adapter_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, _Layer]:
-    """By module name, the layers an adapter's factors belong to."""
+    """Module name -> the layer that an adapter's factors belong to."""
     path = weights_file(folder, ADAPTER_WEIGHTS)
     factors: dict[str, dict[str, tuple[int, ...]]] = {}
     embeddings: set[str] = set()
@@ -237,7 +237,7 @@ def _rank_of(module: str, config: Mapping[str, Any]) -> int:
 
 
 def _first_mismatch(layers: Mapping[str, _Layer], base_shapes: Shapes) -> str:
-    """Describe the first layer the base model does not have in this shape; "" when all fit."""
+    """Describe the first layer that the base model lacks or has in another shape; "" if all layers fit."""
     for module, layer in layers.items():
         shape = base_shapes.get(f"{module}.weight")
         if shape is None:
@@ -248,7 +248,7 @@ def _first_mismatch(layers: Mapping[str, _Layer], base_shapes: Shapes) -> str:
 
 
 def _first_untargeted(layers: Mapping[str, _Layer], targeted: Iterable[str]) -> str:
-    """Describe the first layer that the configuration names and the file lacks, or the other way round."""
+    """Describe the first layer that the configuration names and the file lacks, or vice versa; "" if there is none."""
     names = set(targeted)
     if missing := sorted(names - layers.keys()):
         return (
@@ -264,7 +264,7 @@ def _first_untargeted(layers: Mapping[str, _Layer], targeted: Iterable[str]) -> 
 
 
 def _named(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
-    """The modules that a plain list of target_modules names; none where the configuration says more than that."""
+    """The modules that target_modules names, if it is a list that no other key restricts; else none."""
     targets = config["target_modules"]
     if isinstance(targets, str) or any(is_set(config.get(key)) for key in ("exclude_modules", "layers_to_transform")):
         return []
@@ -272,7 +272,7 @@ def _named(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
 
 
 def _targeted(config: Mapping[str, Any], base: nn.Module, folder: Path) -> list[str]:
-    """The modules that PEFT would put the adapter on."""
+    """The names of the modules to which PEFT would apply the adapter."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -282,14 +282,14 @@ def _targeted(config: Mapping[str, Any], base: nn.Module, folder: Path) -> list[
         others: Any = (base.get_output_embeddings(), base.get_input_embeddings())  # type: ignore[operator]
         return [name for name in names if base.get_submodule(name) not in others]
     try:
-        wanted = LoraConfig(**{key: config[key] for key in keys if key in config})
-        return [name for name in names if check_target_module_exists(wanted, name)]
-    except Exception as error:  # whatever PEFT says of these values
+        lora_config = LoraConfig(**{key: config[key] for key in keys if key in config})
+        return [name for name in names if check_target_module_exists(lora_config, name)]
+    except Exception as error:  # PEFT may refuse these values with any error
         raise UserError(f"{folder / ADAPTER_CONFIG}: {first_line(error)}") from error
 
 
 def _layer_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the weight shapes of linear layers as [outputs, inputs], of embeddings as they are."""
+    """Name -> shape of each weight: [outputs, inputs] for a linear layer, [tokens, width] for an embedding."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

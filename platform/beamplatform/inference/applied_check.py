@@ -1,4 +1,7 @@
-"""Does an engine really apply an adapter? A harness that silently asks the base model scores every adapter alike."""
+"""Checks that an engine really applies an adapter.
+
+A harness that silently asked the base model would score every adapter alike.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from beamplatform.inference.adapter_check import ADAPTER_WEIGHTS
 from beamplatform.inference.engine import Export
 
 PROBES = 4
-"""Prompts on which the base model and the adapter are compared."""
+"""Number of prompts on which the base model and the adapter are compared."""
 
 
 class ExportError(UserError):
-    """One export cannot be served; the others can.
+    """One export cannot be served; the other exports can.
 
     Attributes:
-        export: the one.
+        export: the export that cannot be served.
     """
 
     def __init__(self, export: Export, message: str) -> None:
@@ -32,7 +35,7 @@ class ExportError(UserError):
 
 @contextmanager
 def blaming(export: Export) -> Iterator[None]:
-    """What is wrong in here is wrong with this export."""
+    """Turn any `UserError` inside this context into an `ExportError` of `export`."""
     try:
         yield
     except ExportError:
@@ -42,25 +45,26 @@ def blaming(export: Export) -> Iterator[None]:
 
 
 def require_in_use(export: Export, base: Any, adapted: Any) -> None:
-    """Compare what the base model and the adapter think of the same prompts.
+    """Check that an adapter changes what the model predicts for the same prompts.
 
     Args:
         export: an adapter.
-        base, adapted: logits or log-probabilities of the next token, as anything that `==` compares.
+        base, adapted: logits or log-probabilities of the next token without and with the adapter, in any type that
+            `==` compares.
 
     Raises:
-        ExportError: they are the same to the bit, though the adapter's weights are not zero.
+        ExportError: both are identical to the bit, although the adapter's weights are not zero.
     """
     if base == adapted and changes_weights(Path(export.path)):
         raise ExportError(
             export,
-            f"adapter {export.path} is not in use: the engine thinks with it exactly what it thinks without it, though "
+            f"adapter {export.path} is not in use: the engine predicts exactly the same with and without it, although "
             "its weights are not zero; check that its target modules are those of this model",
         )
 
 
 def changes_weights(folder: Path) -> bool:
-    """Whether B A is other than zero in any module of a LoRA adapter."""
+    """Whether the product B A is nonzero in any module of a LoRA adapter."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / ADAPTER_WEIGHTS)

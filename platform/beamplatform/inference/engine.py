@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Export:
-    """What a trial leaves behind for others to load.
+    """The result of a trial, as files that an engine can load.
 
     Attributes:
         kind: "adapter" is a plain LoRA adapter in PEFT's layout, "merged" a whole model.
-        path: its folder; weights as safetensors.
+        path: its folder, which holds the weights as safetensors.
     """
 
     kind: Literal["adapter", "merged"]
@@ -30,16 +30,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Generation:
-    """How completions are made. Greedy for one beam, beam search for more; sampled at a temperature above 0.
+    """How completions are generated: greedily, by beam search (several beams), or sampled (temperature above 0).
 
     Attributes:
-        max_new_tokens: the longest completion.
+        max_new_tokens: the longest completion, in tokens.
         beams: 1 is greedy; 4 is the setting of the published commonsense results.
-        stop: texts before the first of which a completion ends.
-        samples: completions of each prompt; more than one needs a temperature.
-        temperature: 0 = never sampled.
-        top_p: nucleus sampling: the smallest set of tokens with at least this probability together.
-        seed: of the draws.
+        stop: a completion ends before the first of these texts.
+        samples: completions for each prompt; more than one needs a temperature.
+        temperature: 0 means no sampling.
+        top_p: nucleus sampling: tokens are drawn from the smallest set with at least this total probability.
+        seed: the seed of the sampling.
     """
 
     max_new_tokens: int
@@ -52,34 +52,34 @@ class Generation:
 
 
 def by_export(requests: Sequence[Request]) -> dict[Export | None, list[int]]:
-    """The indices of each export's requests: those of the base model first, then adapters, then merged models."""
+    """Export -> indices of its requests: first the base model (None), then adapters, then merged models."""
     rank = {None: 0, "adapter": 1, "merged": 2}
-    found: dict[Export | None, list[int]] = {}
+    groups: dict[Export | None, list[int]] = {}
     for index, request in enumerate(requests):
-        found.setdefault(request.export, []).append(index)
-    return dict(sorted(found.items(), key=lambda item: rank[item[0].kind if item[0] else None]))
+        groups.setdefault(request.export, []).append(index)
+    return dict(sorted(groups.items(), key=lambda item: rank[item[0].kind if item[0] else None]))
 
 
 class Engine(Protocol):
     """Generates text with a base model, and with adapters and merged models made from it."""
 
     def generate(self, requests: Sequence[Request], generation: Generation) -> Iterator[tuple[int, list[str]]]:
-        """Yield, as they are ready, each request's index and its completions (one, or `generation.samples`).
+        """Yield each request's index and its `generation.samples` completions, as soon as they are ready.
 
-        The engine chooses the order. Adapters share the base model and, where the engine can, the batch; each merged
-        model has its turn. A completion is without the prompt, and ends before the end-of-sequence token, before the
-        first of the stop texts, or after `max_new_tokens` tokens. An iteration that is left early leaves the
-        engine usable.
+        The engine chooses the order. Adapters share the base model and, if the engine supports it, a batch; merged
+        models are served one after another. A completion does not include the prompt. It ends before the
+        end-of-sequence token, before the first of the stop texts, or after `max_new_tokens` tokens. The engine stays
+        usable if the caller stops the iteration early.
 
         Raises:
             UserError: an export is missing or does not fit the base model (`check_export`), a prompt does not fit the
-                model's context, the engine cannot serve what is asked, or it does not apply an adapter
-                (`inference.in_use`).
+                model's context, the engine does not support a request, or it does not apply an adapter
+                (`inference.applied_check`).
         """
 
     @property
     def version(self) -> str:
-        """The library that generates, and its release: another one may decide a near-tie otherwise."""
+        """Name and release of the library that generates: another release may decide a near-tie differently."""
 
     def close(self) -> None:
-        """Free the models. The engine loads them again when it is used again."""
+        """Free the models; the engine loads them again when it is next used."""

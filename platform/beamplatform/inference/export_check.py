@@ -1,4 +1,4 @@
-"""Does an export fit its base model? Answered from files, where they say enough without any model built for it."""
+"""Checks that an export fits its base model, without building a model where the files alone say enough."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from beamplatform.models.weight_files import Shapes, folder_files, folder_shapes
 MODEL_CONFIG = "config.json"
 
 _SAYS_NOTHING = ("transformers_version", "dtype", "torch_dtype", "use_cache", "_name_or_path", "architectures")
-"""Entries of a model's configuration that its weights do not depend on."""
+"""Entries of a model's configuration that do not affect its weights."""
 
 
 def check_export(base_model: str, export: Export) -> None:
     """Check that an export is complete and made from this base model.
 
-    Module names, tensor shapes and an adapter's configuration are compared, and all values looked at. A base model of
-    the same architecture and size with other weights (a chat model for its foundation model) cannot be told apart this
-    way.
+    This compares module names, tensor shapes and an adapter's configuration, and checks that all values are finite. It
+    cannot detect a base model of the same architecture and size with other weights, such as a chat model instead of its
+    foundation model.
 
     Args:
-        base_model: a folder or a hub id. Of a folder the headers of its safetensors files are read; otherwise
-            and where headers alone do not settle it, the model is built from its config without weights.
+        base_model: a folder or a hub id. The headers of a folder's safetensors files are read. For a hub id, or where
+            headers are not enough, the model is built from its config without weights.
         export: the adapter or merged model.
 
     Raises:
-        UserError: the folder, its config or its safetensors are missing, it holds pickled weights only, a value is NaN
-            or infinite, it is not a LoRA adapter or one with more than the engines serve, or it does not fit: the
-            first module or tensor that differs is named, with both shapes.
+        UserError: the folder, its config or its safetensors are missing; it holds only pickled weights; a value is NaN
+            or infinite; the adapter is not LoRA or needs more than the engines support; or the export does not fit.
+            Then the message names the first module or tensor that differs, with both shapes.
     """
     folder = Path(export.path)
     if not folder.is_dir():

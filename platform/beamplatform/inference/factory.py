@@ -29,12 +29,12 @@ def create_engine(
             GPU is present, else transformers.
         base_model: a folder or a hub id.
         dtype: "float32", "bfloat16" or "float16", the precision of the base model's weights.
-        batch_size: sequences generated at once.
-        max_adapters: adapters kept in memory at once; the one unused for longest makes room.
+        batch_size: number of sequences that are generated at once.
+        max_adapters: adapters kept in memory at once; a new one replaces the least recently used.
         max_lora_rank: the largest rank an adapter may have (vLLM reserves memory for it).
 
     Raises:
-        UserError: an unknown kind or dtype, a number below 1, or vLLM asked for and not installed.
+        UserError: an unknown kind or dtype, a number below 1, or vLLM is requested but not installed.
     """
     if kind not in get_args(EngineKind):
         raise UserError(f"unknown engine {kind!r}: allowed are {', '.join(get_args(EngineKind))}")

@@ -1,4 +1,4 @@
-"""What tells one export from another, and one draw from another."""
+"""Identifiers of an export, of its content, and of a random draw."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CONTENT = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "generation_config.json",
     "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt",
 )  # fmt: skip
-"""The files of a model's folder that decide what it says."""
+"""The files in a model's folder that decide what the model generates."""
 
 
 def fingerprint(export: Export) -> str:
-    """Return a name for an export as it is now, made of letters and digits, for an engine that keeps it in memory.
+    """Return the name under which an engine keeps the current state of an export in memory: 16 hexadecimal digits.
 
-    It depends on the folder and on the size and age of its weights, so that an adapter written anew to the
-    same folder is loaded anew.
+    It depends on the folder and on the size and age of the weight files, so an adapter that is written again to the
+    same folder is also loaded again.
     """
     folder = Path(export.path).resolve()
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.glob("*.safetensors"))
@@ -29,7 +29,7 @@ def fingerprint(export: Export) -> str:
 
 
 def content_hash(path: str) -> str:
-    """SHA-256 over the files in a model's folder that make it what it is; of a hub id, its commit."""
+    """SHA-256 over the files that decide what a model generates; for a hub id, the id and its commit."""
     folder = Path(path)
     if not folder.is_dir():
         return f"{path}@{_commit(path)}"
@@ -41,10 +41,10 @@ def content_hash(path: str) -> str:
 
 
 def _commit(repository: str) -> str:
-    """The commit that a hub id stands for: the hub's client names the folder of a download after it."""
+    """The commit that a hub id stands for, after which the hub's client names the folder of a download."""
     from huggingface_hub import hf_hub_download
 
-    read_config(repository)  # says in one line what keeps it from being read
+    read_config(repository)  # raises a UserError if the repository cannot be read
     return Path(hf_hub_download(repository, "config.json")).parent.name
 
 
@@ -54,5 +54,5 @@ def _digest(file: Path) -> str:
 
 
 def draw_seed(seed: int, prompts: object) -> int:
-    """The seed of the draws for what is drawn together: a prompt (vLLM), or a batch of them (transformers)."""
+    """The seed for prompts that are sampled together: one prompt (vLLM), or one batch of prompts (transformers)."""
     return int.from_bytes(hashlib.sha256(repr((seed, prompts)).encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""From prompts to token ids and back, the same for every engine."""
+"""Conversion of prompts to token ids and of token ids to text, the same for every engine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from beamplatform.models.loading import load_tokenizer, read_config
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A base model's tokenizer with what generation has to know.
+    """A base model's tokenizer, with the token ids and the context length that generation needs.
 
     Attributes:
         tokenizer: transformers' tokenizer of the base model.
-        eos_token_ids: the tokens any of which ends a completion.
-        pad_token_id: fills up shorter sequences; never read, as it is masked.
+        eos_token_ids: ids of the tokens that end a completion.
+        pad_token_id: id of the token that fills up shorter sequences; the attention mask hides it.
         context: the longest sequence of prompt and completion, in tokens.
     """
 
@@ -48,16 +48,16 @@ class TextCodec:
         return ids
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of every prompt."""
+        """The number of tokens in every prompt."""
         return [len(ids) for ids in self._tokens.prompts(prompts)]
 
     def decode(self, prompt: Sequence[int], completion: Sequence[int], stop: Sequence[str]) -> str:
-        """Return a completion's text before the first end of sequence and before the first of the `stop` texts.
+        """Return a completion's text up to the first end-of-sequence token or `stop` text, without it.
 
         Args:
             prompt: the token ids that the completion follows.
             completion: the token ids of the completion.
-            stop: texts that end it.
+            stop: texts that end the completion.
         """
         end = next((i for i, token in enumerate(completion) if token in self.eos_token_ids), len(completion))
         text = self._tokens.decode(prompt, completion[:end])
@@ -68,7 +68,7 @@ def load_codec(base_model: str) -> TextCodec:
     """Read the tokenizer, the generation config and the context length of a base model.
 
     Raises:
-        UserError: one of them is missing, or neither names an end-of-sequence token.
+        UserError: a file cannot be read, or none names an end-of-sequence token.
     """
     from transformers import GenerationConfig
 
@@ -78,13 +78,13 @@ def load_codec(base_model: str) -> TextCodec:
         eos = GenerationConfig.from_pretrained(base_model).eos_token_id
     except OSError:
         eos = None
-    except Exception as error:  # its values can be wrong in any way
+    except Exception as error:  # the file's values can be wrong in any way
         raise UserError(f"cannot read the generation_config.json of {base_model}: {first_line(error)}") from error
-    named = [eos] if isinstance(eos, int) else list(eos or ())
+    eos_ids = [eos] if isinstance(eos, int) else list(eos or ())
     if tokenizer.eos_token_id is not None:
-        named.append(tokenizer.eos_token_id)
-    if not named:
+        eos_ids.append(tokenizer.eos_token_id)
+    if not eos_ids:
         raise UserError(f"the base model {base_model} names no end-of-sequence token in its tokenizer")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else named[0]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return TextCodec(tokenizer, tuple(dict.fromkeys(named)), pad, context)
+    return TextCodec(tokenizer, tuple(dict.fromkeys(eos_ids)), pad, context)

@@ -1,4 +1,4 @@
-"""Generation with transformers and PEFT: runs anywhere, and is the reference for the other engine."""
+"""Generation with transformers and PEFT, which runs anywhere and is the reference for the vLLM engine."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class TransformersEngine:
     """Holds the base model once, with several adapters on it, and at most one merged model beside it.
 
-    A merged model is a model of its own: it is loaded when it is first asked for and freed when another
-    export is, so ask everything of it in one go.
+    A merged model is loaded at the first request for it, and freed at the next request for another export. So send all
+    requests for a merged model in one call.
     """
 
     def __init__(self, base_model: str, *, dtype: str, batch_size: int, max_adapters: int) -> None:
@@ -56,16 +56,16 @@ class TransformersEngine:
         """See `Engine.generate`."""
         ids = self._codec.encode([request.prompt for request in requests], generation.max_new_tokens)
         for export, indices in by_export(requests).items():
-            # Longest first: prompts of one length waste no padding, and a batch too large for the memory comes first.
+            # Longest prompts first: similar lengths need little padding, and a batch too large for memory fails early.
             indices.sort(key=lambda index: len(ids[index]), reverse=True)
             model = self._model(export, [ids[index] for index in indices[:PROBES]])
             for start in range(0, len(indices), self._batch_size):
                 batch = indices[start : start + self._batch_size]
                 with self._without_adapters(export):
                     rows = self._generate_batch(model, [ids[index] for index in batch], generation)
-                for place, index in enumerate(batch):
-                    own = rows[place * generation.samples : (place + 1) * generation.samples]
-                    yield index, [self._codec.decode(ids[index], row, generation.stop) for row in own]
+                for position, index in enumerate(batch):
+                    samples = rows[position * generation.samples : (position + 1) * generation.samples]
+                    yield index, [self._codec.decode(ids[index], row, generation.stop) for row in samples]
 
     @property
     def version(self) -> str:
@@ -80,12 +80,12 @@ class TransformersEngine:
         self._free()
 
     def _generate_batch(self, model: Any, ids: list[list[int]], generation: Generation) -> list[list[int]]:
-        """Return the new token ids, `generation.samples` rows for each prompt."""
+        """Return the new token ids, in `generation.samples` rows for each prompt."""
         import torch
         from transformers import GenerationConfig
 
         input_ids, attention_mask = self._pad_left(ids)
-        drawn = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+        sampling = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
         config = GenerationConfig(
             do_sample=generation.temperature > 0,
             num_beams=generation.beams,
@@ -94,7 +94,7 @@ class TransformersEngine:
             eos_token_id=list(self._codec.eos_token_ids),
             pad_token_id=self._codec.pad_token_id,
             stop_strings=list(generation.stop) or None,
-            **(drawn if generation.temperature > 0 else {}),
+            **(sampling if generation.temperature > 0 else {}),
         )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(draw_seed(generation.seed, ids))
@@ -109,12 +109,12 @@ class TransformersEngine:
 
     @contextmanager
     def _without_adapters(self, export: Export | None) -> Iterator[None]:
-        """The base model as it is without the adapters that were put on it."""
+        """Disable all adapters inside this context if the request is for the base model (`export` is None)."""
         with self._adapted.disable_adapter() if export is None and self._adapted is not None else nullcontext():
             yield
 
     def _last_logits(self, model: Any, ids: list[list[int]]) -> list[list[float]]:
-        """What the model thinks comes next, [rows, tokens]."""
+        """The logits of the next token, [prompts, vocabulary]."""
         import torch
 
         input_ids, attention_mask = self._pad_left(ids)
@@ -123,7 +123,7 @@ class TransformersEngine:
         return logits
 
     def _pad_left(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids and attention mask, both [rows, longest], prompts ending in the last column."""
+        """Return token ids and attention mask, both [prompts, longest prompt]; every prompt ends in the last column."""
         import torch
 
         longest = max(map(len, ids))
@@ -133,7 +133,7 @@ class TransformersEngine:
         return input_ids.to(self._device), mask.to(self._device)
 
     def _model(self, export: Export | None, probes: list[list[int]]) -> Any:
-        """Return the model that answers for `export`, its adapter switched on; a new one is tried on `probes`."""
+        """Return the model that serves `export`, with its adapter active; a new adapter is tried on `probes`."""
         name = fingerprint(export) if export else ""
         if self._merged and self._merged[0] != name:
             self._merged = None
@@ -173,7 +173,7 @@ class TransformersEngine:
         self._adapters.move_to_end(name)
         self._adapted.set_adapter(name)
         self._adapted.eval()
-        # Only after the new one is active: PEFT cannot delete the last adapter of a model.
+        # Old adapters are deleted only now that the new one is active: PEFT cannot delete a model's last adapter.
         while len(self._adapters) > self._max_adapters:
             unused, _ = self._adapters.popitem(last=False)
             self._adapted.delete_adapter(unused)
@@ -186,7 +186,7 @@ class TransformersEngine:
         logger.info("loading %s in %s on %s", path, self._dtype, self._device)
         with quiet_transformers():
             model: Any = load_model(path, getattr(torch, self._dtype), what="the model")
-        # The model's own may sample or penalise repetition, and fills in whatever a call leaves unset.
+        # The model's own generation config would set whatever a call leaves unset, such as a repetition penalty.
         model.generation_config = GenerationConfig()
         return model.to(self._device).eval()
 

@@ -24,30 +24,30 @@ from beamplatform.inference.text import TextCodec, load_codec
 logger = logging.getLogger(__name__)
 
 MAX_BEAMS = 10
-"""vLLM's beam search asks for the 2 * beams likeliest tokens, and an engine gives 20 at most by default."""
+"""vLLM's beam search requests the 2 * beams likeliest tokens, and an engine returns at most 20 by default."""
 
 BATCHES_PER_SEARCH = 4
-"""Batches in one call of vLLM's beam search, which gives its answers all at once."""
+"""Number of batches in one call of vLLM's beam search, which returns all its answers at once."""
 
 _Asked = tuple[int, dict[str, list[int]], Any]
-"""A request's index, its prompt in vLLM's form and its LoRARequest, None for the model itself."""
+"""A request's index, its prompt in vLLM's form, and its LoRARequest (None for a model without an adapter)."""
 
 LARGEST_RANK = 512
-"""Of an adapter that vLLM serves; known here without importing it."""
+"""The largest rank of an adapter that vLLM serves, written here so that vLLM need not be imported."""
 
 
 class VllmEngine:
     """One vLLM engine at a time: for the base model with its adapters, or for one merged model.
 
-    vLLM takes its memory when it starts, so the engine in use is shut down before another starts. Ask for
-    the base model and all adapters first, and everything of one merged model in one go.
+    vLLM reserves its memory when it starts, so the running engine is shut down before another starts. Send the requests
+    for the base model and all adapters first, and all requests for a merged model in one call.
 
-    Beam search is vLLM's own. It prefers completed sequences by their score per token *of prompt and
-    completion*; the best is chosen here from those it returns per token of the completion, as transformers
-    does. The candidates can still differ from transformers', which is the engine that reproduces the
-    published `beams: 4`.
+    Beam search is vLLM's own. vLLM selects completed sequences by their score per token *of prompt and completion*.
+    From the sequences that it returns, this class chooses the best by the score per token of the completion, as
+    transformers does. The sequences can still differ from those of transformers. The transformers engine is the one
+    that reproduces the published `beams: 4`.
 
-    The engine's process must not be in a torch.distributed group of its own: vLLM forms one and closes it.
+    The process must not belong to another torch.distributed group: vLLM forms one and closes it.
     """
 
     def __init__(self, base_model: str, *, dtype: str, batch_size: int, max_adapters: int, max_lora_rank: int) -> None:
@@ -68,7 +68,10 @@ class VllmEngine:
         return load_codec(self._base_model)
 
     def generate(self, requests: Sequence[Request], generation: Generation) -> Iterator[tuple[int, list[str]]]:
-        """See `Engine.generate`. Up to `max_adapters` adapters share the batch; requests for the base model do not."""
+        """See `Engine.generate`.
+
+        Requests for up to `max_adapters` adapters share batches; requests for the base model form their own.
+        """
         if generation.beams > 1 and generation.stop:
             raise UserError("vLLM's beam search knows no stop texts: use one beam, or the engine 'transformers'")
         if generation.beams > MAX_BEAMS:
@@ -77,16 +80,16 @@ class VllmEngine:
             )
         ids = self._codec.encode([request.prompt for request in requests], generation.max_new_tokens)
         for group in self._groups(by_export(requests)):
-            asked: list[_Asked] = []
+            prepared: list[_Asked] = []
             for export, indices in group.items():
                 llm, adapter = self._serve(export, [ids[index] for index in indices[:PROBES]])
-                asked += [(index, {"prompt_token_ids": ids[index]}, adapter) for index in indices]
+                prepared += [(index, {"prompt_token_ids": ids[index]}, adapter) for index in indices]
             run = self._search if generation.beams > 1 else self._sample
-            for index, rows in run(llm, asked, generation):
+            for index, rows in run(llm, prepared, generation):
                 yield index, [self._codec.decode(ids[index], row, generation.stop) for row in rows]
 
     def _groups(self, exports: dict[Export | None, list[int]]) -> Iterator[dict[Export | None, list[int]]]:
-        """What runs together: the base model, as many adapters at a time as have a slot, each merged model."""
+        """Yield the exports that run together: the base model, up to `max_adapters` adapters, or one merged model."""
         adapters = [item for item in exports.items() if item[0] and item[0].kind == "adapter"]
         if None in exports:
             yield {None: exports[None]}
@@ -98,7 +101,7 @@ class VllmEngine:
 
     @property
     def version(self) -> str:
-        """See `Engine.version`; the CPU build has a name of its own."""
+        """See `Engine.version`; vLLM's CPU build has its own name."""
         name = packages_distributions()["vllm"][0]
         return f"{name} {version(name)}"
 
@@ -134,7 +137,7 @@ class VllmEngine:
                     max_tokens=generation.max_new_tokens,
                     stop=list(generation.stop),
                     stop_token_ids=list(self._codec.eos_token_ids),
-                    # Ids are decoded as the other engine's are; stop texts need vLLM's own decoding as well.
+                    # Completions are decoded by `_codec` in both engines. Only stop texts need vLLM's own decoding.
                     detokenize=bool(generation.stop),
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 )
@@ -146,7 +149,7 @@ class VllmEngine:
                         waiting.remove(output.request_id)
                         yield int(output.request_id), [list(completion.token_ids) for completion in output.outputs]
         finally:
-            if waiting:  # left early: by an error, or by whoever reads the answers
+            if waiting:  # an error, or the caller has stopped reading the answers
                 engine.abort_request(sorted(waiting))
 
     def _search(
@@ -174,7 +177,7 @@ class VllmEngine:
 
         A new adapter is tried on the token ids `probes`.
         """
-        # vLLM ends with its engine when it cannot load what it is given, so everything is checked before.
+        # vLLM's engine ends when it cannot load a model or an adapter, so everything is checked before.
         name = fingerprint(export) if export else ""
         if export and export.kind == "merged":
             if self._engine is None or self._engine[0] != name:
@@ -195,23 +198,23 @@ class VllmEngine:
         return llm, adapter
 
     def _thinks(self, llm: Any, probes: list[list[int]], adapter: Any) -> list[dict[int, float]]:
-        """The log-probabilities of the likeliest next tokens, for each prompt."""
+        """Token id -> log-probability of the likeliest next tokens, for each prompt."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=20, detokenize=False)
         inputs = [{"prompt_token_ids": row} for row in probes]
         outputs = llm.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        return [{token: found.logprob for token, found in o.outputs[0].logprobs[0].items()} for o in outputs]
+        return [{token: entry.logprob for token, entry in o.outputs[0].logprobs[0].items()} for o in outputs]
 
     def _adapter_request(self, llm: Any, name: str, export: Export) -> Any:
         from vllm.lora.request import LoRARequest
 
         if name not in self._adapters:
-            # One slot stays free for the base model's requests: an old adapter leaves before a new one comes.
+            # One slot stays free for the base model's requests, so an old adapter is removed before a new one is added.
             if len(self._adapters) == self._max_adapters:
-                left, unused = self._adapters.popitem(last=False)
-                llm.llm_engine.remove_lora(unused)
-                self._in_use.discard(left)
+                evicted, evicted_id = self._adapters.popitem(last=False)
+                llm.llm_engine.remove_lora(evicted_id)
+                self._in_use.discard(evicted)
             self._last_adapter_id += 1
             self._adapters[name] = self._last_adapter_id
         self._adapters.move_to_end(name)
@@ -222,13 +225,13 @@ class VllmEngine:
         return padded_rank(self._max_lora_rank)
 
     def _start(self, name: str, path: str) -> Any:
-        """Return the engine called `name`, "" for the base model's; another one is shut down first."""
+        """Return the engine called `name` ("" for the base model); an engine of another name is shut down first."""
         if self._engine is not None and self._engine[0] == name:
             return self._engine[1]
         self.close()
         lora: dict[str, Any] = {}
         if not name:
-            # One slot more than adapters: with every slot taken, vLLM 0.32 can answer a request for the base
+            # One slot more than adapters: when every slot is taken, vLLM 0.32 can answer a request for the base
             # model with an adapter.
             lora = {
                 "enable_lora": True,
@@ -257,10 +260,10 @@ class VllmEngine:
 
 
 def padded_rank(rank: int) -> int:
-    """Return the smallest rank vLLM reserves memory for that is at least `rank`.
+    """Return the smallest rank for which vLLM can reserve memory and which is at least `rank`.
 
     Raises:
-        UserError: `rank` is above the largest.
+        UserError: `rank` is above the largest rank that vLLM serves.
     """
     from vllm.config.lora import MaxLoRARanks
 
@@ -275,7 +278,7 @@ def check_servable(folder: Path, max_lora_rank: int) -> None:
     """Check that vLLM can serve this LoRA adapter.
 
     Raises:
-        UserError: its rank is above `max_lora_rank`, or it is more than plain LoRA of one rank.
+        UserError: its rank is above `max_lora_rank`, or it uses more than plain LoRA of one rank.
     """
     config = read_adapter_config(folder)
     if (rank := adapter_rank(folder)) > max_lora_rank:
@@ -290,13 +293,13 @@ def check_servable(folder: Path, max_lora_rank: int) -> None:
 
 @contextmanager
 def _vllm_environment() -> Iterator[None]:
-    """Set what vLLM reads from the environment while it starts, where the user has not set it."""
+    """Set the environment variables that vLLM reads at its start, except those that the user has set."""
     defaults = {
-        # In this process: starts in a fifth of the time, and nothing is left behind when this process ends.
+        # In this process, the engine starts in a fifth of the time, and leaves nothing behind when the process ends.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # GiB; without it the CPU build takes most of the machine's memory.
+        # In GiB; without a limit, the CPU build takes most of the machine's memory.
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        # Its log records go where the program's own go.
+        # vLLM's log records go where the program's own records go.
         "VLLM_CONFIGURE_LOGGING": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }

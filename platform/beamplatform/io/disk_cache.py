@@ -1,4 +1,4 @@
-"""What was found out before, of the same content: kept in the user's cache folder, so that a plan is there at once."""
+"""JSON cache of slow look-ups, keyed by content, in the user's cache folder; it makes a repeated plan fast."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from typing import Any
 from beamplatform.io.storage import write_text
 
 LARGE = 2**26
-"""Bytes of a file that is read again only when its size or age has changed."""
+"""Size in bytes above which a file is read again only if its size or modification time has changed."""
 
 
 def cached_json(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
-    """What `find_out` returned for the same `about`, or returns now: plain values, as JSON gives them back.
+    """Return the cached result of `find_out` for this `about`, or else call `find_out` and cache its result.
 
     Args:
-        kind: a folder of the cache, `$XDG_CACHE_HOME/beamlora` or `~/.cache/beamlora`.
-        about: all that decides the answer; only its text counts.
+        kind: name of a folder in the cache, which is `$XDG_CACHE_HOME/beamlora` or `~/.cache/beamlora`.
+        about: everything that determines the result. Only its `repr` counts.
+        find_out: does the slow look-up.
+
+    Returns:
+        The result as plain values, as JSON gives them back.
     """
     folder = _cache()
     if folder is None:
@@ -30,13 +34,16 @@ def cached_json(kind: str, about: object, find_out: Callable[[], Any]) -> Any:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     text = json.dumps(find_out())
-    with contextlib.suppress(OSError):  # a home folder that is full or cannot be written to: found out anew next time
+    with contextlib.suppress(OSError):  # a full or read-only disk: the look-up is repeated next time
         write_text(str(file), text)
     return json.loads(text)
 
 
 def cached_for_file(kind: str, file: Path, find_out: Callable[[], Any]) -> Any:
-    """As `known`, about the content of a file. A large file is told by path, size and age; a small one is read anew."""
+    """Return the cached result of `find_out`, which depends on the content of `file`.
+
+    A large file is identified by path, size and modification time. For a small file `find_out` is called each time.
+    """
     about = file.stat()
     if about.st_size <= LARGE:
         return find_out()
@@ -44,8 +51,8 @@ def cached_for_file(kind: str, file: Path, find_out: Callable[[], Any]) -> Any:
 
 
 def _cache() -> Path | None:
-    """The user's cache folder; None where there is no home folder to have it."""
-    if place := os.environ.get("XDG_CACHE_HOME"):
-        return Path(place)
-    home = os.path.expanduser("~")  # `~` itself for a user whom the system does not know
+    """Return the user's cache folder; None if there is no home folder to hold it."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder)
+    home = os.path.expanduser("~")  # still `~` for a user whom the system does not know
     return Path(home) / ".cache" if os.path.isabs(home) and os.path.isdir(home) else None

@@ -1,4 +1,4 @@
-"""Sending everything the libraries print to a file, so that the terminal is the progress display's alone."""
+"""Redirects the output of all libraries to a file, so that only the progress display writes to the terminal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def output_to_file(path: Path) -> Iterator[TextIO]:
-    """Redirect file descriptors 1 and 2 to `path` (so that Ray's own processes write there too).
+    """Redirect file descriptors 1 and 2 to the file `path`, so that Ray's own processes write there, too.
 
     Yields:
-        the terminal, or whatever standard output was before.
+        A stream to the terminal, or to whatever standard output was before.
     """
     sys.stdout.flush()
     sys.stderr.flush()

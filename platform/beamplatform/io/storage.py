@@ -1,4 +1,4 @@
-"""Copying folders to and from a sweep's storage, a local folder or any fsspec URI (s3://, gs://, ...)."""
+"""Reads and writes a sweep's storage, which is a local folder or any fsspec URI (s3://, gs://, ...)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from beamplatform.errors import UserError, first_line
 
 DEFAULT_STORAGE = "runs"
-"""The folder that results go to, below the working folder."""
+"""The default folder for results, below the working folder."""
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` extended by path parts; works for folders and URIs."""
+    """Return `base` extended by path parts; works for folders and URIs."""
     return "/".join([base.rstrip("/"), *parts])
 
 
@@ -25,19 +25,22 @@ def is_uri(location: str) -> bool:
 
 
 def reached(location: str) -> tuple[Any, str]:
-    """The file system of a URI, once it has answered, and the path in it.
+    """Return the file system of a URI, and the path in it, after the file system has answered once.
 
     Raises:
-        Exception: any of the file system's own.
+        Exception: any error that the file system raises.
     """
     filesystem, path = _there(location)
-    with contextlib.suppress(FileNotFoundError):  # not `exists`, which takes every error for a "no"
+    with contextlib.suppress(FileNotFoundError):  # not `exists`, which returns False on every error
         filesystem.info(path)
     return filesystem, path
 
 
 def _there(location: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it; what it remembers of listings is dropped: others write there too."""
+    """Return the file system of a URI, and the path in it.
+
+    Cached listings of the file system are dropped, because other processes write there, too.
+    """
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(location)
@@ -46,23 +49,23 @@ def _there(location: str) -> tuple[Any, str]:
 
 
 def read_text(location: str) -> str | None:
-    """A text file's content; None where there is no such file."""
+    """Return the content of a text file; None if there is no such file."""
     if not is_uri(location):
         path = Path(location)
         return path.read_text(encoding="utf-8") if path.is_file() else None
-    filesystem, path_there = _there(location)
+    filesystem, remote_path = _there(location)
     try:
-        return str(filesystem.cat_file(path_there).decode())
+        return str(filesystem.cat_file(remote_path).decode())
     except FileNotFoundError:
         return None
 
 
 @contextlib.contextmanager
 def undamaged(file: str) -> Iterator[None]:
-    """What is read in here is what a sweep has written to the file.
+    """Convert errors while parsing one of a sweep's files to a `UserError` which says that the file is damaged.
 
     Raises:
-        UserError: it is not, as after a disk was full or somebody changed it.
+        UserError: the file is damaged, for instance because a disk was full or somebody changed it.
     """
     try:
         yield
@@ -71,7 +74,7 @@ def undamaged(file: str) -> Iterator[None]:
 
 
 def write_text(location: str, text: str) -> None:
-    """Write a text file, its folders included; complete or not at all."""
+    """Write a text file, and create its folders; the file is written completely or not at all."""
     if not is_uri(location):
         path = Path(location)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,38 +82,39 @@ def write_text(location: str, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         aside.rename(path)
         return
-    filesystem, path_there = _there(location)
-    filesystem.pipe_file(path_there, text.encode())
+    filesystem, remote_path = _there(location)
+    filesystem.pipe_file(remote_path, text.encode())
 
 
 def list_folders(location: str) -> list[str]:
-    """The folders directly in a folder or URI, as locations; none where it does not exist."""
+    """Return the locations of the folders directly in a folder or URI; empty if it does not exist."""
     if not is_uri(location):
         return sorted(str(path) for path in Path(location).glob("*/"))
-    filesystem, path_there = _there(location)
-    if not filesystem.exists(path_there):
+    filesystem, remote_path = _there(location)
+    if not filesystem.exists(remote_path):
         return []
-    entries = filesystem.ls(path_there, detail=True)
+    entries = filesystem.ls(remote_path, detail=True)
     names = sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
     return [join(location, name) for name in names]
 
 
 def list_files(location: str) -> list[str]:
-    """The files directly in a folder or URI, as locations; none where it does not exist."""
+    """Return the locations of the files directly in a folder or URI; empty if it does not exist."""
     if not is_uri(location):
         return sorted(str(path) for path in Path(location).glob("*") if path.is_file())
-    filesystem, path_there = _there(location)
-    if not filesystem.exists(path_there):
+    filesystem, remote_path = _there(location)
+    if not filesystem.exists(remote_path):
         return []
-    entries = filesystem.ls(path_there, detail=True)
+    entries = filesystem.ls(remote_path, detail=True)
     names = sorted(entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
     return [join(location, name) for name in names]
 
 
 def put_folder(local: Path, destination: str, *, last: str | None = None) -> None:
-    """Copy the files of `local` to `destination`, replacing what is there. A local copy is complete or absent.
+    """Copy the files of `local` to `destination`, replacing what is there.
 
-    An object store cannot do that; there the file `last` comes last, so that what has it is complete.
+    A local copy is complete or absent. An object store cannot guarantee that: there the file named `last` is copied
+    last, so that a copy that has it is complete.
     """
     if not is_uri(destination):
         target = Path(destination)
@@ -129,7 +133,7 @@ def put_folder(local: Path, destination: str, *, last: str | None = None) -> Non
 
 
 def remove_folder(location: str) -> None:
-    """Remove a folder and all that is in it, where there is one."""
+    """Remove a folder with everything in it, if it exists."""
     if not is_uri(location):
         shutil.rmtree(location, ignore_errors=True)
         return
@@ -140,7 +144,10 @@ def remove_folder(location: str) -> None:
 
 @contextlib.contextmanager
 def local_folder(location: str) -> Iterator[Path]:
-    """`location` as a folder on this machine: itself, or a copy of what lies at the URI, deleted afterwards."""
+    """Yield `location` as a folder on this machine.
+
+    A local folder is yielded as it is. A URI's content is copied to a temporary folder, which is deleted afterwards.
+    """
     if not is_uri(location):
         yield Path(location)
         return

@@ -1,4 +1,4 @@
-"""What can be wrong with a place for results, a folder or an fsspec URI, found before anything is written there."""
+"""Checks a location for results, which is a folder or an fsspec URI, before anything is written there."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from beamplatform.errors import UserError, first_line, shortened
 from beamplatform.io.storage import is_uri, join, reached
 
 SECONDS = 20.0
-"""How long an object store may take to answer; its client by itself tries for minutes."""
+"""Seconds that an object store may take to answer; its client by itself tries for minutes."""
 
 LEAST_FREE = 64 * 2**20
-"""Bytes; a disk that has less free is full within the first minutes of a sweep."""
+"""Least free space of a disk, in bytes; with less it is full within the first minutes of a sweep."""
 
 
 def checked_location(option: str, location: str) -> str:
-    """The location: a URI that answers, or an absolute path.
+    """Return the location as a URI that answers, or as an absolute path.
 
     Args:
-        option: the command line's, for messages.
+        option: the option of the command line that names the location, for messages.
+        location: a folder or an fsspec URI.
 
     Raises:
-        UserError: a URI of no known kind, without a bucket or without the credentials that it takes.
+        UserError: the URI has an unknown kind, names no bucket, or does not answer, for instance without credentials.
     """
-    given = location
+    typed = location
     if location.startswith(("file://", "local://")):
         location = location.partition("://")[2]
         if not location:
-            raise UserError(f"{option} {given}: names no folder; give one, such as file:///data/sweeps")
+            raise UserError(f"{option} {typed}: names no folder; give one, such as file:///data/sweeps")
     if any(ord(character) < 32 for character in location):
         raise UserError(f"{option} {shortened(repr(location))}: must be without line breaks and control characters")
     if not is_uri(location):
@@ -42,8 +43,8 @@ def checked_location(option: str, location: str) -> str:
                 f"{option} {location}: a URI begins with {begun[1]}://; a folder of this name is ./{location}"
             )
         return str(Path(os.path.expanduser(location)).resolve())
-    kind, _, place = location.partition("://")
-    if not place.strip("/"):
+    kind, _, path = location.partition("://")
+    if not path.strip("/"):
         raise UserError(f"{option} {location}: names no bucket or folder; give one, such as {kind}://BUCKET/sweeps")
     if kind.rpartition(":")[2] == "memory":
         raise UserError(
@@ -54,28 +55,32 @@ def checked_location(option: str, location: str) -> str:
 
 
 def check_writable(option: str, location: str) -> None:
-    """See that something can be written below the location; leaves nothing behind.
+    """Check that files can be written below the location; the check leaves nothing behind.
 
     Raises:
-        UserError: it cannot, or a disk is full.
+        UserError: no file can be written there, or the disk is full.
     """
     if is_uri(location):
         _within(SECONDS, option, location, lambda: _write(location))
         return
-    there = _nearest(Path(location))
-    if not there.is_dir():
-        what = "" if there == Path(location).absolute() else f"{there} "
-        raise UserError(f"{option} {location}: {what}is a file; name a folder, which is made where it is missing")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {location}: the folder {there} cannot be written to; name another one")
-    check_free(f"{option} {location}", there)
+    existing = _nearest(Path(location))
+    if not existing.is_dir():
+        subject = "" if existing == Path(location).absolute() else f"{existing} "
+        raise UserError(f"{option} {location}: {subject}is a file; name a folder, which is made where it is missing")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {location}: the folder {existing} cannot be written to; name another one")
+    check_free(f"{option} {location}", existing)
 
 
 def check_free(what: str, folder: Path) -> None:
-    """See that the disk of a folder has room.
+    """Check that the disk of a folder has room for files.
+
+    Args:
+        what: the beginning of the message, which says what needs the room.
+        folder: a folder on the disk, which need not exist yet.
 
     Raises:
-        UserError: it is full.
+        UserError: the disk is full.
     """
     disk = os.statvfs(_nearest(folder))
     free = disk.f_bavail * disk.f_frsize
@@ -95,7 +100,7 @@ def _kinds() -> list[str]:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest of the folders above it that exists."""
+    """Return the path if it exists, or else the nearest folder above it that does."""
     path = path.absolute()
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
@@ -103,26 +108,26 @@ def _nearest(path: Path) -> Path:
 
 
 def _write(location: str) -> None:
-    filesystem, place = reached(join(location, f"writable-{uuid.uuid4().hex}"))
-    filesystem.pipe_file(place, b"")
-    filesystem.rm(place)
+    filesystem, path = reached(join(location, f"writable-{uuid.uuid4().hex}"))
+    filesystem.pipe_file(path, b"")
+    filesystem.rm(path)
 
 
 def _within(seconds: float, option: str, location: str, work: Callable[[], object]) -> None:
-    """Do it in another thread, which is left alone when it takes too long."""
-    found: list[Exception | None] = []
+    """Call `work` in another thread, and raise UserError if it fails or takes more than `seconds`."""
+    outcome: list[Exception | None] = []
 
     def run() -> None:
         try:
             work()
-            found.append(None)
-        except Exception as error:  # any of an object store's own
-            found.append(error)
+            outcome.append(None)
+        except Exception as error:  # an object store may raise errors of its own
+            outcome.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    error = found[0] if found else TimeoutError(f"no answer in {seconds:.0f} s")
+    error = outcome[0] if outcome else TimeoutError(f"no answer in {seconds:.0f} s")
     if error is not None:
         raise UserError(
             f"{option} {location}: cannot be used ({type(error).__name__}: {first_line(error)}); see its spelling, its "

@@ -1,8 +1,8 @@
 """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): PEFT's layers and formulas.
 
-PEFT's own budget update reads gradients and writes weights in place, which does not survive DeepSpeed (masked values
-come back from the master weights). Here PEFT's RankAllocator works on whole copies of the adapter's parameters, and
-the masked singular values are written back through the optimizer access, which reaches the master weights.
+PEFT's own budget update reads gradients and writes weights in place. Under DeepSpeed this fails: masked values come
+back from the master weights. Here PEFT's RankAllocator works on whole copies of the adapter's parameters. The masked
+singular values are then written through the optimizer access, which also changes the master weights.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from beamlora.fragments import Fragments
 
 _AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
-"""PEFT's smoothed importance and its uncertainty, by parameter."""
+"""The attributes of PEFT's RankAllocator that hold the smoothed importance and its uncertainty, by parameter name."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdaLoraHyperparameters(AdapterHyperparameters):
-    """`r` is the target rank (average over modules); lengths are fractions of all optimizer steps."""
+    """`r` is the target rank (average over modules); tinit and tfinal are fractions of all optimizer steps."""
 
     init_r: Annotated[int, Field(ge=2)] | None = Field(None, description="rank at the start; null = 1.5 r")
     tinit: Fraction = Field(0.1, description="share of the steps before pruning starts")
@@ -52,7 +52,7 @@ class AdaLoraHyperparameters(AdapterHyperparameters):
 
 
 class AdaLora(Method):
-    """W0 x + scaling / r B (E ⊙ A) x with singular values E pruned to a budget that falls over training."""
+    """y = W0 x + scaling / r B (E ⊙ A) x. The singular values E are pruned to a budget that falls over training."""
 
     name: ClassVar[str] = "adalora"
     hyperparameters: ClassVar[type[Hyperparameters]] = AdaLoraHyperparameters
@@ -67,7 +67,10 @@ class AdaLora(Method):
             )
 
     def extra_memory(self, shapes: Shapes) -> int:
-        """Whole float32 copies of the adapter on every worker: weights, gradients, the pull, three averages."""
+        """Count the bytes of six whole float32 copies of the adapter on every worker.
+
+        They are the weights, the gradients, the regulariser's gradient and three averages.
+        """
         return 6 * 4 * sum(self.values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
@@ -107,15 +110,18 @@ class AdaLora(Method):
 
     def before_step(self) -> None:
         gradients = {name: self._access.gradient(p) for name, p in self._adapter.items()}
-        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        # The optimizer clips the gradient in its step; PEFT's sensitivity is that of the clipped one.
-        norm = float(sum(gradient.double().square().sum() for gradient in found.values())) ** 0.5
+        present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        # The optimizer clips gradients only in its step, but PEFT computes the sensitivity from clipped gradients.
+        norm = float(sum(gradient.double().square().sum() for gradient in present.values())) ** 0.5
         limit = self.plan.gradient_clipping
-        share = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
-        self._gradients = {name: gradient * share for name, gradient in found.items()}
+        factor = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
+        self._gradients = {name: gradient * factor for name, gradient in present.items()}
 
     def after_step(self, step: int) -> dict[str, float]:
-        """PEFT's order: importance from the stepped weights and this step's gradients, then the mask of this step."""
+        """Update the importance and mask singular values, in PEFT's order.
+
+        The importance uses the weights after the optimizer step and the gradients of this step. The mask comes after.
+        """
         last = self._config.total_step - self._config.tfinal
         values = self._read()
         view = _WholeParameters(values, self._gradients)
@@ -125,7 +131,7 @@ class AdaLora(Method):
             budget, pattern = self._allocator.update_and_allocate(view, step, force_mask=True)
             self._allocator.reset_ipt()
         else:
-            # Weight updates revive masked singular values, so PEFT masks after every later step.
+            # Optimizer steps revive masked singular values, so PEFT masks them after every later step.
             budget, pattern = self._allocator.target_bgt, self._config.rank_pattern
             self._allocator.mask_using_rank_pattern(view, pattern)
         self._gradients = {}
@@ -133,18 +139,18 @@ class AdaLora(Method):
         if pattern:
             self._config.rank_pattern = pattern
             self._write_singular_values(view)
-        # A metric where it says something new: at a budget update.
+        # The budget is reported only at a budget update, when it takes effect.
         return {"adalora/budget": float(budget)} if pattern and step <= last else {}
 
     def trained_parameters(self) -> int:
         pattern = self._config.rank_pattern
         if not pattern:
             return super().trained_parameters()
-        tuner, kept = self.model.base_model.model, 0
+        tuner, count = self.model.base_model.model, 0
         for name, mask in pattern.items():
             layer = tuner.get_submodule(name.rpartition(".lora_E")[0])
-            kept += sum(mask) * (layer.in_features + layer.out_features + 1)
-        return kept
+            count += sum(mask) * (layer.in_features + layer.out_features + 1)
+        return count
 
     def state(self) -> MethodState:
         averages = {
@@ -159,12 +165,12 @@ class AdaLora(Method):
             saved = tensors.below(f"{kind}/")
             averages = {name: saved.whole(name).view_as(weights[name]).to(weights[name]) for name in saved.names}
             setattr(self._allocator, kind, averages)
-        # PEFT sets all three where the instantaneous importance is missing; its value is overwritten before use.
+        # PEFT resets both averages of a parameter that `ipt` lacks. PEFT overwrites the values set here before use.
         self._allocator.ipt = dict(self._allocator.exp_avg_ipt)
         self._update_regulariser(weights)
 
     def export(self, model: Any, folder: Path) -> None:
-        """A plain LoRA of rank init_r: E and PEFT's scaling folded into A, pruned ranks zero."""
+        """Write a plain LoRA of rank init_r. E and PEFT's scaling are folded into A, and pruned ranks are zero."""
         from beamplatform.methods.plain import save_plain_lora
 
         factors = {}
@@ -185,9 +191,9 @@ class AdaLora(Method):
         return {name: self._access.value(p) for name, p in self._adapter.items()}
 
     def _update_regulariser(self, values: Mapping[str, torch.Tensor]) -> None:
-        """The regulariser's gradient at these weights, which the next backward passes add to the loss's own.
+        """Compute the regulariser's gradient at these weights. The next backward passes add it to the loss's gradient.
 
-        PEFT adds the regulariser to the loss; see `beamplatform.baselines.orthogonality`.
+        PEFT adds the regulariser to the loss instead; `beamplatform.baselines.orthogonality` explains the difference.
         """
         from beamplatform.baselines.orthogonality import orthogonality_gradient
 
@@ -200,7 +206,7 @@ class AdaLora(Method):
         self._pull = {name: pull if "lora_A" in name else pull.T for name, pull in self._pull.items()}
 
     def _regularised(self, gradient: torch.Tensor, name: str) -> torch.Tensor:
-        # Called in each micro-batch's backward pass, whose gradients are summed.
+        # Gradients are summed over micro-batches, so each micro-batch adds its share of the regulariser's gradient.
         return gradient + (self._pull[name] / self.plan.accumulation).to(gradient)
 
     def _write_singular_values(self, view: _WholeParameters) -> None:
@@ -213,7 +219,7 @@ class AdaLora(Method):
 
 
 class _WholeParameters:
-    """What PEFT's RankAllocator asks of a model, over whole float32 copies of parameters and gradients."""
+    """Replaces the model in PEFT's RankAllocator; holds whole float32 copies of parameters and gradients."""
 
     def __init__(self, values: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor]) -> None:
         self._values = dict(values)

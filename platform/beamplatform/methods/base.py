@@ -1,6 +1,7 @@
-"""What every method is: hyperparameters, a changed model, hooks around the optimizer step, an export.
+"""The base class of all methods: hyperparameters, a trainable model, hooks around the optimizer step, and an export.
 
-Methods import torch and PEFT inside their functions: the command line reads hyperparameters without loading either.
+Methods import torch and PEFT inside their functions, so that the command line reads hyperparameters without loading
+either.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 ExportKind = Literal["adapter", "merged"]
 
 Shapes = Mapping[str, tuple[int, int]]
-"""The layers that a method adapts: name -> (d_out, d_in)."""
+"""The shapes of the layers that a method adapts: name -> (d_out, d_in)."""
 
 
 _LEAST_FRACTION = 1e-9
-"""Of the steps of a run; no run has so many that this would be one."""
+"""The smallest fraction of a run's steps that is accepted. No run is so long that this would be a whole step."""
 
 
 def _steps_or_fraction(value: int | float) -> int | float:
@@ -40,11 +41,11 @@ def _steps_or_fraction(value: int | float) -> int | float:
 
 
 Length = Annotated[int | float, AfterValidator(_steps_or_fraction)]
-"""Optimizer steps (an integer), or a fraction of all steps."""
+"""A number of optimizer steps (an integer) or a fraction of all steps (a float)."""
 
 
 class Hyperparameters(BaseModel):
-    """Values every method has."""
+    """The hyperparameters that every method has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -58,7 +59,7 @@ class Hyperparameters(BaseModel):
 
 
 class AdapterHyperparameters(Hyperparameters):
-    """Values every low-rank adapter has; a method's own class adds to them."""
+    """The hyperparameters that every low-rank adapter has. A method's own subclass adds more."""
 
     r: Annotated[int, Field(ge=1, description="rank of each adapter")] = 8
     lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = 2 r; scaling is alpha / r")
@@ -78,7 +79,7 @@ class AdapterHyperparameters(Hyperparameters):
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank a module has in training; no target layer's smaller side may be below it."""
+        """The largest rank that a module has in training. Both sides of every target layer must be at least this."""
         return self.r
 
     @property
@@ -87,13 +88,13 @@ class AdapterHyperparameters(Hyperparameters):
         return self.largest_rank
 
     def targets(self, name: str) -> bool:
-        """Whether target_modules names this layer, by its whole name or the end of it; 'all-linear' names none."""
+        """Whether target_modules names this layer (see `names_layer`). Always False for 'all-linear'."""
         if isinstance(self.target_modules, str):
             return False
         return any(names_layer(target, name) for target in self.target_modules)
 
     def lora_arguments(self, base: PreTrainedModel) -> dict[str, Any]:
-        """The arguments that PEFT's LoraConfig and its subclasses share, for this base model."""
+        """Return this base model's arguments for PEFT's LoraConfig. Its subclasses take the same arguments."""
         targets = all_linear(base) if isinstance(self.target_modules, str) else list(self.target_modules)
         return {
             "r": self.r,
@@ -105,7 +106,7 @@ class AdapterHyperparameters(Hyperparameters):
 
 
 class ComponentHyperparameters(AdapterHyperparameters):
-    """Of adapters that start as singular components of the weight, which is rid of them: PiSSA, MiLoRA."""
+    """For adapters initialised from singular components that are subtracted from the frozen weight (PiSSA, MiLoRA)."""
 
     lora_alpha: Annotated[int, Field(ge=1)] | None = Field(None, description="null = r; scaling is alpha / r")
 
@@ -115,13 +116,13 @@ class ComponentHyperparameters(AdapterHyperparameters):
 
     @property
     def exported_rank(self) -> int:
-        # The trained factors and, to be taken off, the first ones: against the original weight.
+        # The exported adapter belongs to the original weight. It holds the trained factors and the negated first ones.
         return 2 * self.r
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a method must know of the run before it starts."""
+    """What a method must know about a run before the run starts."""
 
     total_steps: int
     schedule: Literal["cosine", "linear", "constant"]
@@ -138,8 +139,8 @@ class MethodState:
 
     Attributes:
         values: plain values, the same on every worker.
-        tensors: whole tensors by name, the same on every worker; saved once, flattened.
-        parts: tensors of which each worker holds a stretch: name -> (start, stretch).
+        tensors: whole tensors by name, the same on every worker. The checkpoint holds one flattened copy.
+        parts: this worker's slices of flattened, sharded tensors: name -> (start of the slice, its elements).
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -148,19 +149,20 @@ class MethodState:
 
 
 class Method(ABC):
-    """One trial's method. The training loop calls, in this order:
+    """The fine-tuning method of one trial.
 
-    build and attach once; for every optimizer step before_step, the optimizer's own step and after_step; export at the
-    end. state and restore carry the method through a checkpoint.
+    The training loop calls `build` and `attach` once. For every optimizer step it calls `before_step`, then the
+    optimizer's own step, then `after_step`. At the end it calls `export`. A checkpoint saves what `state` returns, and
+    a resumed run gives it to `restore`.
     """
 
     name: ClassVar[str]
     hyperparameters: ClassVar[type[Hyperparameters]] = AdapterHyperparameters
     export_kind: ClassVar[ExportKind] = "adapter"
     keeps_dropout: ClassVar[bool] = True
-    """Whether its layers keep dropout's mask and what it left for the backward pass."""
+    """Whether the adapted layers keep the dropout mask and the dropout output for the backward pass."""
     writes_weights: ClassVar[bool] = False
-    """Whether the weights of adapted layers change, in training or for the export: a tied head then needs its own."""
+    """Whether training or the export changes the weights of adapted layers. If so, a tied head needs its own weight."""
 
     def __init__(self, values: Mapping[str, Any], plan: RunPlan) -> None:
         self.values: Any = self.hyperparameters.model_validate(values)
@@ -168,14 +170,14 @@ class Method(ABC):
         self.model: Any = None
 
     def check(self) -> None:  # noqa: B027 - most methods have nothing to check
-        """Refuse, before anything starts, a run in which the method could not do its work.
+        """Refuse a run in which the method could not work. Called before anything starts.
 
         Raises:
-            ValueError: says which hyperparameter, and which values would do.
+            ValueError: names the hyperparameter and the values that would work.
         """
 
     def check_layers(self, shapes: Shapes) -> None:
-        """As `check`, of what depends on the model's layers.
+        """Refuse a model whose layers the method cannot adapt. Called before anything starts.
 
         Raises:
             ValueError: names the layer, its shape and the largest rank allowed.
@@ -189,56 +191,68 @@ class Method(ABC):
             )
 
     def extra_memory(self, shapes: Shapes) -> int:
-        """Bytes of a worker that the method takes beside parameters, gradients and two moments. An estimate."""
+        """Estimate the bytes that each worker needs beyond parameters, gradients and two moments."""
         return 0
 
     def extra_activations(self, shapes: Shapes) -> int:
-        """Values for each token that its layers keep for the backward pass beside their inputs: A x of an adapter."""
+        """Count the values per token that the adapted layers keep for the backward pass, beside the layers' inputs.
+
+        An adapter keeps A x.
+        """
         return self.values.largest_rank * len(shapes) if isinstance(self.values, AdapterHyperparameters) else 0
 
     @abstractmethod
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
-        """The trainable model (a PeftModel for adapters); only trainable parameters require gradients."""
+        """Return the trainable model (a PeftModel for adapters). Only trainable parameters require gradients."""
 
     def make_optimizer(self, parameters: list[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
-        """The optimizer of the trainable parameters: AdamW."""
+        """Return the optimizer of the trainable parameters, by default AdamW."""
         import torch
 
-        fused = self.plan.fused_adamw or None  # None: PyTorch chooses among the others
+        fused = self.plan.fused_adamw or None  # None: PyTorch chooses among its other implementations
         return torch.optim.AdamW(parameters, lr=self.values.learning_rate, weight_decay=weight_decay, fused=fused)
 
     def learning_rate_factor(self, step: int) -> float:
-        """Factor on the peak learning rate for optimizer step `step` (from 0)."""
+        """Return the factor on the peak learning rate for optimizer step `step`, counted from 0."""
         plan = self.plan
         return learning_rate_factor(step, total_steps=plan.total_steps, warmup=plan.warmup, schedule=plan.schedule)
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
-        """Called once when the optimizer exists: torch's own, or DeepSpeed's around it."""
+        """Connect the method to its model and optimizer. Called once.
+
+        The optimizer is torch's own or DeepSpeed's wrapper around it.
+        """
         self.model = model
 
     def before_step(self) -> None:  # noqa: B027 - a hook
-        """After the last backward pass of a step, while gradients still exist; collective on all workers."""
+        """Called after the last backward pass of a step, while gradients still exist. Collective on all workers."""
 
     def after_step(self, step: int) -> dict[str, float]:
-        """After optimizer step `step` (from 1); collective on all workers. Returns metrics of this step, if any."""
+        """Called after optimizer step `step`, counted from 1. Collective on all workers.
+
+        Returns the metrics of this step, if there are any.
+        """
         return {}
 
     def trained_parameters(self) -> int:
-        """Parameters that are trained now, over all workers."""
-        # Under ZeRO-3 a parameter holds only its shard; DeepSpeed keeps the whole size beside it.
+        """Count the parameters that are trained now. A sharded parameter counts with its whole size."""
+        # Under ZeRO-3 a parameter holds only this worker's shard; DeepSpeed keeps its whole size in `ds_numel`.
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
 
     def state(self) -> MethodState:
-        """What a resumed run needs beyond parameters and optimizer state; on this worker."""
+        """Return what this worker needs to resume, beyond parameters and optimizer state."""
         return MethodState()
 
     def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:  # noqa: B027 - a hook
-        """Go on from a state that was saved by any number of workers; `attach` came before."""
+        """Continue from a saved state. Called after `attach`; any number of workers may have saved the state."""
 
     def export(self, model: Any, folder: Path) -> None:
-        """Write the trained model as `export_kind` says, in safetensors; called on one worker with whole parameters."""
+        """Write the trained model in safetensors. `export_kind` says whether as an adapter or merged.
+
+        Called on one worker, while the parameters are whole.
+        """
         if self.export_kind == "adapter":
-            # Without the base model's own head, which PEFT adds where the head is adapted.
+            # By default PEFT would also save the base model's own head if the head is adapted.
             model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
             return
         if hasattr(model, "merge_and_unload"):

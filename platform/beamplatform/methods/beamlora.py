@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 HISTORY = "beam.json"
-"""Beside an exported adapter: for each beam step its step and threshold, each module's (pruned, parent) pairs of ranks,
-and the scores of all ranks just after it."""
+"""The name of a file beside an exported adapter.
+
+For each beam step it holds the optimizer step, the threshold, each module's (pruned, parent) pairs of ranks, and the
+scores of all ranks just after the beam step.
+"""
 
 
 def _steps_or_fraction(value: int | float) -> int | float:
@@ -32,7 +35,7 @@ def _steps_or_fraction(value: int | float) -> int | float:
 
 
 def _declared(option: dataclasses.Field[Any]) -> tuple[Any, Any]:
-    """An option of `beamlora` as pydantic takes it: its type, with the limits of its numbers, and its default."""
+    """Return an option of `beamlora` as a pydantic field: its type, with limits on floats, and its default."""
     kind = _OPTION_TYPES[option.name]
     if limits := option.metadata["limits"]:
         parts = get_args(kind) or (kind,)
@@ -44,13 +47,13 @@ _OPTION_TYPES = get_type_hints(BeamOptions)
 
 _FIELDS: dict[str, Any] = {option.name: _declared(option) for option in dataclasses.fields(BeamOptions)} | {
     "r": (Annotated[int, Field(ge=2, description="at least 2: a beam step prunes one rank and copies one")], 8),
-    "p_init": (Annotated[float, Field(gt=0, lt=1, description="below 1, where no rank is ever operated")], 0.95),
+    "p_init": (Annotated[float, Field(gt=0, lt=1, description="must be below 1: at 1 no rank is ever operated")], 0.95),
     "interval": (
         Annotated[int | float, AfterValidator(_steps_or_fraction)],
         Field(0.1, description="steps between two beam steps, or a fraction of all steps"),
     ),
 }
-"""Three of them have other limits or defaults in a sweep than in `beamlora` alone."""
+"""The pydantic fields of the hyperparameters. Three have other limits or defaults than in `beamlora` alone."""
 
 BeamLoraHyperparameters = create_model(
     "BeamLoraHyperparameters",
@@ -108,8 +111,8 @@ class BeamLora(Method):
         return {"beam/threshold": report.threshold, "beam/operated_ranks": float(report.operated_ranks)}
 
     def state(self) -> MethodState:
-        found = self._search.state_dict()
-        return MethodState(parts=found.pop("snapshot"), values={**found, "history": self._history})
+        search_state = self._search.state_dict()
+        return MethodState(parts=search_state.pop("snapshot"), values={**search_state, "history": self._history})
 
     def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
         self._history = list(values["history"])

@@ -1,7 +1,7 @@
-"""Exporting adapters that start as a part of the base weights (PiSSA, MiLoRA).
+"""Export of adapters that start as a part of the base weights (PiSSA, MiLoRA).
 
-Their frozen weights are W - s B0 A0, so the adapter alone means nothing to the original base model. The change from it
-is a LoRA of rank 2 r: s B A - s B0 A0.
+Their frozen weights are W - s B0 A0, where B0 and A0 are the factors at the start. So the trained adapter alone does
+not fit the original weights W. The trained weights differ from W by s B A - s B0 A0, which is a LoRA of rank 2 r.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 
 def adapter_factors(model: Any) -> dict[str, Factors]:
-    """Copies of every layer's A [r, d_in] and B [d_out, r] on the CPU."""
+    """Return copies on the CPU of every layer's A [r, d_in] and B [d_out, r]."""
     return {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name, a, b, _ in _layers(model)}
 
 
 def save_change(model: Any, first: Mapping[str, Factors], folder: Path) -> None:
-    """Write what the trained model adds to the original one, as a plain LoRA; `first`: the factors it started from."""
+    """Write the difference between the trained and the original weights as a plain LoRA.
+
+    Args:
+        first: the factors with which training started, from `adapter_factors`.
+    """
     import torch
 
     factors = {}

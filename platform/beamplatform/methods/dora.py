@@ -13,18 +13,21 @@ if TYPE_CHECKING:
 
 
 class Dora(Method):
-    """W = m (W0 + BA) / |W0 + BA|: its column norms make it no plain LoRA, so it is exported merged."""
+    """W = m (W0 + BA) / |W0 + BA|. A plain LoRA cannot express the column norms, so the export is merged."""
 
     name: ClassVar[str] = "dora"
     writes_weights: ClassVar[bool] = True
     export_kind: ClassVar[ExportKind] = "merged"
 
     def extra_memory(self, shapes: Shapes) -> int:
-        """The largest layer's norm is taken of its whole weight: B A, scaled, and the sum, in float32."""
+        """Count the bytes of three float32 matrices of the largest layer's size.
+
+        They are B A, the scaled B A, and its sum with W0, from which the norm is computed.
+        """
         return 3 * 4 * max(d_out * d_in for d_out, d_in in shapes.values())
 
     def extra_activations(self, shapes: Shapes) -> int:
-        """The outputs of the frozen layer and of the adapter, which the magnitudes multiply, stay as well."""
+        """Add the outputs of the frozen layer and of the adapter, which are kept because magnitudes multiply them."""
         return super().extra_activations(shapes) + 2 * sum(d_out for d_out, _ in shapes.values())
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:

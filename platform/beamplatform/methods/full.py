@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter of the model is trained; no adapter."""
+"""Full fine-tuning: every parameter of the model is trained, without an adapter."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Full(Method):
-    """The yardstick of all adapters, and the most expensive: moments and master weights of the whole model."""
+    """The reference for all adapters. It costs the most: moments and master weights of the whole model."""
 
     name: ClassVar[str] = "full"
     hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
     export_kind: ClassVar[ExportKind] = "merged"
 
     def check_layers(self, shapes: Shapes) -> None:
-        """Any layer will do."""
+        """Accept any layer: full fine-tuning has no rank."""
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
         return base.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""A head that shares the embedding's weight, and is adapted by a method that writes into weights."""
+"""Untying a tied output head, for methods that change the weights of adapted layers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def give_head_its_own_weight(base: PreTrainedModel, values: AdapterHyperparameters) -> None:
-    """Untie the head from the embedding, in place, where it is tied and one of `target_modules`.
+    """Untie the head from the embedding, in place, if it is tied and `target_modules` names it.
 
-    What is then merged into the head's weight, or taken off it, does not change the embedding. The configuration says
-    so, and the exported model has both weights.
+    After that, a change of the head's weight does not change the embedding. The model's configuration records that the
+    two are not tied, and the exported model has both weights.
     """
     from torch import nn
 

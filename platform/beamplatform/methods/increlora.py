@@ -58,7 +58,7 @@ class IncreLoraHyperparameters(AdapterHyperparameters):
 
 
 class IncreLora(Method):
-    """W0 x + alpha / n B (E ⊙ A) x; the most important modules gain ranks until there are r a module, on average."""
+    """y = W0 x + alpha / n B (E ⊙ A) x. The most important modules gain ranks until the average rank is r."""
 
     name: ClassVar[str] = "increlora"
     hyperparameters: ClassVar[type[Hyperparameters]] = IncreLoraHyperparameters
@@ -68,7 +68,10 @@ class IncreLora(Method):
         self._plan(len(shapes))
 
     def extra_memory(self, shapes: Shapes) -> int:
-        """In float32: the gradient of dW of every layer; of the adapter ages, a whole copy and the pull."""
+        """Count the bytes of every layer's gradient of dW and of three tensors of the adapter's size, all in float32.
+
+        The three are the optimizer's ages, a whole copy of the adapter and the regulariser's gradient.
+        """
         adapter = sum(self.values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
         return 4 * (sum(d_out * d_in for d_out, d_in in shapes.values()) + 3 * adapter)
 
@@ -122,9 +125,10 @@ class IncreLora(Method):
 
     def trained_parameters(self) -> int:
         ranks = self._growth.trained_ranks()
-        own = self._growth.ranks
+        active = self._growth.ranks
         return sum(
-            ranks[name] * (layer.in_features + layer.out_features) + own[name] for name, layer in self._layers.items()
+            ranks[name] * (layer.in_features + layer.out_features) + active[name]
+            for name, layer in self._layers.items()
         )
 
     def state(self) -> MethodState:
@@ -135,7 +139,7 @@ class IncreLora(Method):
         self._most = values["most"]
 
     def export(self, model: Any, folder: Path) -> None:
-        """A plain LoRA: E and the scaling folded into A, all modules padded with zeros to the largest rank."""
+        """Write a plain LoRA. E and the scaling are folded into A; zeros pad all modules to the largest rank."""
         from beamplatform.baselines.increlora.layer import folded_factors
         from beamplatform.methods.plain import save_plain_lora
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Lora(Method):
-    """y = W0 x + (alpha / r) B A x; the exported adapter is the trained one."""
+    """y = W0 x + (alpha / r) B A x. The trained adapter is exported as it is."""
 
     name: ClassVar[str] = "lora"
 

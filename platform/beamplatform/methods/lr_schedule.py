@@ -1,4 +1,4 @@
-"""Learning rate over optimizer steps: linear warm-up, then a curve to zero."""
+"""Learning rate over optimizer steps: a linear warm-up, then a cosine or a line to zero, or a constant."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Literal
 
 
 def warmup_steps(warmup: int | float, total_steps: int) -> int:
-    """Steps of warm-up: an integer counts steps, a float is a share of all steps (rounded up, as transformers does)."""
+    """Return the number of warm-up steps.
+
+    An integer `warmup` is this number. A float is a fraction of all steps, rounded up as in transformers.
+    """
     return warmup if isinstance(warmup, int) else math.ceil(warmup * total_steps)
 
 
 def learning_rate_factor(
     step: int, *, total_steps: int, warmup: int, schedule: Literal["cosine", "linear", "constant"]
 ) -> float:
-    """Factor on the peak learning rate for optimizer step `step` (from 0): 0 to 1 over the warm-up, then down.
+    """Return the factor on the peak learning rate for optimizer step `step`, counted from 0.
 
-    The same numbers as transformers' `get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`.
+    The factor rises from 0 to 1 over the warm-up. It then falls to 0, or stays at 1 if the schedule is constant. The
+    numbers equal those of transformers' `get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`.
     """
     if step < warmup:
         return step / max(1, warmup)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Milora(Method):
-    """LoRA that starts in the minor singular components of the weights, which the frozen weights are rid of."""
+    """LoRA that starts as the minor singular components, which are subtracted from the frozen weights."""
 
     name: ClassVar[str] = "milora"
     writes_weights: ClassVar[bool] = True

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class PissaHyperparameters(ComponentHyperparameters):
-    """Its own defaults are the paper's (Section 5): alpha = r, no dropout."""
+    """The defaults of alpha and dropout are the paper's (Section 5): alpha = r, no dropout."""
 
-    # Dropout would drop parts of what was the model's own weight.
+    # The adapter starts as a part of the model's own weight, and dropout would remove pieces of it.
     lora_dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
     svd_iterations: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="of a randomised SVD, much faster (the authors use 16); null = exact"
+        None, description="iterations of a randomised SVD, much faster (the authors use 16); null = exact SVD"
     )
 
 
 class Pissa(Method):
-    """LoRA that starts in the principal singular components of the weights, which the frozen weights are rid of."""
+    """LoRA that starts as the principal singular components, which are subtracted from the frozen weights."""
 
     name: ClassVar[str] = "pissa"
     writes_weights: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Writing low-rank factors as a plain LoRA adapter that stock PEFT and vLLM load."""
+"""Writing low-rank factors as a plain LoRA adapter that stock PEFT and vLLM can load."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ if TYPE_CHECKING:
 
 
 def save_plain_lora(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, base: Any, folder: Path) -> None:
-    """Write an adapter with y = W0 x + B A x, that is lora_alpha = r; its rank is the largest of all modules.
+    """Write an adapter that computes y = W0 x + B A x, so its lora_alpha equals its rank.
 
-    Modules of lower rank are padded with zeros: vLLM serves adapters of one rank only.
+    All modules get the same rank, the largest one in `factors`, because vLLM serves adapters of one rank only. Modules
+    of lower rank are padded with zeros.
 
     Args:
         factors: module name -> (A [rank, d_in], B [d_out, rank]).
         base: the base model; its name goes into the adapter's configuration.
-        folder: made where it does not exist.
+        folder: created if it does not exist.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -44,8 +45,8 @@ def save_plain_lora(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *,
 
 
 def _target_modules(names: Collection[str], base: Any) -> list[str]:
-    """The layers' last names, where these name no other layer of the base model; else their whole names."""
-    last = {name.rpartition(".")[2] for name in names}
-    # A layer that has an adapter is a module with the base layer and the factors below it.
-    named = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in last}
-    return sorted(last if named == set(names) else names)
+    """Return the last parts of the layers' names if no other layer shares them, else the whole names."""
+    last_parts = {name.rpartition(".")[2] for name in names}
+    # PEFT's wrapper has the name of the layer that it adapts; the base layer and the factors are its submodules.
+    matching = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in last_parts}
+    return sorted(last_parts if matching == set(names) else names)

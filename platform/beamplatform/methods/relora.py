@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ReloraHyperparameters(AdapterHyperparameters):
-    """Lengths are optimizer steps (integers) or fractions of all steps; defaults are the authors'."""
+    """Lengths are optimizer steps (integers) or fractions of all steps (floats). Defaults are the authors'."""
 
     cycle: Length = Field(0.25, description="steps between merges; the run must be a multiple of it")
     first_warmup: Length = Field(500, description="warm-up at the start")
@@ -32,12 +32,12 @@ class ReloraHyperparameters(AdapterHyperparameters):
 
 
 class Relora(Method):
-    """LoRA that is merged into the base weights every `cycle` steps and starts again, with a warm-up of its own."""
+    """LoRA that is merged into the base weights every `cycle` steps and then restarts with a new warm-up."""
 
     name: ClassVar[str] = "relora"
     writes_weights: ClassVar[bool] = True
     hyperparameters: ClassVar[type[Hyperparameters]] = ReloraHyperparameters
-    # The base weights have changed, by an update of up to as many times r as there are cycles.
+    # Merges change the base weights. After n cycles the rank of their total update is up to n r.
     export_kind: ClassVar[ExportKind] = "merged"
 
     def check(self) -> None:
@@ -79,8 +79,8 @@ class Relora(Method):
         return {"relora/merges": float(self._relora.merges)} if self._relora.step() else {}
 
     def state(self) -> MethodState:
-        found = self._relora.state_dict()
-        return MethodState(parts=found.pop("merged"), values=found)
+        relora_state = self._relora.state_dict()
+        return MethodState(parts=relora_state.pop("merged"), values=relora_state)
 
     def restore(self, values: Mapping[str, Any], tensors: Fragments) -> None:
         self._relora.load_state_dict({**values, "merged": tensors})

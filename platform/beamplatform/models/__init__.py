@@ -1,1 +1,1 @@
-"""The base model: loading, its shapes, and what is checked before it is used."""
+"""The base model: how it is loaded, its shapes, and the checks before it is used."""

@@ -1,4 +1,4 @@
-"""The base model: where it lies, its tokenizer, its shapes without its weights."""
+"""Loads a base model, its configuration, its tokenizer, or its shapes without its weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CAUSAL_ONLY = (
 
 
 def resolve_path(path: str) -> str:
-    """The folder of the shipped model for 'tiny'; any other folder absolute, a hub id as it is.
+    """The absolute path of a model's folder (for 'tiny', of the shipped model), or the hub id unchanged.
 
     Raises:
-        UserError: what can only be a folder is none.
+        UserError: the path has the form of a folder's path, but there is no such folder.
     """
     if path == TINY:
         from beamplatform.world import tiny_model_path
@@ -41,24 +41,25 @@ def resolve_path(path: str) -> str:
 
 
 def dtype_name(name: str, *, on_gpu: bool) -> str:
-    """Of the base model's weights: 'auto' is bfloat16 on a GPU and float32 on a CPU."""
+    """Name of the base weights' dtype, where 'auto' means bfloat16 on a GPU and float32 on a CPU."""
     return name if name != "auto" else "bfloat16" if on_gpu else "float32"
 
 
 def torch_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
-    """As `dtype_name`, PyTorch's own."""
+    """The same as `dtype_name`, but as a PyTorch dtype."""
     import torch
 
     return torch.bfloat16 if dtype_name(name, on_gpu=on_gpu) == "bfloat16" else torch.float32
 
 
 def load_base(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The base model for training, every parameter frozen; on the CPU, or in shards (`sharding_from_the_start`).
+    """Load the base model for training, with every parameter frozen.
 
-    A hub id is fetched once for a node: the hub's client locks each file in the cache that the node's workers share.
+    The model is on the CPU, or in shards inside `sharding_from_the_start`. A model from the hub is downloaded once per
+    node: the hub's client locks each file in the cache that the node's workers share.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as in `load_model`.
     """
     model = load_model(path, dtype)
     model.config.use_cache = False
@@ -66,12 +67,12 @@ def load_base(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def load_model(path: str, dtype: torch.dtype, *, what: str = "model.path") -> PreTrainedModel:
-    """A causal language model with its weights, all of which were read and are finite.
+    """Load a causal language model, and check that all its weights are present and finite.
 
     Args:
         path: a folder, hub id or 'tiny'.
-        dtype: of the weights in memory.
-        what: what names the model, for messages.
+        dtype: dtype of the weights in memory.
+        what: how error messages name the model.
 
     Raises:
         UserError: the model cannot be read, or a tensor is missing, has another shape, or has a NaN or infinite value.
@@ -81,27 +82,27 @@ def load_model(path: str, dtype: torch.dtype, *, what: str = "model.path") -> Pr
     resolved = resolve_path(path)
     read_config(path, what=what)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             resolved,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below by their names
+            ignore_mismatched_sizes=True,  # reported below with their names
             trust_remote_code=False,
         )
     except Exception as error:  # a model's files can be wrong in any way
         raise UserError(f"{what}: cannot load {resolved}: {_why(error)}") from error
-    if wrong := incomplete(found):
+    if wrong := incomplete(loading_info):
         raise UserError(f"{what}: {resolved} {wrong}")
     refuse_not_finite(weight_files(resolved), what=what)
     return model
 
 
 def incomplete(found: Mapping[str, Any]) -> str:
-    """What transformers found wrong with a model's tensors, as the rest of a sentence; "" where all were there.
+    """What is wrong with the tensors of a loaded model, as the rest of a sentence; "" if all are present.
 
     Args:
-        found: the loading info of `from_pretrained`.
+        found: the loading info that `from_pretrained` returned.
     """
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -110,19 +111,19 @@ def incomplete(found: Mapping[str, Any]) -> str:
             "ones in their place, give the whole model"
         )
     if different := sorted(found["mismatched_keys"]):
-        name, there, wanted = different[0]
+        name, saved_shape, expected_shape = different[0]
         return (
-            f"has {name} of shape {list(there)}, where its config.json asks for {list(wanted)}; give the "
+            f"has {name} of shape {list(saved_shape)}, where its config.json asks for {list(expected_shape)}; give the "
             "configuration that these weights were saved with"
         )
     return ""
 
 
 def weight_files(resolved: str) -> list[Path]:
-    """The safetensors files of a folder, or of a hub id's download on this machine (none where there is none).
+    """The safetensors files in a folder, or in a hub id's download on this machine (none without a download).
 
     Raises:
-        UserError: the folder has none.
+        UserError: the folder has no safetensors files.
     """
     if Path(resolved).is_dir():
         return folder_files(Path(resolved))
@@ -136,20 +137,23 @@ def weight_files(resolved: str) -> list[Path]:
 
 
 def refuse_not_finite(files: Sequence[Path], *, what: str) -> None:
-    """Look at every value of safetensors files.
+    """Check that all values in the safetensors files are finite.
 
     Raises:
         UserError: names the file and the first tensor with a NaN or infinite value.
     """
-    if found := not_finite(files):
+    if location := not_finite(files):
         raise UserError(
-            f"{what}: {found.file}: the tensor {found.tensor} has values that are NaN or infinite; give a model "
+            f"{what}: {location.file}: the tensor {location.tensor} has values that are NaN or infinite; give a model "
             "whose weights are all finite"
         )
 
 
 def _why(error: Exception) -> str:
-    """What transformers says, in one line; of a model that is not for everybody the hub says that there is none."""
+    """An error of transformers in one line.
+
+    The hub reports that a private or gated model does not exist. In that case, a hint about access is added.
+    """
     if _needs_code(error):
         return _OWN_CODE
     lines = [line.strip() for line in str(error).strip().splitlines()]
@@ -166,7 +170,7 @@ def _needs_code(error: Exception) -> bool:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The model's tokenizer, with a padding token (its own, else the end-of-sequence token).
+    """Load the model's tokenizer, with a padding token (its own, else the end-of-sequence token).
 
     Raises:
         UserError: the folder or hub id cannot be read.
@@ -184,15 +188,15 @@ def load_tokenizer(path: str) -> Any:
 
 
 def read_config(path: str, *, what: str = "model.path") -> Any:
-    """The configuration of a folder, hub id or 'tiny'.
+    """Read a model's configuration.
 
     Args:
-        path: where it is.
-        what: what names the model, for messages.
+        path: a folder, hub id or 'tiny'.
+        what: how error messages name the model.
 
     Raises:
-        UserError: it cannot be read, or is that of a model that is not trained or asked here: one with an adapter,
-            with code of its own, quantized, or an encoder-decoder.
+        UserError: the configuration cannot be read, or the model is not supported here: it has an adapter or its own
+            code, is quantized, or is an encoder-decoder.
     """
     from transformers import AutoConfig
 
@@ -220,12 +224,12 @@ def read_config(path: str, *, what: str = "model.path") -> Any:
 
 
 _CAUSAL_WITHOUT_SAYING = ("gpt_neox", "gpt_neox_japanese")
-"""Models that have BERT's option is_decoder, and do not heed it."""
+"""Types of models that have BERT's option is_decoder but ignore it."""
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and printing its report of a loading."""
+    """Keep transformers from drawing progress bars and from printing its loading report, inside this context."""
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -240,10 +244,12 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def skeleton(path: str, *, what: str = "model.path") -> PreTrainedModel:
-    """The model on the meta device: all shapes, no weights, in a second even for 70 billion parameters.
+    """Build the model on the meta device, with all shapes but no weights.
+
+    This takes a second even for 70 billion parameters.
 
     Raises:
-        UserError: as `read_config`, or the model is no causal language model.
+        UserError: as in `read_config`, or the model is not a causal language model.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -262,7 +268,7 @@ def skeleton(path: str, *, what: str = "model.path") -> PreTrainedModel:
 
 
 def _attends_both_ways(model: PreTrainedModel) -> bool:
-    """Whether transformers builds a "causal" model that sees the tokens it is to predict: BERT and its kin, XLNet."""
+    """Whether a "causal" model of transformers sees the tokens that it is to predict, as BERT and XLNet do."""
     config = model.config.get_text_config()
     if getattr(config, "is_decoder", True) is False and config.model_type not in _CAUSAL_WITHOUT_SAYING:
         return True

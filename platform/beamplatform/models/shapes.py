@@ -1,4 +1,7 @@
-"""A base model's shapes as plain values, for which neither its weights nor, the second time, any library is loaded."""
+"""A base model's shapes as plain values.
+
+Reading them loads no weights. The second time they come from a cache, and no deep-learning library is loaded either.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from beamplatform.models.loading import skeleton
 Shape = tuple[int, int]
 
 AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""What a configuration may say is done to logits after the head."""
+"""Entries of a configuration by which a model changes its logits after the head (the output layer)."""
 
 _CONFIG = (
     "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "head_dim", "num_key_value_heads",
@@ -26,18 +29,18 @@ _CONFIG = (
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """What a plan needs to know of a model.
+    """What a plan needs to know about a model.
 
     Attributes:
-        name: of its class.
-        parameters: how many values it has.
-        linear: name -> (d_out, d_in) of its linear layers but the head.
-        config: numbers of its configuration; None where it has none of that name.
-        exchangeable_attention: whether transformers lets other attention functions take the place of its own.
-        head: the same of the head, where it is a linear layer.
-        head_is_tied: whether the head's weight is that of the embedding.
-        others: name -> kind of the layers that have weights and no method adapts, such as embeddings and norms.
-        not_linear: those of `others` that have matrices and are no embeddings, such as fused experts.
+        name: name of the model's class.
+        parameters: number of values in all parameters.
+        linear: name -> (d_out, d_in) of every linear layer except the head.
+        config: entries of the model's configuration; None for an entry that it lacks.
+        exchangeable_attention: whether transformers can replace the model's attention function.
+        head: name -> (d_out, d_in) of the head (the output layer); empty if it is not a linear layer.
+        head_is_tied: whether the head shares the weight of the embedding.
+        others: name -> class of every layer with weights that no method can adapt, such as embeddings and norms.
+        not_linear: the layers in `others` with a matrix, except embeddings; for instance fused experts.
     """
 
     name: str
@@ -51,10 +54,10 @@ class ModelShapes:
     not_linear: Mapping[str, str] = field(default_factory=dict)
 
     def check_length(self, max_length: int) -> None:
-        """Check that a training example fits the positions that the model has.
+        """Check that a training example of `max_length` tokens fits the model's positions.
 
         Raises:
-            UserError: it has fewer.
+            UserError: the model has fewer positions.
         """
         positions = self.config.get("max_position_embeddings")
         if positions is not None and max_length > positions:
@@ -65,19 +68,24 @@ class ModelShapes:
 
 
 def model_shapes(path: str, content: str) -> ModelShapes:
-    """The shapes of a folder, hub id or 'tiny', whose content has this hash.
+    """The shapes of a model, from the cache if its content is known there.
+
+    Args:
+        path: a folder, hub id or 'tiny'.
+        content: hash of the model's files.
 
     Raises:
         UserError: the configuration cannot be read.
     """
     source = Path(__file__).read_text(encoding="utf-8")
-    found = cached_json(
+    cached = cached_json(
         "shapes", (content, version("transformers"), version("peft"), source), lambda: asdict(_read(path))
     )
     shapes = {
-        key: {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in found[key].items()} for key in ("linear", "head")
+        key: {name: (int(d_out), int(d_in)) for name, (d_out, d_in) in cached[key].items()}
+        for key in ("linear", "head")
     }
-    return ModelShapes(**found | shapes)
+    return ModelShapes(**cached | shapes)
 
 
 def _read(path: str) -> ModelShapes:
@@ -95,9 +103,9 @@ def _read(path: str) -> ModelShapes:
         if name in adaptable:
             d_in, d_out = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
             (of_head if module is head else linear)[name] = (d_out, d_in)
-        elif own := list(module.parameters(recurse=False)):
+        elif own_parameters := list(module.parameters(recurse=False)):
             others[name] = type(module).__name__
-            if max(parameter.ndim for parameter in own) > 1 and not isinstance(module, nn.Embedding):
+            if max(parameter.ndim for parameter in own_parameters) > 1 and not isinstance(module, nn.Embedding):
                 not_linear[name] = type(module).__name__
     text = model.config.get_text_config()
     return ModelShapes(

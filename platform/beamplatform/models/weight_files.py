@@ -1,4 +1,4 @@
-"""Safetensors files, read without any deep-learning library: names, shapes, and whether all values are finite."""
+"""Reads safetensors files without any deep-learning library: names, shapes, and whether all values are finite."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _EXPONENTS = {
     "F8_E5M2": ("u1", 0x7C),
     "F8_E4M3": ("u1", 0x7F),
 }
-"""Type in a header -> (its bytes as an unsigned integer, the bits that are all set in a NaN or infinite value)."""
+"""Type in a header -> (unsigned integer type of the same size, the bits that every NaN or infinite value has set)."""
 
 _CHUNK = 2**18
-"""Bytes that are looked at together: few enough for a processor's cache."""
+"""Number of bytes that are checked at a time: few enough for a processor's cache."""
 
 _ABOUT = "__metadata__"
-"""The entry of a header that is no tensor."""
+"""The entry of a header that does not describe a tensor."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class NotFinite:
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's folder: those that its index names, else the only one.
+    """The safetensors files of a model's folder: all files that the index names or, without an index, the only file.
 
     Raises:
-        UserError: one of them is missing, the index cannot be read, or the folder holds pickled weights only.
+        UserError: a file is missing, the index cannot be read, or the folder holds pickled weights only.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -55,7 +55,7 @@ def folder_files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: weight_map must name the file of each tensor")
     names = set(weight_map.values())
-    if WEIGHTS not in names and (folder / WEIGHTS).is_file():  # transformers takes it, vLLM what the index names
+    if WEIGHTS not in names and (folder / WEIGHTS).is_file():  # transformers loads it, but vLLM the indexed files
         raise UserError(
             f"{folder}: holds {WEIGHTS} and also {INDEX}, which names other files; remove what is not the model's"
         )
@@ -63,7 +63,7 @@ def folder_files(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a model's safetensors."""
+    """Whether a folder holds a model's safetensors files."""
     return (folder / INDEX).is_file() or (folder / WEIGHTS).is_file()
 
 
@@ -71,7 +71,7 @@ def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all tensors in a model's folder.
 
     Raises:
-        UserError: as `folder_files`, or a file that is cut off or no safetensors file.
+        UserError: as in `folder_files`, or a file is truncated or not a safetensors file.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in folder_files(folder):
@@ -80,10 +80,10 @@ def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weights_file(folder: Path, name: str) -> Path:
-    """The path of a safetensors file.
+    """The path of a safetensors file, which must exist.
 
     Raises:
-        UserError: it is missing.
+        UserError: the file is missing.
     """
     path = folder / name
     if path.is_file():
@@ -100,7 +100,7 @@ def file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all tensors in a file, from its header.
 
     Raises:
-        UserError: the file is cut off, or no safetensors file.
+        UserError: the file is truncated, or not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -112,7 +112,10 @@ def file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def not_floating(path: Path) -> dict[str, str]:
-    """Name -> type of the tensors in a file whose values are no floating-point numbers. The file must be whole."""
+    """Name -> type of the tensors in a file that do not hold floating-point numbers.
+
+    The file must be complete (`file_shapes`).
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
@@ -121,9 +124,9 @@ def not_floating(path: Path) -> dict[str, str]:
 
 
 def not_finite(files: Sequence[Path]) -> NotFinite | None:
-    """The first tensor with a NaN or infinite value. A large file is read once, until its size or age changes.
+    """The first tensor with a NaN or infinite value, or None.
 
-    The files must be whole (`file_shapes`).
+    A large file is read again only after its size or age has changed. The files must be complete (`file_shapes`).
     """
     for file in files:
         name = cached_for_file("finite", file, partial(_first_not_finite, file))
@@ -133,10 +136,10 @@ def not_finite(files: Sequence[Path]) -> NotFinite | None:
 
 
 def read_json(path: Path, expectation: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        UserError: the file is missing (says `expectation`), or holds anything else.
+        UserError: the file is missing (then the message ends with `expectation`), or holds anything else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -150,7 +153,10 @@ def read_json(path: Path, expectation: str) -> dict[str, Any]:
 
 
 def _first_not_finite(path: Path) -> str | None:
-    """Name of the first tensor with such a value. Reads a part at a time, whatever the size of the file."""
+    """Name of the first tensor in a file with a NaN or infinite value, or None.
+
+    The file is read in chunks, whatever its size.
+    """
     import numpy as np
 
     buffer = bytearray(_CHUNK)
@@ -163,8 +169,8 @@ def _first_not_finite(path: Path) -> str | None:
                 continue
             kind, bits = _EXPONENTS[dtype]
             stream.seek(8 + length + start)
-            for at in range(start, end, _CHUNK):
-                count = stream.readinto(memoryview(buffer)[: min(_CHUNK, end - at)])
+            for offset in range(start, end, _CHUNK):
+                count = stream.readinto(memoryview(buffer)[: min(_CHUNK, end - offset)])
                 values = np.frombuffer(buffer, kind, count // np.dtype(kind).itemsize)
                 if np.bitwise_and(values, bits).max() == bits:
                     return str(name)

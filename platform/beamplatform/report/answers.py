@@ -1,4 +1,4 @@
-"""The answers behind a comparison's scores, from MLflow: who was right on which question."""
+"""Tests the differences between methods by their answers to each question, which it reads from MLflow."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ OURS = "beamlora"
 
 
 def with_differences(comparison: Comparison, tracker: Tracker) -> Comparison:
-    """The comparison with BeamLoRA (or, where it takes no part, the first method) set against each other method.
+    """Test BeamLoRA (or, if it takes no part, the first method) against every other method.
 
-    Only over questions that both were asked; a method without predictions, or with other questions, is left out, and
-    a remark says so.
+    Both methods must have been asked the same questions. A method without predictions, or with other questions, is not
+    tested, and a remark says so.
+
+    Returns:
+        The comparison with `differences`, and with these remarks in `uneven`.
     """
     ours = comparison.row(OURS) or comparison.rows[0]
     if not comparison.tasks or len(comparison.rows) < 2:
@@ -45,17 +48,20 @@ def with_differences(comparison: Comparison, tracker: Tracker) -> Comparison:
     if mine is None:
         return replace(comparison, uneven=(*comparison.uneven, *remarks))
     seeds = {row.method: len(row.seeds) for row in comparison.rows}
-    found = compare_all(ours.method, {task: shares for task, (_, shares) in mine.items()}, others, seeds)
-    return replace(comparison, differences=tuple(found), uneven=(*comparison.uneven, *remarks))
+    differences = compare_all(ours.method, {task: shares for task, (_, shares) in mine.items()}, others, seeds)
+    return replace(comparison, differences=tuple(differences), uneven=(*comparison.uneven, *remarks))
 
 
 def _answers(
     row: Row, tasks: tuple[str, ...], tracker: Tracker
 ) -> dict[str, tuple[list[str], NDArray[np.float64]]] | None:
-    """Task -> the questions, and for each the share of the method's answers, over seeds and samples, that are right."""
+    """Return task -> (hashes of the questions, share of correct answers to each question over seeds and samples).
+
+    Returns None if a seed has no predictions for a task, or was asked other questions than the seeds before it.
+    """
     import numpy as np
 
-    found = {}
+    by_task = {}
     with tempfile.TemporaryDirectory() as name:
         for task in tasks:
             documents: list[str] | None = None
@@ -67,10 +73,10 @@ def _answers(
                 if file is None:
                     return None
                 questions = by_question(read_predictions(file))
-                asked = [answers[0].document for answers in questions]
-                if documents is not None and asked != documents:
+                hashes = [answers[0].document for answers in questions]
+                if documents is not None and hashes != documents:
                     return None
-                documents = asked
+                documents = hashes
                 right.append([sum(answer.correct for answer in answers) / len(answers) for answers in questions])
-            found[task] = (documents or [], np.mean(right, axis=0))
-    return found
+            by_task[task] = (documents or [], np.mean(right, axis=0))
+    return by_task

@@ -1,4 +1,4 @@
-"""The beam of one BeamLoRA run: how ranks' scores moved, which rank replaced which, how many were operated."""
+"""Draws the beam of one BeamLoRA run: the ranks' scores, which rank replaced which, and how many were operated."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 History = Sequence[dict[str, Any]]
-"""What `methods.beamlora.HISTORY` holds: a beam step each."""
+"""One entry per beam step, as in the file that `methods.beamlora.HISTORY` names."""
 
 _MODULES = 8
 
 
 def draw_beam(history: History) -> Figure | None:
-    """Threshold and operated ranks over training, and the scores of the modules in which most ranks were replaced.
+    """Draw threshold and operated ranks over training, and the scores of the modules with the most replaced ranks.
 
-    A panel's rows are ranks, its columns beam steps, its colours scores relative to 1 / r; a cross is a rank that was
-    replaced. None where there was no beam step.
+    In the panel of a module, rows are ranks, columns are beam steps, and colours are scores relative to 1 / r. A cross
+    marks a rank that was replaced. Returns None if there was no beam step.
     """
     if not history:
         return None
@@ -32,7 +32,7 @@ def draw_beam(history: History) -> Figure | None:
     figure = new_figure(2.6 * columns + 1.2, 2.4 + 2.3 * lines)
     grid = figure.add_gridspec(1 + lines, columns)
     _course(figure.add_subplot(grid[0, :]), history)
-    panels = [figure.add_subplot(grid[1 + place // columns, place % columns]) for place in range(len(modules))]
+    panels = [figure.add_subplot(grid[1 + index // columns, index % columns]) for index in range(len(modules))]
     images = [_module(axes, name, history) for axes, name in zip(panels, modules, strict=True)]
     bar = figure.colorbar(images[0], ax=panels, shrink=0.8)
     bar.set_label("score · r", fontsize=9, color=INK)
@@ -47,13 +47,13 @@ def _course(axes: Axes, history: History) -> None:
     axes.bar(steps, operated, width=0.35 * _spacing(steps), color="#56B4E9")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_ylabel("operated ranks (bars)", fontsize=9, color=INK)
-    other = axes.twinx()
-    other.plot(steps, [step["threshold"] for step in history], color="#D55E00", marker="o", markersize=4, linewidth=1.3)
-    other.set_ylabel("threshold p (line)", fontsize=9, color=INK)
+    right = axes.twinx()
+    right.plot(steps, [step["threshold"] for step in history], color="#D55E00", marker="o", markersize=4, linewidth=1.3)
+    right.set_ylabel("threshold p (line)", fontsize=9, color=INK)
     axes.set_xlabel("optimizer step", fontsize=9, color=INK)
     axes.set_title("beam steps", loc="left", fontsize=10, color=INK)
     frame(axes)
-    frame(other)
+    frame(right)
 
 
 def _spacing(steps: Sequence[int]) -> float:
@@ -68,7 +68,7 @@ def _module(axes: Axes, name: str, history: History) -> Any:
     image = axes.imshow(
         scores * len(scores), aspect="auto", cmap="cividis", vmin=0.5, vmax=1.5, interpolation="nearest"
     )
-    crosses = [(place, pruned) for place, step in enumerate(history) for pruned, _ in step["operated"].get(name, ())]
+    crosses = [(column, pruned) for column, step in enumerate(history) for pruned, _ in step["operated"].get(name, ())]
     if crosses:
         axes.plot(*zip(*crosses, strict=True), linestyle="none", marker="x", color="white", markersize=4)
     axes.set_title(short(name), loc="left", fontsize=8, color=INK)
@@ -80,14 +80,14 @@ def _module(axes: Axes, name: str, history: History) -> Any:
 
 
 def short(module: str) -> str:
-    """A module's block and layer: model.layers.3.self_attn.q_proj -> 3 q_proj."""
+    """Return the number of a module's block and the layer's name: model.layers.3.self_attn.q_proj -> 3 q_proj."""
     parts = module.split(".")
     numbers = [part for part in parts if part.isdigit()]
     return " ".join([*numbers[-1:], parts[-1]])
 
 
 def replacements(history: History) -> list[tuple[int, str, str]]:
-    """(step, module, "pruned <- parent, ...") for every beam step and module in which ranks were replaced."""
+    """Return (step, module, "pruned ← parent, ...") of every beam step and module in which ranks were replaced."""
     return [
         (step["step"], name, ", ".join(f"{pruned} ← {parent}" for pruned, parent in pairs))
         for step in history

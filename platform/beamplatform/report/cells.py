@@ -1,4 +1,4 @@
-"""One accuracy of a comparison, and how it stands in its column."""
+"""One accuracy of a comparison, and how it ranks in its column."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Cell:
     Attributes:
         values: one accuracy per seed, in the order of the row's seeds.
         standard_error: sample standard deviation / sqrt(seeds); ``None`` for a single seed.
-        best: the highest mean of its column (several where they are equal).
-        second: the highest mean below those.
-        close: not the best, but within one standard error of the difference to a best cell,
-            sqrt(se_best^2 + se^2): more seeds may turn the order round. Needs two seeds on both sides.
+        best: whether its mean is the highest of the column; equal means share this.
+        second: whether its mean is the highest below a single best one.
+        close: whether it is not best, but below a best cell by at most one standard error of the difference,
+            sqrt(se_best^2 + se^2), so that more seeds may reverse the order. Both cells need at least two seeds.
     """
 
     values: tuple[float, ...]
@@ -32,18 +32,18 @@ class Cell:
 
 
 def cell_of_seeds(values: Iterable[float | None]) -> Cell | None:
-    """From the accuracies of the seeds; None where one has none."""
-    known = []
+    """Make a cell of one accuracy per seed; None if a seed has no finite accuracy."""
+    accuracies = []
     for value in values:
         if value is None or not math.isfinite(value):
             return None
-        known.append(value)
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-    return Cell(values=tuple(known), mean=statistics.fmean(known), standard_error=error)
+        accuracies.append(value)
+    error = statistics.stdev(accuracies) / math.sqrt(len(accuracies)) if len(accuracies) > 1 else None
+    return Cell(values=tuple(accuracies), mean=statistics.fmean(accuracies), standard_error=error)
 
 
 def mark(column: Sequence[Cell | None]) -> list[Cell | None]:
-    """The column with its best cells marked; a lone method is compared with nobody and stays unmarked."""
+    """Return the column with its best, second and close cells marked; a column with one cell stays unmarked."""
     present = [cell for cell in column if cell is not None]
     if len(present) < 2:
         return list(column)

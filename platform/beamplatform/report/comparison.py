@@ -1,4 +1,4 @@
-"""From the trials of a sweep to one row per method. Numbers only: no MLflow, no printing."""
+"""Turns the trials of a sweep into one row per method: numbers only, without MLflow and without printing."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from beamplatform.tracking.runs import TrialRecord
 EVAL = "eval/"
 AVERAGE = "average"
 _EVEN = 0.05
-"""How much the numbers of trained parameters may differ in an even comparison: BeamLoRA's scores and DoRA's magnitudes
-are a few percent of an adapter."""
+"""Relative difference in trained parameters that still counts as even: BeamLoRA's scores and DoRA's magnitudes add a
+few percent to an adapter."""
 
 Choice = Literal["only one", "lowest validation loss", "first by name"]
 
 
 @dataclass(frozen=True)
 class Searched:
-    """The search of one method.
+    """Summary of one method's search.
 
     Attributes:
-        trained, stopped, failed: how many of its trials came to their end, or did not.
-        best: validation loss of the chosen configuration in the search; None where none was trained.
-        losses: validation losses of all that were trained, ascending.
-        hours: that all workers together trained, pauses and starts not counted.
+        trained, stopped, failed: numbers of trials that finished, were stopped early, and failed.
+        best: validation loss of the chosen configuration in the search; None if the search recorded none for it.
+        losses: finite validation losses of the finished trials, ascending.
+        hours: hours of training, summed over all workers, without pauses and starts.
     """
 
     trained: int
@@ -47,21 +47,21 @@ class Searched:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, as its chosen configuration.
+    """One method, represented by its chosen configuration.
 
     Attributes:
-        names: the trials behind the numbers, by seed.
-        run_ids: theirs in MLflow.
-        cells: by task; ``None`` where not every seed has a score for the task.
-        average: mean over the tasks first, then over the seeds; ``None`` where a task is missing.
-        validation_loss: mean over the seeds; ``None`` where no seed recorded one or one diverged.
-        candidates: configurations the choice was made from.
-        searched: what the search that chose came to; None where the trials that are compared were the search.
-        settings: the parameters in which those candidates differ, as chosen.
-        parameters: the most that were trained at a time (AdaLoRA prunes, IncreLoRA grows); ``None`` if not recorded.
-        kept: those trained at the end; ``None`` if not recorded.
-        seconds: of training, without pauses, mean over the seeds; ``None`` if not recorded.
-        memory: peak bytes of a worker; ``None`` if not recorded.
+        names: names of the trials behind the numbers, in the order of `seeds`.
+        run_ids: MLflow's ids of these trials.
+        cells: task -> accuracy; ``None`` if a seed has no score for the task.
+        average: mean over the tasks first, then over the seeds; ``None`` if a score is missing.
+        validation_loss: mean over the seeds; ``None`` if a seed recorded none or diverged.
+        candidates: number of configurations that the choice was made from.
+        searched: summary of the search that chose; None if the compared trials themselves were the search.
+        settings: the chosen values of those parameters in which the candidates differ.
+        parameters: the most parameters trained at a time (AdaLoRA prunes, IncreLoRA grows); ``None`` if not recorded.
+        kept: parameters trained at the end; ``None`` if not recorded.
+        seconds: training time without pauses, mean over the seeds; ``None`` if not recorded.
+        memory: peak memory of a worker in bytes; ``None`` if not recorded.
         model: the base model, as the suite names it.
         published: task -> accuracy (0..1) that the BeamLoRA paper reports for the same model, method and rank.
     """
@@ -88,14 +88,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods against tasks.
+    """The accuracies of methods on tasks.
 
     Attributes:
-        left_out: each trial without scores, with the reason.
-        alone: no second method has finished trials.
-        uneven: sentences on what one method had more of than another.
-        notes: task -> what a reader of its column must know (another version of the data, another comparison).
-        differences: one method against each other, by their answers to the same questions.
+        left_out: every trial that takes no part, with the reason.
+        alone: whether only one method has finished trials.
+        uneven: sentences that say what one method had more of than another, or why a difference was not tested.
+        notes: task -> note for readers of its column (another version of the data, another way to compare answers).
+        differences: one method tested against every other, by their answers to the same questions.
     """
 
     suite: str
@@ -111,11 +111,11 @@ class Comparison:
 
     @property
     def yardstick(self) -> Row:
-        """The row that costs are given relative to."""
+        """The row to which costs are relative: LoRA's, or the first if LoRA takes no part."""
         return _yardstick(self.rows)
 
     def row(self, method: str) -> Row | None:
-        """The row of a method; None where it takes no part."""
+        """Return the row of a method; None if it takes no part."""
         return next((row for row in self.rows if row.method == method), None)
 
 
@@ -129,18 +129,18 @@ def compare(
 ) -> Comparison:
     """Choose each method's configuration by validation loss and average its scores over the seeds.
 
-    Where a method was searched, the search's trials choose and the final ones, with fresh seeds, are compared. Else
-    the configuration with the lowest mean ``validation/loss`` over its seeds stands for the method; equal
-    ones are decided by the trial's name, test scores never take part. A configuration of which a seed
-    diverged or recorded no loss is taken only where no other is left. Of several trials with the same
-    configuration and seed the newest counts.
+    If a method was searched, its search trials choose the configuration, and its final trials, which have fresh seeds,
+    are compared. Otherwise the configuration with the lowest mean ``validation/loss`` over its seeds represents the
+    method. Ties are decided by the trial's name; test scores never take part. A configuration with a seed that diverged
+    or recorded no loss is chosen only if no other is left. If several trials have the same configuration and seed, the
+    newest counts.
 
     Args:
-        runs: the trials of one sweep, of any status. Only finished ones with scores count, the others
-            are left out.
-        methods: order and choice of rows; ``None``: by first appearance in ``runs``.
-        context: of the trials that count; ``None``: that of the newest. A sweep whose suite was changed has others.
-        tasks: order and choice of columns; ``None``: every scored task, in the order of `task_order`.
+        runs: the trials of one sweep, of any status. Only finished ones with scores count; the others are left out.
+        methods: methods of the rows, in this order; ``None``: all, in the order of first appearance in ``runs``.
+        tasks: tasks of the columns, in this order; ``None``: every scored task, in the order of `task_order`.
+        context: only trials with this context count; ``None``: that of the newest trial. Trials that were made before
+            the sweep's suite was changed have another one.
 
     Raises:
         UserError: no trial can be compared, or a named method or task has no scores.
@@ -156,8 +156,8 @@ def compare(
     left_out += tuple(f"{run.name} (made before the suite was changed)" for run in superseded)
     if not scored:
         counts = Counter(_reason(run) for run in everything)
-        there = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "it has no trials"
-        raise UserError(f"no finished trial with scores to compare: {there}")
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "it has no trials"
+        raise UserError(f"no finished trial with scores to compare: {reasons}")
     kept_tasks = _selected("task", tasks, sorted({task for run in scored for task in _tasks_of(run)}, key=task_order))
     kept_methods = _selected("method", methods, list(dict.fromkeys(run.method for run in scored)))
     rows = [
@@ -184,12 +184,12 @@ def compare(
 
 
 def _yardstick(rows: Sequence[Row]) -> Row:
-    """LoRA's row, or the first where LoRA takes no part."""
+    """LoRA's row, or the first if LoRA takes no part."""
     return next((row for row in rows if row.method == "lora"), rows[0])
 
 
 def _unevenness(rows: Sequence[Row]) -> Iterator[str]:
-    """What makes a comparison unfair, against the yardstick."""
+    """Yield a sentence for each way in which a row had more, or less, than the yardstick."""
     yardstick = _yardstick(rows)
     name = method_label(yardstick.method)
     for row in rows:
@@ -224,7 +224,10 @@ def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> li
 
 
 def _unfinished(runs: Sequence[TrialRecord], scored: Sequence[TrialRecord]) -> set[str]:
-    """Configurations with a seed whose newest trial failed, was killed or still runs: its survivors prove nothing."""
+    """Return the configurations with a seed whose newest trial failed, was killed or still runs.
+
+    The mean loss over their remaining seeds is not comparable.
+    """
     newest = {(run.configuration, run.seed): run for run in sorted(runs, key=lambda run: run.started)}
     return {run.configuration for run in newest.values() if run not in scored}
 
@@ -243,10 +246,12 @@ def _row(
         configuration: [by_seed[seed] for seed in sorted(by_seed)]
         for configuration, by_seed in by_configuration.items()
     }
-    # The search's losses choose where there are some: what an earlier, smaller search chose stays behind.
-    found = {run.configuration: _mean_loss([run]) for run in search if run.status == "FINISHED"}
+    # If there are search losses, they choose, so that the winner of an earlier, smaller search can lose to a new one.
+    search_losses = {run.configuration: _mean_loss([run]) for run in search if run.status == "FINISHED"}
     losses = {
-        configuration: found.get(configuration) if found else None if configuration in unfinished else _mean_loss(seeds)
+        configuration: search_losses.get(configuration)
+        if search_losses
+        else (None if configuration in unfinished else _mean_loss(seeds))
         for configuration, seeds in candidates.items()
     }
 
@@ -257,8 +262,8 @@ def _row(
     best = min(candidates, key=rank)
     chosen = candidates[best]
     choice: Choice = "lowest validation loss"
-    others = list({run.configuration: run for run in search}.values()) or [seeds[0] for seeds in candidates.values()]
-    if len(others) == 1:
+    tried = list({run.configuration: run for run in search}.values()) or [seeds[0] for seeds in candidates.values()]
+    if len(tried) == 1:
         choice = "only one"
     elif losses[best] is None:
         choice = "first by name"
@@ -271,11 +276,11 @@ def _row(
         run_ids=tuple(run.run_id for run in chosen),
         cells={task: cell_of_seeds([run.metrics.get(EVAL + task) for run in chosen]) for task in tasks},
         average=cell_of_seeds(per_seed),
-        validation_loss=_mean_loss(chosen) if found else losses[best],
-        candidates=len(others),
+        validation_loss=_mean_loss(chosen) if search_losses else losses[best],
+        candidates=len(tried),
         choice=choice,
-        settings=_differing(chosen[0], others),
-        searched=_searched(search, found.get(best)) if search else None,
+        settings=_differing(chosen[0], tried),
+        searched=_searched(search, search_losses.get(best)) if search else None,
         parameters=_most(chosen, (TRAINED, FINAL_PARAMETERS)),
         kept=_most(chosen, (FINAL_PARAMETERS,)),
         seconds=_mean([run.metrics.get(SECONDS) for run in chosen]),
@@ -300,13 +305,13 @@ def _searched(runs: Sequence[TrialRecord], best: float | None) -> Searched:
 
 
 def _most(runs: Sequence[TrialRecord], metrics: Sequence[str]) -> int | None:
-    found = [run.metrics[name] for run in runs for name in metrics if name in run.metrics]
-    return int(max(found)) if found else None
+    values = [run.metrics[name] for run in runs for name in metrics if name in run.metrics]
+    return int(max(values)) if values else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if values and len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if values and len(present) == len(values) else None
 
 
 def _mean_loss(runs: Sequence[TrialRecord]) -> float | None:

@@ -1,4 +1,4 @@
-"""What accuracy costs: time and memory by method (the paper's Figures 8 and 9), and accuracy against time."""
+"""Draws what accuracy costs: time and memory by method (the paper's Figures 8 and 9), and accuracy against time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def draw_costs(comparison: Comparison) -> Figure | None:
-    """Training time and peak memory relative to LoRA, and accuracy against time; None where no run recorded time."""
+    """Draw training time and peak memory relative to the yardstick (LoRA), and accuracy against time.
+
+    Returns None if the yardstick's runs recorded no time or no memory.
+    """
     yardstick = comparison.yardstick
     if not yardstick.seconds or not yardstick.memory:
         return None
@@ -31,9 +34,9 @@ def draw_costs(comparison: Comparison) -> Figure | None:
 def _bars(axes: Axes, comparison: Comparison, rows: list[Row], values: list[float], title: str) -> None:
     colors = [look(comparison.rows.index(row))["color"] for row in rows]
     axes.barh(range(len(rows)), values, color=colors, height=0.62)
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         axes.annotate(
-            f"{value:.2f}", (value, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
+            f"{value:.2f}", (value, position), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
         )
     axes.axvline(1.0, color="#8A8A8A", linewidth=1.0, linestyle=(0, (3, 2)), zorder=0)
     axes.set_yticks(range(len(rows)), [method_label(row.method) for row in rows], fontsize=9)
@@ -45,12 +48,12 @@ def _bars(axes: Axes, comparison: Comparison, rows: list[Row], values: list[floa
 
 
 def front(points: list[tuple[float, float]]) -> list[int]:
-    """The indices of the points (cost, quality) that no other beats in both, by rising cost."""
-    found: list[int] = []
+    """Return the indices of those points (cost, quality) that form the Pareto front, by ascending cost."""
+    indices: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
-        if not found or points[index][1] > points[found[-1]][1]:
-            found.append(index)
-    return found
+        if not indices or points[index][1] > points[indices[-1]][1]:
+            indices.append(index)
+    return indices
 
 
 def _pareto(axes: Axes, comparison: Comparison, rows: list[Row], yardstick: Row) -> None:

@@ -1,4 +1,4 @@
-"""Loss over training, by method."""
+"""Draws the training loss of every method over the optimizer steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 History = Sequence[tuple[int, float]]
-"""(step, value) of one run."""
+"""(optimizer step, value) pairs of one run."""
 
 
 def draw_curves(comparison: Comparison, histories: Mapping[str, Sequence[History]]) -> Figure | None:
-    """The mean training loss over the seeds against the step; between its lowest and highest seed a band.
+    """Draw the mean training loss over the seeds, with a band from the lowest to the highest seed.
 
     Args:
-        histories: method -> the loss of each seed's run. None is drawn where no method has any.
+        histories: method -> loss history of each seed's run.
+
+    Returns:
+        The figure; None if no method has a loss history.
     """
     if not any(any(history for history in runs) for runs in histories.values()):
         return None
@@ -35,13 +38,13 @@ def draw_curves(comparison: Comparison, histories: Mapping[str, Sequence[History
         steps = sorted(by_step)
         if not steps:
             continue
-        how = look(index)
+        style = look(index)
         means = [statistics.fmean(by_step[step]) for step in steps]
         every = max(1, len(steps) // 8)
-        axes.plot(steps, means, linewidth=1.5, markersize=5, markevery=(index % every, every), **how,
+        axes.plot(steps, means, linewidth=1.5, markersize=5, markevery=(index % every, every), **style,
                   label=method_label(row.method))  # fmt: skip
         low, high = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
-        axes.fill_between(steps, low, high, color=how["color"], alpha=0.12, linewidth=0)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel("training loss", color=INK)

@@ -1,4 +1,4 @@
-"""The report of a sweep, made from MLflow alone: tables, pictures and one page, as files."""
+"""Writes the report of a sweep, from MLflow alone: tables, pictures and one page."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ PAGE = "comparison.html"
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison and what its pictures are drawn from."""
+    """A comparison, with the trials and the MLflow store that its pictures are drawn from."""
 
     comparison: Comparison
     runs: Sequence[TrialRecord]
     tracker: Tracker
 
     def write(self, folder: Path) -> list[Path]:
-        """Write comparison.html, .md, .tex and .csv, and a .png and .svg of every picture; returns their paths.
+        """Write comparison.html, .md, .tex and .csv, and a .png and .svg of every picture; return their paths.
 
-        `folder` is made where it is missing.
+        `folder` is created if it does not exist.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -75,19 +75,22 @@ class Report:
         return [*texts, *paths]
 
     def _tried(self) -> list[TrialRecord]:
-        """The trials that show what a hyperparameter does: those of the search, and of a method without one all."""
+        """Return the trials that show the effect of a hyperparameter.
+
+        These are a method's search trials or, if it had no search, all its trials.
+        """
         chosen = {run_id for row in self.comparison.rows for run_id in row.run_ids}
         context = next((run.context for run in self.runs if run.run_id in chosen), "")
-        own = [run for run in self.runs if run.context == context]
-        searched = {run.method for run in own if run.role == "search"}
-        return [run for run in own if run.role == "search" or run.method not in searched]
+        current = [run for run in self.runs if run.context == context]
+        searched = {run.method for run in current if run.role == "search"}
+        return [run for run in current if run.role == "search" or run.method not in searched]
 
     def _losses(self) -> dict[str, list[list[tuple[int, float]]]]:
         rows = self.comparison.rows
         return {row.method: [self.tracker.history(run, TRAIN_LOSS) for run in row.run_ids] for row in rows}
 
     def _beam(self) -> History:
-        """Of BeamLoRA's first seed; nothing where it takes no part, or its export was not kept."""
+        """Return the beam steps of BeamLoRA's first seed; empty if it takes no part or its export was not kept."""
         row = self.comparison.row(OURS)
         if row is None:
             return []
@@ -119,12 +122,16 @@ def make_report(
     methods: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Report:
-    """Everything that MLflow holds about one sweep, whose runs of every status these are.
+    """Compare the methods of one sweep, and test the differences between them.
+
+    Args:
+        runs: the sweep's trials, of every status.
+        methods, tasks: which rows and columns, and in which order; see `compare`.
 
     Raises:
         UserError: there is nothing to compare; see `compare`.
     """
-    sweep = runs[-1].sweep if runs else ""
-    context = next((known.tags.get("context") for known in tracker.sweeps() if known.name == sweep), None)
+    sweep_name = runs[-1].sweep if runs else ""
+    context = next((sweep.tags.get("context") for sweep in tracker.sweeps() if sweep.name == sweep_name), None)
     comparison = compare(runs, suite=tracker.experiment, methods=methods, tasks=tasks, context=context)
     return Report(with_differences(comparison, tracker), runs, tracker)

@@ -1,4 +1,4 @@
-"""How methods and tasks are written for readers."""
+"""Display names of methods and tasks, and the order of tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TASKS = {
     "humaneval": "HumanEval",
     "mbpp": "MBPP",
 }
-"""In the order in which the benchmarks' tables list them."""
+"""Task -> its short name in papers, in the order of the benchmarks' tables."""
 
 CHANCE = {
     "boolq": 1 / 2,
@@ -40,21 +40,20 @@ CHANCE = {
     "ARC-Challenge": 1 / 4,
     "openbookqa": 1 / 4,
 }
-"""Accuracy of guessing among a question's options. (A handful of ARC questions have three or five
-options.)"""
+"""Task -> accuracy of guessing among a question's options. A handful of ARC questions have three or five options."""
 
 
 def method_label(method: str) -> str:
-    """The method's usual spelling, or the name itself where there is none."""
+    """Return the method's usual spelling, or the name itself if it has none."""
     return METHODS.get(method, method)
 
 
 def task_label(task: str) -> str:
-    """The task's usual short name in papers, or the name itself where there is none."""
+    """Return the task's usual short name in papers, or the name itself if it has none."""
     return TASKS.get(task, task)
 
 
 def task_order(task: str) -> tuple[int, str]:
-    """Sorting key: the benchmarks' own order, other tasks after them by name."""
-    known = list(TASKS)
-    return (known.index(task) if task in TASKS else len(known), task)
+    """Sort key: the benchmarks' tasks in their own order, then all other tasks by name."""
+    ordered = list(TASKS)
+    return (ordered.index(task) if task in TASKS else len(ordered), task)

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing but itself: tables, pictures, where the numbers come from."""
+"""A comparison as one self-contained HTML page: tables, pictures and the origin of the numbers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def to_html(
     history: History = (),
     origin: Mapping[str, str] | None = None,
 ) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
-        pictures: a heading and an SVG file each.
+        pictures: (heading, path of an SVG file) of each picture.
         history: the beam steps of one run (`report.beam`).
-        origin: facts about the sweep: commit, versions, command line.
+        origin: facts about the sweep, such as commit, versions and command line.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -39,7 +39,7 @@ def to_html(
 
 
 def _svg(path: Path, number: int) -> str:
-    """An SVG file's element, its ids made unlike those of the page's other pictures."""
+    """Return the <svg> element of a file, with ids that are unique among the page's pictures."""
     text = path.read_text(encoding="utf-8")
     element = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     element = re.sub(r'\bid="', f'id="p{number}-', element)

@@ -1,4 +1,4 @@
-"""The comparison as a picture: tasks on the left, the average with its numbers on the right."""
+"""Draws the comparison: accuracies by task on the left, the average with its numbers on the right."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _CHANCE: dict[str, Any] = {"color": "#8A8A8A", "linewidth": 1.2, "linestyle": (0, (3, 2))}
-_NARROWEST, _WIDEST = 7.5, 12.0  # inches; a wider picture has unreadable letters in a README's column
+_NARROWEST, _WIDEST = 7.5, 12.0  # inches; in a wider picture, letters are unreadable in a README's column
 _GROUP = 0.74  # share of a task's width that its markers take
 
 
 def draw(comparison: Comparison, *, chance: Mapping[str, float] | None = None) -> Figure:
-    """The picture as a matplotlib figure, made without pyplot and so without a display or global state.
+    """Draw accuracies as a matplotlib figure, without pyplot, so that it needs no display and no global state.
 
-    Each method has a colour and a marker of its own, so that it can be told apart in grey as well. Large
-    marker: mean over the seeds; small ones: the seeds; bar: standard error.
+    Each method has its own colour and marker, so that methods can be told apart in grey as well. A large marker is the
+    mean over the seeds, a small one is a single seed, and a bar is the standard error.
 
     Args:
-        chance: accuracy (0..1) of guessing, by task, drawn as a dashed line.
+        chance: task -> accuracy (0..1) of guessing, drawn as a dashed line.
     """
     rows = comparison.rows
-    wanted = 4.4 + len(comparison.tasks) * max(0.75, 0.16 * (len(rows) + 1))
-    width = min(_WIDEST, max(_NARROWEST, wanted))
+    preferred_width = 4.4 + len(comparison.tasks) * max(0.75, 0.16 * (len(rows) + 1))
+    width = min(_WIDEST, max(_NARROWEST, preferred_width))
     figure = new_figure(width, 4.6)
     by_task, average = figure.subplots(1, 2, width_ratios=[width - 3.4, 2.4])
     _draw_tasks(by_task, comparison, chance or {})
@@ -42,9 +42,9 @@ def draw(comparison: Comparison, *, chance: Mapping[str, float] | None = None) -
     lines = math.ceil(len(handles) / (width / 1.5))
     columns = math.ceil(len(handles) / lines)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    where = f"{comparison.suite}, preset {comparison.preset}" if comparison.preset else comparison.suite
+    suite_and_preset = f"{comparison.suite}, preset {comparison.preset}" if comparison.preset else comparison.suite
     figure.suptitle(
-        f"{where}: accuracy by fine-tuning method", x=0.01, ha="left", fontsize=12, weight="bold", color=INK
+        f"{suite_and_preset}: accuracy by fine-tuning method", x=0.01, ha="left", fontsize=12, weight="bold", color=INK
     )
     return figure
 
@@ -66,14 +66,16 @@ def _draw_tasks(axes: Axes, comparison: Comparison, chance: Mapping[str, float])
     slot = _GROUP / len(rows)
     for index, row in enumerate(rows):
         offset = (index - (len(rows) - 1) / 2) * slot
-        cells = [(place, cell) for place, task in enumerate(comparison.tasks) if (cell := row.cells[task]) is not None]
-        positions = [place + offset for place, _ in cells]
+        cells = [
+            (column, cell) for column, task in enumerate(comparison.tasks) if (cell := row.cells[task]) is not None
+        ]
+        positions = [column + offset for column, _ in cells]
         _points(axes, positions, [cell for _, cell in cells], index)
-    for place, task in enumerate(comparison.tasks):
+    for column, task in enumerate(comparison.tasks):
         if task in chance:
-            axes.plot([place - 0.46, place + 0.46], [100 * chance[task]] * 2, **_CHANCE)
-        if place % 2:
-            axes.axvspan(place - 0.5, place + 0.5, color="#F3F4F6", linewidth=0, zorder=0)
+            axes.plot([column - 0.46, column + 0.46], [100 * chance[task]] * 2, **_CHANCE)
+        if column % 2:
+            axes.axvspan(column - 0.5, column + 0.5, color="#F3F4F6", linewidth=0, zorder=0)
     axes.set_xlim(-0.5, len(comparison.tasks) - 0.5)
     axes.set_xticks(range(len(comparison.tasks)), [heading(comparison, task) for task in comparison.tasks], fontsize=9)
     axes.set_ylabel("accuracy (%)", color=INK)
@@ -84,7 +86,7 @@ def _draw_tasks(axes: Axes, comparison: Comparison, chance: Mapping[str, float])
 
 
 def _points(axes: Axes, positions: Sequence[float], cells: Sequence[Cell], index: int) -> None:
-    how = look(index)
+    style = look(index)
     for position, cell in zip(positions, cells, strict=True):
         if len(cell.values) > 1:
             values = [100 * value for value in cell.values]
@@ -92,7 +94,7 @@ def _points(axes: Axes, positions: Sequence[float], cells: Sequence[Cell], index
                 [position] * len(values),
                 values,
                 s=9,
-                color=how["color"],
+                color=style["color"],
                 alpha=0.45,
                 linewidths=0,
                 zorder=2,
@@ -105,20 +107,20 @@ def _points(axes: Axes, positions: Sequence[float], cells: Sequence[Cell], index
         markersize=6.5,
         elinewidth=1.4,
         zorder=3,
-        **how,
+        **style,
     )
 
 
 def _draw_average(axes: Axes, comparison: Comparison) -> None:
-    """Methods below each other, each with its number: the one that readers look for."""
+    """Draw one line per method with its average accuracy, which is the number that readers look for."""
     rows = comparison.rows
-    known = [(index, row.average) for index, row in enumerate(rows) if row.average is not None]
-    for index, cell in known:
-        how = look(index)
+    averages = [(index, row.average) for index, row in enumerate(rows) if row.average is not None]
+    for index, cell in averages:
+        style = look(index)
         mean = 100 * cell.mean
         values = [100 * value for value in cell.values]
         if len(values) > 1:
-            axes.scatter(values, [index] * len(values), s=9, color=how["color"], alpha=0.45, linewidths=0, zorder=2)
+            axes.scatter(values, [index] * len(values), s=9, color=style["color"], alpha=0.45, linewidths=0, zorder=2)
         axes.errorbar(
             [mean],
             [index],
@@ -127,7 +129,7 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
             markersize=8,
             elinewidth=1.6,
             zorder=3,
-            **how,
+            **style,
         )
         error = "" if cell.standard_error is None else f" ± {100 * cell.standard_error:.1f}"
         axes.annotate(
@@ -143,8 +145,8 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
         )
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_yticks(range(len(rows)), [method_label(row.method) for row in rows], fontsize=9)
-    if known:
-        ends = [100 * value for _, cell in known for value in (*cell.values, cell.mean)]
+    if averages:
+        ends = [100 * value for _, cell in averages for value in (*cell.values, cell.mean)]
         margin = max(1.0, 0.35 * (max(ends) - min(ends)))
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
     axes.locator_params(axis="x", nbins=4)
@@ -156,7 +158,7 @@ def _draw_average(axes: Axes, comparison: Comparison) -> None:
 
 
 def _reading(comparison: Comparison) -> str:
-    """What the signs mean, for the number of seeds there are."""
+    """Return a title that explains the markers and bars, given the methods' numbers of seeds."""
     numbers = sorted({len(row.seeds) for row in comparison.rows})
     if numbers[-1] == 1:
         return "by task, one seed"

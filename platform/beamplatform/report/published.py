@@ -50,16 +50,16 @@ _TABLES: Mapping[tuple[str, int, tuple[str, ...]], Mapping[str, tuple[float, ...
 
 
 def published(model: str, method: str, rank: str | None) -> dict[str, float]:
-    """Task -> accuracy in 0..1, of the same model, method and rank; empty where the paper has none.
+    """Return task -> accuracy (0..1) that the paper reports for this model, method and rank; empty if it has none.
 
     Args:
         model: a folder or hub id whose last part begins with the model's name (meta-llama/Llama-2-7b-hf).
-        rank: as MLflow holds it; full fine-tuning has none and is compared whatever the others' is.
+        rank: r as text, as MLflow records it. Ignored for full fine-tuning, which has no rank.
     """
     last = model.rstrip("/").rpartition("/")[2].lower()
-    found: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     for (name, r, tasks), rows in _TABLES.items():
         chat = any(word in last for word in ("chat", "instruct"))
         if last.startswith(name.lower()) and not chat and method in rows and (method == "full" or rank == str(r)):
-            found |= {task: value / 100 for task, value in zip(tasks, rows[method], strict=True)}
-    return found
+            accuracies |= {task: value / 100 for task, value in zip(tasks, rows[method], strict=True)}
+    return accuracies

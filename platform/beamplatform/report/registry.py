@@ -1,4 +1,4 @@
-"""The best BeamLoRA adapter of a sweep as a version in MLflow's model registry, with its card."""
+"""Registers the best BeamLoRA adapter of a sweep in MLflow's model registry, with a model card."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def register_best(report: Report) -> str | None:
-    """Register the chosen configuration's adapter, of the seed with the lowest validation loss.
+    """Register one adapter of the chosen configuration: that of the seed with the lowest validation loss.
 
-    It is loaded again by `mlflow.artifacts.download_artifacts(uri)`, whose folder PEFT's `PeftModel.from_pretrained`
-    and vLLM take. A version that a resumed sweep has registered already is not made twice.
+    `mlflow.artifacts.download_artifacts(uri)` brings it back as a folder that PEFT's `PeftModel.from_pretrained` and
+    vLLM load. If the run has a version already, because the sweep was resumed, that version is returned.
 
     Returns:
-        The version's URI, models:/SUITE-beamlora/N; None where BeamLoRA took no part or its adapter was not kept.
+        The version's URI, models:/SUITE-beamlora/N; None if BeamLoRA took no part or its adapter was not kept.
     """
     row = report.comparison.row(OURS)
     if row is None:
@@ -47,14 +47,14 @@ def register_best(report: Report) -> str | None:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {"sweep": report.comparison.sweep, "base_model": row.model, "configuration": row.configuration}
-    made = tracker.client.create_model_version(
+    model_version = tracker.client.create_model_version(
         name, source=f"runs:/{run.run_id}/export", run_id=run.run_id, tags=tags, description=card(report, row, run)
     )
-    return f"models:/{name}/{made.version}"
+    return f"models:/{name}/{model_version.version}"
 
 
 def card(report: Report, row: Row, run: TrialRecord) -> str:
-    """What somebody who finds the adapter must know, as Markdown."""
+    """Return the model card as Markdown: base model, data, trial, settings, scores and a note on licences."""
     settings = ("r", "lora_alpha", "target_modules", "p_init", "interval", "learning_rate", "lora_dropout")
     data = {key: run.params.get(f"data.{key}", "") for key in ("source", "train_source")}
     lines = [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from beamplatform.report.comparison import AVERAGE, Comparison
-from beamplatform.report.sheets import Sheet, SheetRow, cell_of, remarks, scores_sheet, sheets
+from beamplatform.report.sheets import Sheet, SheetField, cell_of, remarks, scores_sheet, sheets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """All tables on a console; the scores upright, tasks as rows, where the terminal is too narrow for them."""
+    """Print all tables and remarks.
+
+    If the terminal is too narrow for the table of scores, tasks become its rows and methods its columns.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
-    roomy = console.options.update(width=10_000)
+    unlimited = console.options.update(width=10_000)
     scores = scores_sheet(comparison)
-    needed = Measurement.get(console, roomy, _table(scores)).maximum
-    if not console.is_terminal and needed > console.width:  # a file or a pipe has no width to keep to
+    needed = Measurement.get(console, unlimited, _table(scores)).maximum
+    if not console.is_terminal and needed > console.width:  # files and pipes have no width limit
         console = Console(file=console.file, width=needed)
     for sheet in sheets(comparison):
         narrow = sheet == scores and needed > console.width
@@ -35,7 +38,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """All tables as GitHub's Markdown; the best of each column is bold, the second in italics."""
+    """Return all tables as GitHub's Markdown; the best of each column is bold, the second in italics."""
     face = {"best": "**{}**", "second": "*{}*", "": "{}"}
     lines: list[str] = []
     for sheet in sheets(comparison):
@@ -53,7 +56,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_latex(comparison: Comparison) -> str:
-    r"""All tables for a paper that loads booktabs; the best of each column is bold, the second underlined."""
+    r"""Return all tables as LaTeX with booktabs; the best of each column is bold, the second underlined."""
     face = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
     lines = [r"% needs \usepackage{booktabs}"]
     for sheet in sheets(comparison):
@@ -76,7 +79,7 @@ _COLUMNS = (
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line per method and task, accuracies in 0..1 with all their digits."""
+    """Return CSV with one line per method and task; accuracies are in 0..1 and not rounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -115,14 +118,17 @@ def _table(sheet: Sheet, *, wraps: bool = False) -> Table:
 
 
 def _turned(sheet: Sheet) -> Sheet:
-    """Tasks as rows and methods as columns, which eight tasks need on 80 columns."""
-    head, *body = zip(*[[SheetRow(name) for name in sheet.columns], *sheet.rows], strict=True)
+    """Return the table with tasks as rows and methods as columns: eight tasks side by side exceed 80 characters."""
+    head, *body = zip(*[[SheetField(name) for name in sheet.columns], *sheet.rows], strict=True)
     columns = ["task", *(entry.text for entry in head[1:])]
     return Sheet(sheet.title, columns, [list(row) for row in body], sheet.legend)
 
 
-def _rich(entry: SheetRow) -> str:
-    """Marked by sign and by style: colours are lost in files and on some terminals. Signs stand in one column."""
+def _rich(entry: SheetField) -> str:
+    """Return a field as rich's markup, with a sign beside the colour because files and some terminals lose colours.
+
+    A number without a sign gets a space instead, so that all digits are aligned.
+    """
     from rich.markup import escape
 
     text = escape(entry.text) + (entry.mark or (" " if entry.text[:1].isdigit() else ""))

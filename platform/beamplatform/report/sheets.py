@@ -1,4 +1,4 @@
-"""What a comparison says, as tables of texts that every format writes in its own way."""
+"""A comparison as tables of texts, which every output format renders in its own way."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Emphasis = Literal["", "best", "second"]
 
 
 @dataclass(frozen=True)
-class SheetRow:
+class SheetField:
     """One field of a table.
 
     Attributes:
-        emphasis: how it stands in its column.
-        mark: the same as a sign, for formats and terminals without type faces; "~": close to the best.
+        emphasis: its rank in the column, if it is the best or second.
+        mark: a sign for formats without bold and italics: "*" best, "°" second; "~" is added if close to the best.
     """
 
     text: str
@@ -32,48 +32,53 @@ class SheetRow:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table; the first column and the last of `left` columns are read from the left, numbers from the right."""
+    """A table.
+
+    Attributes:
+        legend: explanation below the table.
+        left: indices of the left-aligned columns, which hold words; all others are right-aligned.
+    """
 
     title: str
     columns: list[str]
-    rows: list[list[SheetRow]]
+    rows: list[list[SheetField]]
     legend: str = ""
     left: tuple[int, ...] = (0,)
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
-    """All tables there is something to say in: scores, costs and choices, differences."""
-    found = [scores_sheet(comparison)] if comparison.tasks else []
-    found.append(chosen_sheet(comparison))
+    """Return those tables that have content: scores, chosen configurations, search, differences."""
+    tables = [scores_sheet(comparison)] if comparison.tasks else []
+    tables.append(chosen_sheet(comparison))
     if any(row.searched is not None for row in comparison.rows):
-        found.append(search_sheet(comparison))
+        tables.append(search_sheet(comparison))
     if comparison.differences:
-        found.append(differences_sheet(comparison))
-    return found
+        tables.append(differences_sheet(comparison))
+    return tables
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What stands below the tables, a sentence each."""
-    found = [f"{heading(comparison, task)}: {note}" for task, note in comparison.notes.items()]
+    """Return the sentences that stand below the tables."""
+    lines = [f"{heading(comparison, task)}: {note}" for task, note in comparison.notes.items()]
     if comparison.alone:
-        found.append(f"only {method_label(comparison.rows[0].method)} has finished trials: nothing to compare it with")
-    found += [f"uneven: {sentence}" for sentence in comparison.uneven]
+        lines.append(f"only {method_label(comparison.rows[0].method)} has finished trials: nothing to compare it with")
+    lines += [f"uneven: {sentence}" for sentence in comparison.uneven]
     if comparison.left_out:
-        found.append(f"left out: {', '.join(comparison.left_out)}")
-    return found
+        lines.append(f"left out: {', '.join(comparison.left_out)}")
+    return lines
 
 
 def scores_sheet(comparison: Comparison) -> Sheet:
-    """Method x task, accuracies in percent, the paper's own in brackets."""
+    """Return the table of methods x tasks: accuracies in percent, with the paper's in brackets."""
     columns = [*comparison.tasks, AVERAGE]
     return Sheet(
         title=title(comparison),
         columns=["method", *(heading(comparison, task) for task in columns), "seeds"],
         rows=[
             [
-                SheetRow(method_label(row.method)),
+                SheetField(method_label(row.method)),
                 *(_score(row, task) for task in columns),
-                SheetRow(str(len(row.seeds))),
+                SheetField(str(len(row.seeds))),
             ]
             for row in comparison.rows
         ],
@@ -82,7 +87,7 @@ def scores_sheet(comparison: Comparison) -> Sheet:
 
 
 def chosen_sheet(comparison: Comparison) -> Sheet:
-    """Which configuration stands for each method, how it was chosen and what it cost."""
+    """Return the table of chosen configurations: how each was chosen, its cost and its settings."""
     yardstick = comparison.yardstick
     name = method_label(yardstick.method)
     return Sheet(
@@ -90,13 +95,13 @@ def chosen_sheet(comparison: Comparison) -> Sheet:
         columns=["method", "validation loss", "chosen from", "parameters", "time", "memory", "settings"],
         rows=[
             [
-                SheetRow(method_label(row.method)),
-                SheetRow(MISSING if row.validation_loss is None else f"{row.validation_loss:.4f}"),
-                SheetRow(_origin(row)),
-                SheetRow(_parameters(row)),
-                SheetRow(_relative(row.seconds, yardstick.seconds)),
-                SheetRow(_relative(row.memory, yardstick.memory)),
-                SheetRow(", ".join(f"{key}={value}" for key, value in row.settings.items()) or MISSING),
+                SheetField(method_label(row.method)),
+                SheetField(MISSING if row.validation_loss is None else f"{row.validation_loss:.4f}"),
+                SheetField(_origin(row)),
+                SheetField(_parameters(row)),
+                SheetField(_relative(row.seconds, yardstick.seconds)),
+                SheetField(_relative(row.memory, yardstick.memory)),
+                SheetField(", ".join(f"{key}={value}" for key, value in row.settings.items()) or MISSING),
             ]
             for row in comparison.rows
         ],
@@ -109,17 +114,17 @@ def chosen_sheet(comparison: Comparison) -> Sheet:
 
 
 def search_sheet(comparison: Comparison) -> Sheet:
-    """The first stage: what was tried for each method, and what it came to."""
+    """Return the table of the search: each method's number of trials, their losses and worker-hours."""
     rows = []
     for row in comparison.rows:
-        found = row.searched
-        losses = found.losses if found is not None else ()
+        search = row.searched
+        losses = search.losses if search is not None else ()
         texts = [MISSING] * 6
-        if found is not None:
-            best = MISSING if found.best is None else f"{found.best:.4f}"
+        if search is not None:
+            best = MISSING if search.best is None else f"{search.best:.4f}"
             middle = f"{statistics.median(losses):.4f}" if losses else MISSING
-            texts = [*map(str, (found.trained, found.stopped, found.failed)), best, middle, f"{found.hours:.3g}"]
-        rows.append([SheetRow(method_label(row.method)), *map(SheetRow, texts)])
+            texts = [*map(str, (search.trained, search.stopped, search.failed)), best, middle, f"{search.hours:.3g}"]
+        rows.append([SheetField(method_label(row.method)), *map(SheetField, texts)])
     return Sheet(
         title="Search: stage one, by validation loss",
         columns=["method", "trained", "stopped", "failed", "best loss", "median loss", "worker-hours"],
@@ -129,21 +134,21 @@ def search_sheet(comparison: Comparison) -> Sheet:
 
 
 def differences_sheet(comparison: Comparison) -> Sheet:
-    """One method against each other: how large the difference is, and whether it is more than noise."""
+    """Return the table of one method against every other: the size of each difference, and whether it is noise."""
     first = comparison.differences[0]
     return Sheet(
         title=f"{method_label(first.method)} against each, in points of average accuracy",
         columns=["against", "difference", "95 % interval", "p", "p (Holm)", "verdict"],
         rows=[
             [
-                SheetRow(method_label(found.baseline)),
-                SheetRow(f"{100 * found.difference:+.1f}"),
-                SheetRow(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"),
-                SheetRow(_p(found.p)),
-                SheetRow(_p(found.corrected)),
-                SheetRow("noise" if found.is_noise else "better" if found.difference > 0 else "worse"),
+                SheetField(method_label(result.baseline)),
+                SheetField(f"{100 * result.difference:+.1f}"),
+                SheetField(f"{100 * result.low:+.1f} to {100 * result.high:+.1f}"),
+                SheetField(_p(result.p)),
+                SheetField(_p(result.corrected)),
+                SheetField("noise" if result.is_noise else "better" if result.difference > 0 else "worse"),
             ]
-            for found in comparison.differences
+            for result in comparison.differences
         ],
         legend=f"Paired bootstrap over {first.questions} questions, {RESAMPLES} resamples, seeds pooled; p-values "
         "corrected by Holm; noise: corrected p of 0.05 or more.",
@@ -152,7 +157,7 @@ def differences_sheet(comparison: Comparison) -> Sheet:
 
 
 def heading(comparison: Comparison, task: str) -> str:
-    """The task's label, with a mark where there is a note on it."""
+    """Return the task's label, with a dagger if there is a note on it."""
     return task_label(task) + (" †" if task in comparison.notes else "")
 
 
@@ -165,15 +170,15 @@ def cell_of(row: Row, task: str) -> Cell | None:
     return row.average if task == AVERAGE else row.cells[task]
 
 
-def _score(row: Row, task: str) -> SheetRow:
+def _score(row: Row, task: str) -> SheetField:
     cell = cell_of(row, task)
     if cell is None:
-        return SheetRow(MISSING)
+        return SheetField(MISSING)
     error = "" if cell.standard_error is None else f" ±{100 * cell.standard_error:.1f}"
     paper = f" [{100 * row.published[task]:.1f}]" if task in row.published else ""
     emphasis: Emphasis = "best" if cell.best else "second" if cell.second else ""
     mark = "*" if cell.best else "°" if cell.second else ""
-    return SheetRow(f"{100 * cell.mean:.1f}{error}{paper}", emphasis, mark + ("~" if cell.close else ""))
+    return SheetField(f"{100 * cell.mean:.1f}{error}{paper}", emphasis, mark + ("~" if cell.close else ""))
 
 
 def _legend(comparison: Comparison) -> str:
@@ -196,7 +201,7 @@ def _origin(row: Row) -> str:
 
 
 def _parameters(row: Row) -> str:
-    """The most that were trained at a time, and where the number changed, that of the end."""
+    """Return the most parameters trained at a time, followed by the number at the end if it differs."""
     if row.parameters is None:
         return MISSING
     end = f" -> {row.kept:,}" if row.kept is not None and row.kept != row.parameters else ""

@@ -20,12 +20,12 @@ class Difference:
 
     Attributes:
         method, baseline: their names; a positive difference is in favour of `method`.
-        difference: of the mean accuracies.
+        difference: accuracy of `method` minus accuracy of `baseline`.
         low, high: the 95 % confidence interval (percentiles of the bootstrap).
-        p: two-sided; the share of resamples that deviate from the difference at least as much as it does from 0.
+        p: two-sided p-value: share of resampled differences whose distance to `difference` is |`difference`| or more.
         corrected: `p` after Holm's correction over all comparisons made together.
-        questions: how many both were asked.
-        seeds: of `method` and of `baseline`.
+        questions: number of questions, which both were asked.
+        seeds: numbers of seeds of `method` and of `baseline`.
     """
 
     method: str
@@ -44,7 +44,7 @@ class Difference:
 
 
 Answers = Mapping[str, "NDArray[np.float64]"]
-"""Of one method: task -> for each question the share of its seeds that answered it rightly, [questions]."""
+"""One method's answers: task -> share of correct answers to each question, [questions]."""
 
 
 def compare_all(
@@ -52,16 +52,17 @@ def compare_all(
 ) -> list[Difference]:
     """Compare a method with every baseline on the same questions.
 
-    The unit is the question: all seeds' answers to it are pooled into their share of right ones, and questions are
-    resampled with replacement within each task, the same for all baselines. Every task counts the same, whatever its
-    size, as in the average that the tables show. (Efron and Tibshirani 1993; Koehn 2004 for the paired test.)
+    The bootstrap resamples questions, not seeds: the answers of all seeds to a question are pooled into the share of
+    correct ones. Questions are drawn with replacement within each task, the same ones for all baselines. All tasks have
+    equal weight, whatever their size, as in the average that the tables show. (Efron and Tibshirani 1993; Koehn 2004
+    for the paired test.)
 
     Args:
-        method: its name.
-        answers: its answers.
+        method: name of the method.
+        answers: the method's answers.
         baselines: name -> answers to the same questions in the same order.
-        seeds: name -> how many seeds are pooled.
-        seed: of the resampling.
+        seeds: name -> number of seeds that are pooled.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: a baseline was asked other tasks, or another number of questions.
@@ -72,24 +73,24 @@ def compare_all(
     if not names:
         return []
     draws = np.random.default_rng(seed)
-    found = np.zeros(len(names))
+    observed = np.zeros(len(names))
     resampled = np.zeros((RESAMPLES, len(names)))
     for task, mine in answers.items():
         if any(task not in baselines[name] or len(baselines[name][task]) != len(mine) for name in names):
             raise ValueError(f"not all methods were asked the same questions of {task}")
         gaps = np.stack([mine - baselines[name][task] for name in names], axis=1)
-        # Shares of few seeds have few values: drawing how often each occurs is the same as drawing questions.
+        # With few seeds, gaps have few distinct values. Drawing how often each value occurs equals drawing questions.
         values, counts = np.unique(gaps, axis=0, return_counts=True)
-        found += gaps.mean(axis=0)
+        observed += gaps.mean(axis=0)
         resampled += draws.multinomial(len(mine), counts / len(mine), size=RESAMPLES) @ values / len(mine)
-    found, resampled = found / len(answers), resampled / len(answers)
-    extreme = (np.abs(resampled - found) >= np.abs(found) - 1e-12).sum(axis=0)
+    observed, resampled = observed / len(answers), resampled / len(answers)
+    extreme = (np.abs(resampled - observed) >= np.abs(observed) - 1e-12).sum(axis=0)
     p = [(1 + int(count)) / (1 + RESAMPLES) for count in extreme]
     low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
     questions = sum(len(mine) for mine in answers.values())
     return [
         Difference(
-            method, name, float(found[i]), float(low[i]), float(high[i]), p[i], corrected, questions,
+            method, name, float(observed[i]), float(low[i]), float(high[i]), p[i], corrected, questions,
             (seeds[method], seeds[name]),
         )
         for i, (name, corrected) in enumerate(zip(names, holm(p), strict=True))
@@ -97,7 +98,10 @@ def compare_all(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction (1979): the smallest times the number of tests, the next times one less, ..."""
+    """Return p-values after Holm's correction (1979).
+
+    Of n values, the smallest is multiplied by n, the next by n - 1, and so on; none may fall below the one before it.
+    """
     corrected = [0.0] * len(p)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):

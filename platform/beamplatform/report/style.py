@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are written: readable in print, in grey and for the colour-blind."""
+"""Gives all pictures one style, readable in print, in grey and for the colour-blind, and saves them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008), ordered so that neighbours differ in lightness as well;
-# yellow is left out, it vanishes on white.
+# Okabe and Ito, "Color Universal Design" (2008), ordered so that neighbours differ in lightness as well.
+# Yellow is left out because it vanishes on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK = "#222222"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, made without pyplot and so without a display or global state."""
+    """Return a figure of this size in inches. It is made without pyplot, so it needs no display and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -28,13 +28,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as ``<path>.png`` (200 dots per inch) and ``<path>.svg`` and return both paths.
+    """Write a figure as ``<path>.png`` (200 dots per inch) and ``<path>.svg``; return both paths.
 
-    Neither file holds a date, so that equal numbers give equal files.
+    Neither file contains a date, so that equal numbers give equal files.
     """
     import matplotlib
 
-    # The first use on a machine scans its fonts, and says so as a warning.
+    # On its first use on a machine, matplotlib scans the fonts and logs a warning about it.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     base = Path(path)
     base.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,10 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Markers are filled until the colours are used up, and hollow from there on."""
+    """Return matplotlib's colour and marker arguments for the method at this index of the comparison.
+
+    Markers are filled until every colour was used once, and hollow after that.
+    """
     color = PALETTE[index % len(PALETTE)]
     hollow = index >= len(PALETTE)
     return {

@@ -1,8 +1,9 @@
-"""The sandbox's command line: bubblewrap around one Python script, with nothing of the host but the interpreter.
+"""The sandbox's command line: bubblewrap around one Python script, which sees only the host's interpreter.
 
-Own user, process, network, IPC, UTS and mount namespaces; no way to make more of them; an empty environment; a small
-tmpfs to write in, everything else read-only. Limits on CPU time, memory, open files and their size are set by prlimit
-before Python starts; system calls for memory that escapes them are filtered out (`seccomp`).
+The sandbox has its own user, process, network, IPC, UTS and mount namespaces, and cannot make more of them. It inherits
+no environment variables. It can write to a small tmpfs; everything else is read-only. Before Python starts, prlimit
+limits CPU time, memory, open files and their size. A filter (`seccomp`) denies system calls that take memory outside
+these limits.
 """
 
 from __future__ import annotations
@@ -28,23 +29,25 @@ INSTALL = (
     "model's programs can do no harm (a machine of their own), --i-accept-unsafe-execution runs them without"
 )
 _USER, _USERS = 60_000, 5_000
-"""The first and the number of user ids that sandboxes run under where the evaluation runs as root, whom limits do not
-bind. Each has its own, because processes are counted by user."""
+"""The first user id of sandboxes, and the number of their ids, where the evaluation runs as root.
+
+Limits do not bind root. Each sandbox has a user id of its own, because processes are counted by user.
+"""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """The resources that one program may use.
 
     Attributes:
-        seconds: wall time, from the start of the interpreter to the verdict. Far more than the CPU time, so that a
-            program that computes has the same verdict on a busy machine; this one ends programs that wait.
+        seconds: wall time, from the moment when both sandboxes run to the verdict. It is far more than the CPU time, so
+            that a program that computes has the same verdict on a busy machine; this limit ends programs that wait.
         cpu_seconds: CPU time of each process.
         memory: bytes of address space of each process.
-        processes: processes and threads at a time, the interpreter included. It is set by the script in its sandbox,
-            where a kernel from 5.14 on counts that sandbox's alone.
+        processes: processes and threads at a time, including the interpreter. The script sets this limit inside the
+            sandbox, where a kernel from 5.14 on counts only that sandbox's processes.
         files: open files of each process.
-        disk: bytes of all files, and of each.
+        disk: bytes of all files together, and of each file.
     """
 
     seconds: float = 40.0
@@ -56,30 +59,30 @@ class Limits:
 
 
 def find_bubblewrap() -> str:
-    """The path of bubblewrap.
+    """The path of bubblewrap's program.
 
     Raises:
-        UserError: it is not installed, or cannot make a sandbox here; says what to do.
+        UserError: bubblewrap is not installed, or cannot make a sandbox here; the message says what to do.
     """
-    found = shutil.which("bwrap")
-    if found is None:
+    bubblewrap_path = shutil.which("bwrap")
+    if bubblewrap_path is None:
         raise UserError(f"generated programs run in a sandbox made by bubblewrap, which is not here: {INSTALL}")
-    why = "" if found in _works else _cannot(found)
+    why = "" if bubblewrap_path in _works else _cannot(bubblewrap_path)
     if why:
         raise UserError(
             f"bubblewrap cannot make a sandbox on this machine: {why}; in a container it needs the right to make "
             "namespaces (docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
             "--security-opt systempaths=unconfined)"
         )
-    return found
+    return bubblewrap_path
 
 
 _works: set[str] = set()
-"""What has made a sandbox in this process; what could not may be able to in a moment."""
+"""Paths of bubblewrap that have made a sandbox in this process; a failure is not kept, since it may be temporary."""
 
 
 def _cannot(bubblewrap: str) -> str:
-    """Why a sandbox cannot be made here; "" where it can."""
+    """Why bubblewrap cannot make a sandbox here; "" if it can."""
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "nothing.py"
         script.write_text("")
@@ -88,11 +91,11 @@ def _cannot(bubblewrap: str) -> str:
             command = sandbox_command(
                 bubblewrap, "nothing.py", {"nothing.py": script}, Limits(), number=os.getpid(), seccomp=seccomp
             )
-            done = subprocess.run(
+            completed = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, pass_fds=seccomp
             )
-    if done.returncode:
-        return done.stderr.strip()[-300:] or f"it ended with {done.returncode}"
+    if completed.returncode:
+        return completed.stderr.strip()[-300:] or f"it ended with {completed.returncode}"
     _works.add(bubblewrap)
     return ""
 
@@ -111,18 +114,18 @@ def sandbox_command(
 
     Args:
         script: one of `files`.
-        files: what is readable in the sandbox's folder /job beside the interpreter: name there -> file here.
-        number: of this sandbox: another one than those that run at the same time have.
-        seccomp: the descriptor that the filter of system calls is read from (`seccomp.opened`).
-        arguments: of the script.
+        files: the files that are readable in the sandbox's folder /job: name in that folder -> path on this machine.
+        number: a number that no other sandbox has while this one runs.
+        seccomp: the descriptor from which the filter of system calls is read (`seccomp.opened`).
+        arguments: the script's arguments.
     """
     prefix, executable, libraries = _interpreter()
     stage = _stage() if os.geteuid() == 0 else None
     standard = os.path.realpath(sysconfig.get_path("stdlib"))
     readable: list[str] = []
     for path in (*libraries, executable, standard):
-        here = path.replace(prefix, str(stage), 1) if stage and path.startswith(f"{prefix}/") else path
-        readable += ["--ro-bind", here, path]
+        source = path.replace(prefix, str(stage), 1) if stage and path.startswith(f"{prefix}/") else path
+        readable += ["--ro-bind", source, path]
     if os.path.isdir(f"{standard}/site-packages"):
         readable += ["--tmpfs", f"{standard}/site-packages", "--remount-ro", f"{standard}/site-packages"]
     for name, file in files.items():
@@ -138,7 +141,7 @@ def sandbox_command(
     ]  # fmt: skip
     if stage is None:
         return inner
-    # bubblewrap is to run as a user of its own, who may not be able to see the interpreter's folder (/root/...).
+    # bubblewrap runs as a user of its own, who may not be allowed to see the interpreter's folder (/root/...).
     user = str(_USER + number % _USERS)
     mount = 'mount --bind "$1" "$2" && shift 2 && exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, user, prefix, str(stage), *inner]
@@ -150,14 +153,14 @@ def bare_command(folder: Path, script: str, argument: str, files: Mapping[str, P
     job.mkdir(exist_ok=True)
     for name, file in files.items():
         shutil.copyfile(file, job / name)
-    # A limit on processes would count all that the user runs, here where no namespace stands between: 0 is none.
+    # Without a namespace, a limit on processes would count all processes of the user; 0 means no limit.
     command = [os.path.realpath(sys.executable), "-S", "-B", str(job / script), "0", str(job / argument)]
     limiter = shutil.which("prlimit")
     return [limiter, *_limits(limits), *command] if limiter else command
 
 
 def _limits(limits: Limits) -> list[str]:
-    """prlimit's options, all but that on processes, which a sandbox's script sets itself."""
+    """prlimit's options, except the limit on processes, which the script in the sandbox sets itself."""
     return [
         f"--cpu={limits.cpu_seconds}", f"--as={limits.memory}", f"--nofile={limits.files}", f"--fsize={limits.disk}",
         "--core=0",
@@ -170,15 +173,15 @@ def _interpreter() -> tuple[str, str, list[str]]:
     prefix = os.path.realpath(sys.base_prefix)
     executable = os.path.realpath(sys.executable)
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("lib-dynload/*.so"))
-    found = subprocess.run(["ldd", executable, *map(str, modules)], capture_output=True, text=True).stdout
-    words = {word for line in found.splitlines() for word in line.split() if word.startswith("/")}
+    listing = subprocess.run(["ldd", executable, *map(str, modules)], capture_output=True, text=True).stdout
+    words = {word for line in listing.splitlines() for word in line.split() if word.startswith("/")}
     libraries = sorted(word for word in words if not word.endswith(":") and os.path.isfile(word))
     return prefix, executable, libraries
 
 
 @functools.cache
 def _stage() -> Path:
-    """An empty folder that everyone can enter, to mount the interpreter on."""
+    """An empty folder that every user can enter, as the mount point for the interpreter."""
     folder = Path(tempfile.mkdtemp(prefix="beamplatform-python-"))
     folder.chmod(0o755)
     atexit.register(os.rmdir, folder)

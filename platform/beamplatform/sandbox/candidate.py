@@ -1,6 +1,7 @@
-"""Inside its sandbox: runs a program and answers calls to its functions.
+"""Runs a program inside its sandbox, and answers calls to the program's functions.
 
-`candidate.py PROCESSES SOURCE`, calls on stdin; the first answer says that the program is about to run.
+Usage: `candidate.py PROCESSES SOURCE`. It reads calls from stdin and writes answers to stdout. The first answer says
+that the program is about to run.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ def main() -> None:
     os.close(nothing)
     with open(sys.argv[2], encoding="utf-8", errors="surrogatepass") as file:
         source = file.read()
-    known: list[Any] = []
+    objects: list[Any] = []
     failure: BaseException | None = None
     namespace: dict[str, Any] = {"__name__": "__candidate__", "__builtins__": __builtins__}
 
     def refer(value: Any) -> int:
-        known.append(value)
-        return len(known) - 1
+        objects.append(value)
+        return len(objects) - 1
 
     wire.send(answers, wire.STARTED)
     try:
@@ -38,8 +39,8 @@ def main() -> None:
         try:
             if failure is not None:
                 raise failure
-            target = known[call["ref"]] if "ref" in call else namespace[call["name"]]
-            arguments = wire.decode(call["arguments"], known.__getitem__)
+            target = objects[call["ref"]] if "ref" in call else namespace[call["name"]]
+            arguments = wire.decode(call["arguments"], objects.__getitem__)
             if call["do"] == "call":
                 value = target(*arguments[0], **arguments[1])
             elif call["do"] == "get":

@@ -1,4 +1,4 @@
-"""One program against its tests: two sandboxes, a pipe each way between them, and a verdict."""
+"""Runs one program against its tests, in two sandboxes with a pipe in each direction, and returns a verdict."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from beamplatform.sandbox.wire import READY
 _LONGEST_VERDICT = 64 * 2**10
 _START_SECONDS = 60.0
 _STARTS = 3
-"""Tries to start the sandboxes: a machine that is full for a moment must not make a right program wrong."""
+"""The most tries to start the sandboxes: a briefly overloaded machine must not fail a correct program."""
 _numbers = itertools.count(97 * os.getpid())
 
 
 class SandboxError(UserError):
-    """The sandboxes did not start; that says nothing about the program."""
+    """The sandboxes did not start, which says nothing about the program."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def check_program(
 ) -> Verdict:
     """Run `test` against `program`; safe to call from several threads.
 
+    Only plain values pass between the program and its tests: numbers, texts, collections, and references to the
+    program's own objects. So the tests do not see that a program changes an argument in place, or returns a generator.
+
     Args:
         program: the whole source that a model wrote.
-        test: what must run without an error. Names that it does not define are the program's.
+        test: source that must run without an error. Names that it does not define refer to the program.
         setup: trusted source that the test needs (the prompt, imports).
-        names: the program's own even where `setup` or Python has such a name, too.
-        sandboxed: False runs the program with this process's rights, limited in time and memory only.
-
-    Only plain values pass between the program and its tests (numbers, texts, collections, and references to the
-    program's own objects): a program that changes its argument in place, or returns a generator, is not seen to do so.
+        names: names that refer to the program even if `setup` or Python defines them too.
+        sandboxed: if False, the program runs with this process's rights, limited only in time and memory.
 
     Raises:
         UserError: no sandbox can be made here.
@@ -78,13 +78,13 @@ def check_program(
         for _ in range(_STARTS):
             with contextlib.ExitStack() as stack:
                 commands: list[_Command] = []
-                for script, argument, found in scripts:
+                for script, argument, script_files in scripts:
                     if bubblewrap is None:
-                        commands.append((bare_command(folder, script, argument, found, limits), ()))
+                        commands.append((bare_command(folder, script, argument, script_files, limits), ()))
                         continue
                     seccomp = stack.enter_context(opened())
                     command = sandbox_command(
-                        bubblewrap, script, found, limits, number=next(_numbers), seccomp=seccomp,
+                        bubblewrap, script, script_files, limits, number=next(_numbers), seccomp=seccomp,
                         arguments=[f"/job/{argument}"],
                     )  # fmt: skip
                     commands.append((command, seccomp))
@@ -95,11 +95,14 @@ def check_program(
 
 
 _Command = tuple[list[str], tuple[int, ...]]
-"""A command, and the descriptors it inherits."""
+"""A command, and the descriptors that it inherits."""
 
 
 def _run(candidate: _Command, judge: _Command, limits: Limits, folder: Path | None) -> Verdict | str:
-    """Both at once; in a sandbox, or else (`folder`) as they are, in that folder. A text: why they did not start."""
+    """Run the program and its judge at the same time, in sandboxes or, without sandboxes, in `folder`.
+
+    Returns the verdict, or a text that says why they did not start.
+    """
     calls_out, calls_in = os.pipe()
     answers_out, answers_in = os.pipe()
     verdict_out, verdict_in = os.pipe()
@@ -125,7 +128,7 @@ def _run(candidate: _Command, judge: _Command, limits: Limits, folder: Path | No
 
 
 def _start(command: _Command, stdin: int, stdout: int, stderr: int, folder: Path | None) -> subprocess.Popen[bytes]:
-    """With no environment but PATH, and no other descriptors."""
+    """Start a command whose only environment variable is PATH, and which inherits only its own descriptors."""
     line, inherited = command
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     return subprocess.Popen(
@@ -135,7 +138,7 @@ def _start(command: _Command, stdin: int, stdout: int, stderr: int, folder: Path
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the first process of the sandbox's namespace, and with it all others; bubblewrap, its parent, then ends."""
+    """Kill the first process of the sandbox's namespace, which ends its other processes and then bubblewrap."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -143,13 +146,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
     try:
         process.wait(timeout=5)
-    except subprocess.TimeoutExpired:  # it had not come as far as its namespace
+    except subprocess.TimeoutExpired:  # bubblewrap has not made its namespace yet
         process.kill()
         process.wait()
 
 
 def _verdict(descriptor: int, seconds: float) -> Verdict | str:
-    """The verdict, in `seconds` from when both sandboxes run; a text where they never did: what was said instead."""
+    """Wait for the verdict, at most `seconds` from the moment when both sandboxes run.
+
+    If they never run, returns what they wrote instead.
+    """
     ready, text = f"{READY}\n".encode(), b""
     deadline, started = time.monotonic() + _START_SECONDS, False
     while True:
@@ -168,7 +174,7 @@ def _verdict(descriptor: int, seconds: float) -> Verdict | str:
     if not started:
         return text.decode(errors="replace").strip()[-300:]
     try:
-        found = json.loads(text.splitlines()[-1])
-        return Verdict(found["passed"] is True, str(found["reason"]))
+        verdict = json.loads(text.splitlines()[-1])
+        return Verdict(verdict["passed"] is True, str(verdict["reason"]))
     except (ValueError, IndexError, KeyError, TypeError):
         return Verdict(False, f"the tests ended without a verdict: {text.decode(errors='replace').strip()[-300:]}")

@@ -1,8 +1,9 @@
-"""In a sandbox of its own: runs a program's tests. `judge.py PROCESSES JOB`; answers come on stdin, calls go to stdout.
+"""Runs a program's tests, in a sandbox of their own.
 
-JOB is a JSON file {"setup": source, "test": source, "names": [of the program's functions that the test calls]}. The
-line READY on stderr says that both sandboxes run; the last line is the verdict: {"passed": bool, "reason": text}. Names
-that neither the tests nor Python know are the program's.
+Usage: `judge.py PROCESSES JOB`. It writes calls of the program's functions to stdout and reads the answers from stdin.
+JOB is a JSON file {"setup": source, "test": source, "names": [names of program functions that the test calls]}. The
+line READY on stderr says that both sandboxes run. The last line there is the verdict {"passed": bool, "reason": text}.
+Names that neither the tests nor Python define refer to the program.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import wire
 
 
 class Ended(BaseException):
-    """The program has ended or talks nonsense. Not an Exception, so that no test can catch it."""
+    """The program has ended, or has sent an invalid answer.
+
+    This is not an Exception, so that no test can catch it.
+    """
 
 
 def main() -> NoReturn:
@@ -28,7 +32,7 @@ def main() -> NoReturn:
         os.dup2(nothing, descriptor)
     with open(sys.argv[2], encoding="utf-8") as file:
         job = json.load(file)
-    if wire.receive(answers) != wire.STARTED:  # written before any line of the program ran
+    if wire.receive(answers) != wire.STARTED:  # sent before any line of the program ran
         os._exit(1)
     verdicts.write(wire.READY + "\n")
     verdicts.flush()
@@ -60,7 +64,7 @@ def main() -> NoReturn:
             raise Ended(f"the program answered with no value ({type(error).__name__})") from None
 
     class Remote:
-        """A function, class or object of the program's."""
+        """A function, class or object of the program."""
 
         def __init__(self, message: dict[str, Any]) -> None:
             object.__setattr__(self, "_message", message)
@@ -98,7 +102,7 @@ def main() -> NoReturn:
         exec(compile(job["setup"], "<setup>", "exec"), names, names)
         for name in job["names"]:
             names[name] = Remote({"name": name})
-        # A function's own globals are a plain dict's: they find the program's names because these stand in it by now.
+        # Functions look up their globals without `__missing__`, so the program's names must be stored by now.
         exec(compile(job["test"], "<test>", "exec"), names, names)
         passed = True
     except Ended as error:

@@ -1,4 +1,7 @@
-"""Values between the judge and a program: plain data, or references to what is not. Runs inside the sandbox, alone."""
+"""Encodes the values that the judge and a program exchange: plain data, or references to other objects.
+
+This file also runs inside the sandbox, without the rest of the package.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,29 @@ from collections.abc import Callable
 from typing import IO, Any
 
 LONGEST = 8 * 2**20
-"""Bytes of one message."""
+"""The largest number of bytes in one message."""
 STARTED = {"started": True}
-"""The first message of a program's sandbox."""
+"""The first message from a program's sandbox."""
 READY = "READY"
-"""The first line of a judge who has had it."""
+"""The line that a judge writes after it has received `STARTED`."""
 _DEEPEST = 100
 _COLLECTIONS = (list, tuple, set, frozenset)
 
 
 class Reference:
-    """Something of the program's that has no plain form: an object, a class, a function."""
+    """An object, class or function of the program that has no plain form."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 def encode(value: Any, refer: Callable[[Any], int], depth: int = 0) -> Any:
-    """A value as JSON data; `refer(value)` gives the number of what has no plain form.
+    """Encode a value as JSON data; `refer(value)` returns a number for a value without a plain form.
 
-    Of subclasses (Counter, namedtuple, IntEnum) their plain content is taken, which is what they compare by.
+    An instance of a subclass (Counter, namedtuple, IntEnum) is encoded as its plain content, by which it also compares.
+
+    Raises:
+        ValueError: the value is nested too deeply.
     """
     if depth > _DEEPEST:
         raise ValueError("too deep")
@@ -56,7 +62,10 @@ def encode(value: Any, refer: Callable[[Any], int], depth: int = 0) -> Any:
 
 
 def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
-    """The value of `encode`; `resolve(number)` gives what a reference stands for. Raises on anything else."""
+    """Decode what `encode` returned; `resolve(number)` returns the value that a reference stands for.
+
+    Any other data raises an error.
+    """
     if data is None or isinstance(data, bool):
         return data
     ((kind, content),) = data.items()
@@ -83,7 +92,7 @@ def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
 
 
 def limit_processes(number: int) -> None:
-    """From here on at most so many processes and threads of this user, in this sandbox; 0 = no limit."""
+    """From now on, limit this user's processes and threads in this sandbox to `number`; 0 means no limit."""
     import resource
 
     if number:
@@ -91,7 +100,11 @@ def limit_processes(number: int) -> None:
 
 
 def send(stream: IO[bytes], message: Any) -> None:
-    """Write one message. Raises ValueError for one that is too long."""
+    """Write one message.
+
+    Raises:
+        ValueError: the message is too long.
+    """
     line = json.dumps(message).encode() + b"\n"
     if len(line) > LONGEST:
         raise ValueError("message too long")
@@ -100,7 +113,11 @@ def send(stream: IO[bytes], message: Any) -> None:
 
 
 def receive(stream: IO[bytes]) -> Any:
-    """The next message; None at the end. Raises ValueError for one that is too long or not JSON."""
+    """Read the next message; returns None at the end of the stream.
+
+    Raises:
+        ValueError: the message is too long or not JSON.
+    """
     line = stream.readline(LONGEST + 1)
     if not line:
         return None

@@ -1,1 +1,1 @@
-"""A sweep: plan and check the trials, train them, evaluate what they exported, compare."""
+"""A sweep: plan and check the trials, train them, evaluate their exported models, compare the results."""

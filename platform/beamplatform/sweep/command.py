@@ -1,4 +1,4 @@
-"""What `pipelines/sweep.py` does once its input is read: show the plan, or run it in front of the user."""
+"""What `pipelines/sweep.py` does after reading its input: show a plan, or run it and report to the user."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ HOW_TO_GET_REAL = (
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep that somebody asks for, its input read.
+    """A sweep that the user requests.
 
     Attributes:
-        name: the sweep's, and of its folder in `storage`.
-        saved: as it was started before, where it is to go on (`--resume`, `--extend`).
-        options: of the tasks, beside the suite's own.
-        extended: it is more than to go on with what was interrupted.
-        typed: the command line's options that an extension takes over.
-        probe: time a few steps first.
+        name: the name of the sweep and of its folder in `storage`.
+        saved: the saved sweep to go on with (`--resume`, `--extend`), if any.
+        options: task options beside the suite's own.
+        extended: whether the saved sweep is extended rather than only resumed.
+        typed: command-line options, which are saved so that an extension need not repeat them.
+        probe: whether to time a few steps first.
     """
 
     suite: str
@@ -67,19 +67,19 @@ class Request:
 
 
 def dry_run(request: Request) -> int:
-    """Print what would run and its estimated memory; starts nothing."""
+    """Print what would run and its estimated memory, and start nothing."""
     console = Console()
     plan = plan_sweep(request.suite, request.preset_name, request.preset, request.methods)
     if request.saved is not None:
-        known = load_ledger(storage_of(request.storage), request.name)
-        for line in changes(plan, request.saved, known, extended=request.extended):
+        entries = load_ledger(storage_of(request.storage), request.name)
+        for line in changes(plan, request.saved, entries, extended=request.extended):
             console.print(line, highlight=False, soft_wrap=True)
     print_plan(plan, console)
     return 0
 
 
 def sweep(request: Request) -> int:
-    """Run a sweep to its table, or what is left of it; returns the exit code: 0, or 1 when trials failed."""
+    """Run a sweep, or the rest of one, and print its table; return the exit code: 0, or 1 if trials failed."""
     from beamplatform.tracking import Tracker
     from beamplatform.tracking.store import redact, sqlite_path
 
@@ -93,10 +93,10 @@ def sweep(request: Request) -> int:
     check_machine()
     _refuse_own_folder(request.storage)
     storage = storage_of(request.storage)
-    here = DEFAULT_STORAGE if is_uri(storage) else storage
-    for place in dict.fromkeys((storage, here)):
-        check_writable("--storage", place)
-    folder = Path(here) / name
+    local_storage = DEFAULT_STORAGE if is_uri(storage) else storage
+    for location in dict.fromkeys((storage, local_storage)):
+        check_writable("--storage", location)
+    folder = Path(local_storage) / name
     tracker = Tracker(request.tracking_uri, request.suite)
     if (database := sqlite_path(tracker.uri)) is not None:
         check_free(f"the tracking store {database}", database.parent)
@@ -110,18 +110,18 @@ def sweep(request: Request) -> int:
     if preset.data.source == "embedded" and preset.model.path == "tiny":
         console.print(HOW_TO_GET_REAL, highlight=False, soft_wrap=True)
     tracker.prepare()
-    parent = next((known.run_id for known in tracker.sweeps() if known.name == name), None)
+    parent = next((earlier.run_id for earlier in tracker.sweeps() if earlier.name == name), None)
     if parent is not None and request.saved is None:
         raise UserError(f"--name {name}: {redact(tracker.uri)} has a sweep of that name already; choose another name")
     with _writable(storage):
         folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder, name):
-        known = load_ledger(storage, name) if request.saved is not None else []
+        earlier = load_ledger(storage, name) if request.saved is not None else []
         console.print(_headline(request, plan, folder / "log.txt"), highlight=False, soft_wrap=True)
         for line in plan.quality.lines(preset.data):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
         if request.saved is not None:
-            for line in changes(plan, request.saved, known, extended=request.extended):
+            for line in changes(plan, request.saved, earlier, extended=request.extended):
                 console.print(line, highlight=False, soft_wrap=True)
         started = request.saved.started if request.saved is not None else time.time()
         values = preset.model_dump(mode="json")
@@ -130,7 +130,7 @@ def sweep(request: Request) -> int:
                 name, request.suite, request.preset_name, values, plan.methods, started, plan.content, request.typed
             ).save(storage)
         parent = _open_parent(tracker, parent, request, plan)
-        return _to_the_end(_Session(request, plan, known, tracker, parent, storage, folder, console))
+        return _to_the_end(_Session(request, plan, earlier, tracker, parent, storage, folder, console))
 
 
 def resume(
@@ -142,7 +142,7 @@ def resume(
     concurrent: int | None,
     options: Collection[str] = (),
 ) -> int:
-    """Go on with a sweep as it was started: the one that is named, else the suite's last one."""
+    """Resume the sweep `name`, or else the suite's last one, with the settings it was started with."""
     saved = find_sweep(storage_of(storage), suite, name)
     preset = saved.resolved()
     if concurrent is not None:
@@ -165,15 +165,18 @@ def resume(
 
 @contextlib.contextmanager
 def _writable(storage: str) -> Iterator[None]:
-    """What is written here is the first that the sweep writes."""
+    """Turn an error of the sweep's first writes to `storage` into a UserError."""
     try:
         yield
-    except Exception as error:  # a disk's, or any of an object store's own
+    except Exception as error:  # a disk or an object store may raise any error
         raise UserError(f"--storage {storage}: cannot be written to ({first_line(error)})") from error
 
 
 def _refuse_own_folder(storage: str) -> None:
-    """A node that comes later cannot be asked what it sees; but the default is surely the head's alone."""
+    """Refuse the default storage folder if nodes may join the cluster later.
+
+    Such nodes cannot be asked now whether they see the folder. But the default folder is surely on the head alone.
+    """
     if storage == DEFAULT_STORAGE and autoscaler_limits().workers:
         raise UserError(
             f"--storage {storage}: the other nodes of this cluster do not see this folder of its head; give a URI such "
@@ -185,13 +188,13 @@ def _refuse_taken_name(storage: str, name: str, suite: str) -> None:
     taken = saved_sweep(storage, name)
     if taken is None:
         return
-    place = join(storage, name)
+    location = join(storage, name)
     if taken.suite != suite:
         raise UserError(
-            f"--name {name}: {place} is a sweep of the suite {taken.suite}, not of {suite}; choose another name"
+            f"--name {name}: {location} is a sweep of the suite {taken.suite}, not of {suite}; choose another name"
         )
     raise UserError(
-        f"--name {name}: {place} exists already; choose another name, go on with --resume {name}, or add to it with "
+        f"--name {name}: {location} exists already; choose another name, go on with --resume {name}, or add to it with "
         f"--extend {name}"
     )
 
@@ -207,12 +210,12 @@ def _headline(request: Request, plan: Plan, log_file: Path) -> str:
 
 @dataclass(frozen=True)
 class _Session:
-    """A sweep in front of the user.
+    """A sweep that runs and reports to the user.
 
     Attributes:
-        known: what the ledger held when it began.
-        parent: the sweep's own run in `tracker`.
-        folder: the log and the table.
+        known: the ledger's entries at the start of the session.
+        parent: id of the sweep's own run in `tracker`.
+        folder: local folder for the log and the table.
     """
 
     request: Request
@@ -230,7 +233,7 @@ class _Session:
 
 
 def _to_the_end(session: _Session) -> int:
-    """Trials, table and the sweep's own run, whatever happens to the trials; returns the exit code."""
+    """Run the trials, print the table and end the sweep's own run, whatever happens; return the exit code."""
     tracker, console, log_file = session.tracker, session.console, session.log_file
     try:
         result = _run(session)
@@ -254,12 +257,12 @@ def _to_the_end(session: _Session) -> int:
 
     console.print(f"Compare runs in the MLflow UI: {ui_command(tracker.uri)}", highlight=False, soft_wrap=True)
     if failed:
-        of = f"all {len(entries)}" if len(failed) == len(entries) else f"{len(failed)} of {len(entries)}"
-        console.print(f"{of} trials failed (details in {log_file}):", style="red", soft_wrap=True)
+        how_many = f"all {len(entries)}" if len(failed) == len(entries) else f"{len(failed)} of {len(entries)}"
+        console.print(f"{how_many} trials failed (details in {log_file}):", style="red", soft_wrap=True)
         for index, reason in failed.items():
             console.print(f"  {entries[index].trial.name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-        again = _how_to_resume(session.request)
-        console.print(f"Try those again with: {again}", highlight=False, soft_wrap=True)
+        resume_command = _how_to_resume(session.request)
+        console.print(f"Try those again with: {resume_command}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -268,7 +271,10 @@ def _how_to_resume(request: Request) -> str:
 
 
 def _close_runs(session: _Session, status: Literal["KILLED", "FAILED"]) -> None:
-    """End what is open, say so and how to go on; a store that is away must not hide why the sweep ends."""
+    """End all open runs, and tell the user about it and how to go on.
+
+    A store that is away must not hide why the sweep ends.
+    """
     try:
         closed = session.tracker.finish_unfinished(session.parent, status)
         print(f"stopped; recorded as {status} in MLflow: {', '.join(closed)}", file=sys.stderr)
@@ -278,7 +284,7 @@ def _close_runs(session: _Session, status: Literal["KILLED", "FAILED"]) -> None:
 
 
 def _run(session: _Session) -> Result:
-    """The trials, with everything the libraries print in the log."""
+    """Run the trials. Everything that libraries print goes to the log."""
     from beamplatform.sweep.run import run_sweep
 
     plan, console = session.plan, session.console
@@ -301,16 +307,16 @@ def _run(session: _Session) -> Result:
 
 
 def _open_parent(tracker: Tracker, known: str | None, request: Request, plan: Plan) -> str:
-    """The sweep's own run: the resolved preset, the environment and what was planned."""
+    """Open the sweep's own run and record the preset, the environment and the plan; return the run's id."""
     from beamplatform.tracking import environment, environment_tags
 
-    found = environment()
+    facts = environment()
     tags = {
         "preset": plan.preset_name,
         "data.fingerprint": plan.identity.records,
         "code": plan.identity.code,
         "context": plan.context,
-        **environment_tags(found),
+        **environment_tags(facts),
     }
     search = plan.search.model_dump(mode="json", include={"algorithm", "trials", "budget", "seed", "trial_seed"})
     parameters = {"suite": plan.suite, "preset": plan.preset_name, "trials": plan.expected, "search": search}
@@ -319,14 +325,14 @@ def _open_parent(tracker: Tracker, known: str | None, request: Request, plan: Pl
     else:
         parent = known
         tracker.reopen(parent)
-        tracker.set_tags(parent, tags)  # parameters cannot change; the preset says what it is now
-    tracker.log_json(parent, found, "environment.json")
+        tracker.set_tags(parent, tags)  # parameters cannot change; preset.json holds the current values
+    tracker.log_json(parent, facts, "environment.json")
     tracker.log_json(parent, plan.preset.model_dump(mode="json"), "preset.json")
     return parent
 
 
 def _compare(session: _Session) -> None:
-    """The tables on the terminal; all of the report in the sweep's folder and with its own run."""
+    """Print the tables, and store the whole report in the sweep's folder and in its own run."""
     from mlflow.exceptions import MlflowException
 
     from beamplatform.report import print_comparison
@@ -335,15 +341,15 @@ def _compare(session: _Session) -> None:
 
     tracker, folder = session.tracker, session.folder / "comparison"
     runs = tracker.trial_runs(sweep=session.request.name, every_status=True)
-    own = [run for run in runs if run.context == session.plan.context]
-    finished = {run.method for run in own if run.status == "FINISHED" and run.role == "final"}
+    current = [run for run in runs if run.context == session.plan.context]
+    finished = {run.method for run in current if run.status == "FINISHED" and run.role == "final"}
     report = make_report(tracker, runs, methods=[method for method in session.plan.methods if method in finished])
     print_comparison(report.comparison, session.console)
     report.write(folder)
     tracker.log_folder(session.parent, folder, "comparison")
     try:
         registered = register_best(report)
-    except MlflowException as error:  # a store without a registry keeps the sweep all the same
+    except MlflowException as error:  # a store may have no registry and still keeps the sweep
         session.console.print(
             f"The best adapter could not be registered: {first_line(error)}", style="yellow", soft_wrap=True
         )

@@ -1,4 +1,4 @@
-"""The sweep's live display: what is done, running and waiting, the current loss, the time left."""
+"""The sweep's live display: trials done, running and waiting, the current loss and the time left."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from rich.text import Text
 
 State = Literal["waiting", "running", "trained", "evaluating", "done", "stopped", "failed"]
 _BEFORE = "before"
+"""Note of a trial that ended in an earlier part of the sweep."""
+
 _AT_MOST = 12
-"""Rows of running trials that are shown; a large sweep must fit a terminal."""
+"""At most this many running trials are shown, so that a large sweep fits a terminal."""
 
 
 @dataclass
 class TrialProgress:
-    """One trial as the display knows it."""
+    """What the display shows of one trial."""
 
     name: str
     total_steps: int
@@ -36,7 +38,7 @@ class TrialProgress:
 
 @dataclass
 class SweepProgress:
-    """Turns events of the sweep into a display; on a terminal live, elsewhere one line per finished trial."""
+    """Shows the progress of a sweep: a live display on a terminal, elsewhere one line per finished trial."""
 
     trials: list[TrialProgress]
     console: Console
@@ -57,7 +59,7 @@ class SweepProgress:
             self._live.stop()
 
     def add(self, trial: TrialProgress) -> None:
-        """One more trial, whose index is the next one."""
+        """Add a trial; its index is the number of trials added before."""
         self.trials.append(trial)
 
     def running(self, index: int) -> None:
@@ -74,7 +76,7 @@ class SweepProgress:
         self._line(f"trained   {trial.name}" + (f"  loss {trial.loss:.3f}" if trial.loss is not None else ""))
 
     def done_before(self, index: int) -> None:
-        """In the sweep that this one resumes."""
+        """Mark a trial that was done in an earlier part of the sweep."""
         trial = self.trials[index]
         trial.state, trial.step, trial.note = "done", trial.total_steps, _BEFORE
 
@@ -90,7 +92,7 @@ class SweepProgress:
             self._line(f"evaluated {trial.name}  {trial.note}")
 
     def ended_before(self, index: int, state: Literal["stopped", "failed"]) -> None:
-        """In the sweep that this one goes on with."""
+        """Mark a trial that was stopped or failed in an earlier part of the sweep."""
         self.trials[index].state, self.trials[index].note = state, _BEFORE
 
     def stopped(self, index: int, reason: str) -> None:
@@ -104,27 +106,30 @@ class SweepProgress:
         self._line(f"failed    {trial.name}: {reason}")
 
     def time_left(self) -> float | None:
-        """Seconds, from the pace of all steps so far (start-up included) and of the answers; None at the start."""
+        """Estimate the seconds left from the pace of all steps (start-up included) or, after training, of the answers.
+
+        Returns None while no pace is known.
+        """
         now = time.monotonic()
-        going = [t for t in self.trials if t.state not in ("failed", "stopped") and t.note != _BEFORE]
-        total, steps = sum(t.total_steps for t in going), sum(t.step for t in going)
-        total += self._to_come * (total // len(going)) if going else 0
-        asked = sum(t.questions for t in going)
+        counted = [t for t in self.trials if t.state not in ("failed", "stopped") and t.note != _BEFORE]
+        total, steps = sum(t.total_steps for t in counted), sum(t.step for t in counted)
+        total += self._to_come * (total // len(counted)) if counted else 0
+        questions_in_all = sum(t.questions for t in counted)
         if steps < total:
-            # Evaluation takes a small part of a trial; its pace is not known before it starts.
+            # The pace of the evaluation is not known before it starts, and it takes only a small part of a trial.
             return (now - self.started) / steps * (total - steps) if steps else None
-        answered = sum(t.answered for t in going)
+        answered = sum(t.answered for t in counted)
         if answered and self._training_ended:
-            return (now - self._training_ended) / answered * (asked - answered)
+            return (now - self._training_ended) / answered * (questions_in_all - answered)
         return None
 
     def tell(self, text: str) -> None:
-        """A line that stays, above the display."""
+        """Print a line that stays above the live display."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @property
     def _to_come(self) -> int:
-        """Trials that have not begun, as far as can be known."""
+        """How many of the expected trials have not been added yet."""
         return max(0, self.expected - len(self.trials))
 
     def _line(self, text: str) -> None:
@@ -161,9 +166,9 @@ def _rows(trials: Sequence[TrialProgress]) -> Table:
     table = Table.grid(padding=(0, 2))
     for trial in trials:
         training, answering = f"step {trial.step}/{trial.total_steps}", f"question {trial.answered}/{trial.questions}"
-        what = training if trial.state == "running" else answering
+        position = training if trial.state == "running" else answering
         loss = f"loss {trial.loss:.3f}" if trial.loss is not None and trial.state == "running" else ""
-        table.add_row(Text(trial.name, style="cyan"), what if trial.step else "starting", loss)
+        table.add_row(Text(trial.name, style="cyan"), position if trial.step else "starting", loss)
     return table
 
 

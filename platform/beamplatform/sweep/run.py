@@ -1,4 +1,4 @@
-"""The sweep from its plan to its comparison: the stages, in their order."""
+"""Runs a planned sweep: the stages in order, from the probe to the evaluation of the last trial."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a sweep.
+    """The outcome of a sweep.
 
     Attributes:
-        entries: its trials.
-        failed: index of an entry -> why, in training or in evaluation.
+        entries: the sweep's trials.
+        failed: index of each entry that failed in training or evaluation -> reason.
     """
 
     entries: Sequence[LedgerEntry]
@@ -55,31 +55,32 @@ def run_sweep(
     probe: bool = False,
     options: Collection[str] = (),
 ) -> Result:
-    """Search, train, evaluate and record what `plan` says; Ray is started and shut down here.
+    """Search, train, evaluate and record the trials of a plan. Starts Ray and shuts it down.
 
-    A tracking store that goes away meanwhile ends nothing: the end waits for it, see `MlflowWriter.close`.
+    If the tracking store goes away meanwhile, the sweep goes on and waits for it at the end; see `MlflowWriter.close`.
 
     Args:
         sweep: the sweep's name; its files go to `storage`/`sweep`.
-        tracker: prepared, with the run `parent` of this sweep open.
-        known: the sweep's ledger, where it was begun before: trials that are done are left alone, trained ones only
-            evaluated.
-        again: of those, try again what has failed.
-        concurrent: most trials at once; None = as many as fit.
-        probe: first time a few steps, and tell what all of it will take.
-        options: of the tasks (`Task.options`), beside the suite's own.
+        tracker: a prepared tracker.
+        parent: id of this sweep's own run in `tracker`, which is open.
+        known: the ledger's entries if the sweep was begun before. Finished trials are left alone, and trained ones are
+            only evaluated.
+        again: whether to try failed trials of `known` again.
+        concurrent: most trials at once; None for as many as fit.
+        probe: whether to time a few steps first and tell the user how long the sweep will take.
+        options: task options (`Task.options`) beside the suite's own.
 
     Raises:
         UserError: the largest trial does not fit the cluster's GPUs.
-        ConnectionError: the trials are done, but the store is still away; says what it lacks.
-        RuntimeError: the trials are done, but the store refused some of what there is to record.
+        ConnectionError: the trials are done, but the store is still away; the message says what it lacks.
+        RuntimeError: the trials are done, but the store refused some of the records.
     """
     import ray
 
     from beamplatform.sweep.trials.trial_events import TrialEvents
 
     runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if known else {}
-    with MlflowWriter(tracker, []) as recorder:  # outside Ray: nodes need not wait for a store
+    with MlflowWriter(tracker, []) as recorder:  # closed after Ray's shutdown: nodes need not wait for a store
         records = TrialEvents(plan, sweep, storage, recorder, parent, progress, known, again=again)
         for run_id, context in records.new_contexts(runs.values()).items():
             tracker.set_tags(run_id, {"context": context})
@@ -89,7 +90,7 @@ def run_sweep(
         cluster = start_ray()
         training = plan.preset.training
         most = cluster.concurrent(training, concurrent)
-        if plan.search.budget is None:  # else nobody knows
+        if plan.search.budget is None:  # with a budget, the number of trials is unknown
             most = min(most, max(1, trial_queue.to_come))
         try:
             check_storage(storage)
@@ -106,14 +107,14 @@ def run_sweep(
             for index in waiting:
                 records.answer(index)
             _train(plan, _Jobs(records, stage, concurrent), join(storage, sweep, RAY), cluster.uses_gpu(training))
-            asked = stage.finish()
+            failed_evaluations = stage.finish()
         finally:
             stage.abandon()
             ray.shutdown()
-            records.save()  # also what trials have taken that were interrupted
+            records.save()  # including the hours of interrupted trials
             records.clear()
         records.clear_ray()
-        return Result(trial_queue.entries, _failed(trial_queue) | asked)
+        return Result(trial_queue.entries, _failed(trial_queue) | failed_evaluations)
 
 
 def _failed(trial_queue: TrialQueue) -> dict[int, str]:
@@ -128,7 +129,7 @@ def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress
 
     training = plan.preset.training
     try:
-        found = run_probe(plan, storage, use_gpu=cluster.uses_gpu(training))
+        probe = run_probe(plan, storage, use_gpu=cluster.uses_gpu(training))
     except TrainingFailedError as error:
         if "out of memory" in str(error).lower():
             largest = plan.largest
@@ -136,13 +137,13 @@ def _probe(plan: Plan, cluster: Cluster, concurrent: int, storage: str, progress
             raise UserError(f"{largest.trial.method} ran out of memory in its first steps; try {change}") from None
         progress.tell(f"The probe of {STEPS} steps failed, and its trials may as well: {reason(error)}")
         return
-    seconds = found.training_seconds(plan, concurrent)
+    seconds = probe.training_seconds(plan, concurrent)
     duration = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
     most = "at most " if plan.search.stops_early else "about "
     progress.tell(
-        f"Probe ({min(STEPS, plan.steps(found.method))} steps of {found.method}): {found.seconds:.3g} s a step, "
-        f"{found.start:.0f} s to start, {found.memory / GIB:.2f} GiB for a worker at most "
-        f"(estimated {found.expected / GIB:.2f} GiB). Training takes {most}{duration}, {concurrent} at a time; "
+        f"Probe ({min(STEPS, plan.steps(probe.method))} steps of {probe.method}): {probe.seconds:.3g} s a step, "
+        f"{probe.start:.0f} s to start, {probe.memory / GIB:.2f} GiB for a worker at most "
+        f"(estimated {probe.expected / GIB:.2f} GiB). Training takes {most}{duration}, {concurrent} at a time; "
         "the test questions come on top."
     )
 
@@ -163,10 +164,10 @@ def _train(plan: Plan, jobs: _Jobs, storage: str, use_gpu: bool) -> None:
 
 
 class _Jobs:
-    """The agenda's trials, as the stage "train" takes them: as many at a time as the cluster has room for now.
+    """Hands out the queue's trials to the stage "train", as many at a time as the cluster has room for now.
 
     Args:
-        stage: what its engine takes beside training is not the trials'.
+        stage: the evaluation stage. The cores and GPUs that it reserves are not given to trials.
         limit: most trials at once.
     """
 
@@ -178,14 +179,15 @@ class _Jobs:
     @property
     def finished(self) -> bool:
         trial_queue = self.records.trial_queue
-        return trial_queue.finished and not trial_queue.running  # one that is lost with its node is begun again
+        return trial_queue.finished and not trial_queue.running  # a trial whose node is lost begins again
 
     def next(self) -> Job | None:
         trial_queue = self.records.trial_queue
         if trial_queue.finished:
-            return None  # asked at every step of Tune's; the cluster need not be
+            return None  # Tune calls this at every step, so do not query the cluster
         room = cluster_now()
-        if not (os.environ.get("RAY_ADDRESS") and self._stage.started):  # else it is no longer among what is free
+        # In a shared cluster, the resources of a started engine are no longer among the free ones.
+        if not (os.environ.get("RAY_ADDRESS") and self._stage.started):
             room = room.less(*self._stage.reserved)
         if trial_queue.running >= room.concurrent(trial_queue.plan.preset.training, self._limit):
             return None
@@ -196,12 +198,12 @@ class _Jobs:
 def evaluation_stage(
     plan: Plan, records: TrialEvents, cluster: Cluster, concurrent: int, store: str, options: Collection[str]
 ) -> EvaluationStage:
-    """The evaluation of this sweep; it begins beside training where that leaves a GPU (or cores) free.
+    """Make the evaluation stage. It runs beside training if training leaves a GPU (or cores) free.
 
     Args:
-        concurrent: trials that train at once.
-        store: where answers are kept.
-        options: of the tasks, beside the suite's own.
+        concurrent: number of trials that train at once.
+        store: the storage for the models' answers.
+        options: task options beside the suite's own.
     """
     training = plan.preset.training
     use_gpu, spare = cluster.uses_gpu(training), cluster.spare(training, concurrent)

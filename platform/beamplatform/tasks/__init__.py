@@ -1,4 +1,4 @@
-"""Tasks as data: their records, prompts, and how an answer is read and compared."""
+"""The tasks: their records and prompts, and how an answer is extracted and compared."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """HumanEval (Chen et al. 2021, arXiv 2107.03374) and MBPP (Austin et al. 2021, arXiv 2108.07732), run in a sandbox.
 
-A program is right when its tests pass (`beamplatform.sandbox`). Both are asked as instructions; the papers' own prompts
-are for models that were not trained to follow any.
+A program is correct when its tests pass (`beamplatform.sandbox`). The questions of both benchmarks are asked as
+instructions; the papers' own prompts are for models that were not trained to follow instructions.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from beamplatform.tasks.record import Record, json_type, text_field
 from beamplatform.tasks.task import Option, Task
 
 MBPP_TEST = range(11, 511)
-"""The ids of MBPP's test split; one file holds all splits."""
+"""The ids of MBPP's test split; all splits are in one file."""
 
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = re.compile(r"(?:\{?\.?(?:i?python|py)[\d.]*\}?(?:[:,].*)?)?", re.IGNORECASE)
-"""What stands behind the fence of a block that may be the program, such as python3, {.python} and python:a.py; nothing
-may, too."""
+"""Matches what follows the opening fence of a block of Python: nothing, or a text such as python3, {.python} or
+python:a.py."""
 _ENDS = re.compile(r"""^if __name__ == ["']__main__["']:|^# Example usage|^assert\b""", re.MULTILINE)
 _CODE = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
-"""A line that is neither blank nor a comment."""
+"""Matches the beginning of a line that is neither blank nor a comment."""
 
 
 def extract_program(completion: str, names: Collection[str] = ()) -> str | None:
-    """The program in a completion, without what follows it only to show it off; None where there is none.
+    """Return the program in a completion, or None if there is none.
 
-    That is a fenced block of Python: of several the first that defines one of `names`, else the first. Where nothing is
-    fenced it is all of the completion.
+    If the completion has fenced blocks of Python, the program is the first block that defines one of `names`, or else
+    the first block. Without such a block it is the whole completion. Code at the end of the program that only
+    demonstrates its use is left out.
     """
     text = completion.replace("\r\n", "\n")
-    # A program of its own may hold fences, in a docstring.
+    # A completion that is itself Python may contain fences, in a docstring.
     blocks = [text] if _parses(text) else _blocks(text) or [text]
     program = next((block for block in blocks if _defines(block, names)), blocks[0])
     for end in _ENDS.finditer(program):
@@ -49,32 +50,32 @@ def extract_program(completion: str, names: Collection[str] = ()) -> str | None:
 
 
 def program_for(completion: str, record: Record) -> str | None:
-    """As `extract_program`, for the functions that a record's tests call."""
+    """Return the program as `extract_program` does, with the names that the record's tests use."""
     return extract_program(completion, json.loads(record.answer)["names"])
 
 
 def _blocks(text: str) -> list[str]:
-    """The fenced blocks that may be Python; also what stands before a closing fence that nothing has opened."""
-    found: list[str] = []
+    """Return the fenced blocks that may be Python, and Python before a closing fence that has no opening fence."""
+    blocks: list[str] = []
     fences = list(_FENCE.finditer(text))
     opening: re.Match[str] | None = None
     for fence in fences:
         if opening is None:
             before = text[: fence.start()]
-            if not found and not fence[3] and len(fences) % 2 and _CODE.search(before) and _parses(before):
-                found.append(before)
+            if not blocks and not fence[3] and len(fences) % 2 and _CODE.search(before) and _parses(before):
+                blocks.append(before)
             else:
                 opening = fence
         elif fence[2].startswith(opening[2]) and not fence[3]:
-            found += _python(text, opening, fence.start())
+            blocks += _python(text, opening, fence.start())
             opening = None
     if opening is not None:  # the completion was cut off
-        found += _python(text, opening, len(text))
-    return found
+        blocks += _python(text, opening, len(text))
+    return blocks
 
 
 def _python(text: str, opening: re.Match[str], end: int) -> list[str]:
-    """The block behind a fence, its columns counted from the fence's; nothing where it is of another language."""
+    """Return a list of the fenced block, without the indentation of the fence; empty for another language."""
     if not _PYTHON.fullmatch(opening[3]):
         return []
     lines = text[opening.end() + 1 : end].split("\n")
@@ -82,12 +83,12 @@ def _python(text: str, opening: re.Match[str], end: int) -> list[str]:
 
 
 def _defines(program: str, names: Collection[str]) -> bool:
-    found = re.findall(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", program, re.MULTILINE)
-    return not set(found).isdisjoint(names)
+    defined = re.findall(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", program, re.MULTILINE)
+    return not set(defined).isdisjoint(names)
 
 
 def _parses(program: str) -> bool:
-    """Whether it is Python, or the indented body of a function."""
+    """Whether the text is Python, or the indented body of a function."""
     try:
         ast.parse(textwrap.dedent(program))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -96,7 +97,7 @@ def _parses(program: str) -> bool:
 
 
 def parse_humaneval(row: Mapping[str, Any], where: str) -> Record:
-    """{"prompt", "canonical_solution", "test", "entry_point"}."""
+    """Return the record of a row {"prompt", "canonical_solution", "test", "entry_point"}."""
     prompt, test, name = (text_field(row, field, where) for field in ("prompt", "test", "entry_point"))
     if not name.isidentifier():
         raise UserError(f"{where}: entry_point must be the name of a function, found {name!r}")
@@ -105,7 +106,10 @@ def parse_humaneval(row: Mapping[str, Any], where: str) -> Record:
 
 
 def parse_mbpp(row: Mapping[str, Any], where: str) -> Record | None:
-    """{"task_id", "text", "code", "test_list", "test_setup_code"}; None for one that is not of the test split."""
+    """Return the record of a row {"task_id", "text", "code", "test_list", "test_setup_code"}.
+
+    Returns None for a row that is not in the test split.
+    """
     number, tests = row.get("task_id"), row.get("test_list")
     if not isinstance(number, int) or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
         raise UserError(f"{where}: needs an integer task_id and a list of texts test_list")
@@ -116,15 +120,15 @@ def parse_mbpp(row: Mapping[str, Any], where: str) -> Record | None:
     setup = row.get("test_setup_code")
     if setup is not None and not isinstance(setup, str):
         raise UserError(f"{where}: test_setup_code must be a string, found {json_type(setup)}")
-    shown = "\n".join(tests)
-    asked = f"{text_field(row, 'text', where)} Your code should satisfy these tests:\n{shown}"
+    tests_text = "\n".join(tests)
+    instruction = f"{text_field(row, 'text', where)} Your code should satisfy these tests:\n{tests_text}"
     code = text_field(row, "code", where)
-    wanted = {"setup": setup or "", "test": shown, "names": _defined(code)}
-    return Record(asked, code, json.dumps(wanted))
+    answer = {"setup": setup or "", "test": tests_text, "names": _defined(code)}
+    return Record(instruction, code, json.dumps(answer))
 
 
 def _defined(code: str) -> list[str]:
-    """The functions and classes of a program; one of MBPP's is called sum."""
+    """Return the names of a program's functions and classes, which may be names of built-ins, as MBPP's `sum`."""
     return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
@@ -137,15 +141,20 @@ def mbpp_prompt(record: Record) -> str:
 
 
 def completes_prompt(program: str, record: Record, *, sandboxed: bool = True) -> bool:
-    """Whether the prompt and the program pass the tests; the program may continue the function or write it anew."""
+    """Whether the prompt followed by the program passes the tests.
+
+    The program may continue the prompt's function, or write it anew.
+    """
     return passes(f"{record.instruction}{program}", record, sandboxed=sandboxed)
 
 
 def passes(program: str, record: Record, *, sandboxed: bool = True) -> bool:
-    """Whether the program passes the record's tests, in the sandbox unless the user accepts to run it without.
+    """Whether the program passes the record's tests.
+
+    Program and tests run in the sandbox, unless the user accepts to run them without it.
 
     Raises:
-        UserError: no sandbox can be made here.
+        UserError: no sandbox can be created on this machine.
     """
     from beamplatform.sandbox import check_program
 
@@ -155,14 +164,14 @@ def passes(program: str, record: Record, *, sandboxed: bool = True) -> bool:
 
 
 def sandbox() -> None:
-    """Raises UserError where no sandbox can be made."""
+    """Raise UserError if no sandbox can be created on this machine."""
     from beamplatform.sandbox import find_bubblewrap
 
     find_bubblewrap()
 
 
 def _unsafe(correct: Callable[..., bool]) -> dict[str, Option]:
-    """What --i-accept-unsafe-execution changes."""
+    """Return the option behind --i-accept-unsafe-execution, which runs programs without a sandbox."""
     changes = {"requires": lambda: None, "correct": functools.partial(correct, sandboxed=False)}
     return {"unsafe": Option("its programs ran without a sandbox", changes)}
 

@@ -1,8 +1,8 @@
 """The eight commonsense tasks, scored as the harness of LLM-Adapters scores them.
 
-The harness is the one DoRA and BeamLoRA report with (https://github.com/AGI-Edgerunners/LLM-Adapters,
+DoRA and BeamLoRA report their results with this harness (https://github.com/AGI-Edgerunners/LLM-Adapters,
 commonsense_evaluate.py). An answer is the first match, case-sensitive, of the task's labels joined by `|`.
-The pattern has no word boundaries, and none are added here, so that scores compare with published ones:
+The pattern has no word boundaries, and none are added here, so that scores are comparable with published ones:
 "answer10" counts as answer1, "untrue" as true, and "Answer1" as no answer. The published runs search with 4
 beams (`evaluation.beams: 4`); greedy is the default here because it is several times faster.
 """
@@ -30,11 +30,11 @@ LABELS: dict[str, tuple[str, ...]] = {
     "ARC-Challenge": _ANSWERS,
     "openbookqa": _ANSWERS,
 }
-"""The labels looked for, by task, in the order the benchmark's tables list the tasks."""
+"""The labels of every task, in the order in which the benchmark's tables list the tasks."""
 
 
 def first_label(labels: tuple[str, ...]) -> Callable[[str], str | None]:
-    """Return an extraction that finds the label standing first in a completion."""
+    """Return a function that extracts the first label in a completion, or None if there is none."""
     pattern = re.compile("|".join(map(re.escape, labels)))
 
     def extract(completion: str) -> str | None:
@@ -45,7 +45,7 @@ def first_label(labels: tuple[str, ...]) -> Callable[[str], str | None]:
 
 
 def has_label(labels: tuple[str, ...]) -> Callable[[Record], bool]:
-    """Return whether a record's answer is one of the labels."""
+    """Return a function that says whether a record's answer is one of the labels."""
     return lambda record: record.answer in labels
 
 
@@ -54,7 +54,10 @@ def _prompt(record: Record) -> str:
 
 
 def _hellaswag_note(records: Sequence[Record]) -> str:
-    """The published HellaSwag has WikiHow's articles with their markers, behind some 3200 records of another source."""
+    """Return a note if the markers of WikiHow's articles are missing.
+
+    In the published HellaSwag the articles, with their markers, follow some 3200 records of another source.
+    """
     if len(records) < 4000 or any("[step]" in record.instruction for record in records):
         return ""
     return "variant: WikiHow's markers, such as [step], are missing in its records"

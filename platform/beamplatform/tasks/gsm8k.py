@@ -16,12 +16,12 @@ STOP = ("Instruction:", "Instruction", "Response:", "Response")
 
 
 def step_by_step(record: Record) -> str:
-    """The prompt template, with the response begun."""
+    """Return the prompt, followed by the beginning of the response."""
     return alpaca_prompt(record.instruction, record.input).rstrip("\n") + " Let's think step by step."
 
 
 def parse(row: Mapping[str, Any], where: str) -> Record:
-    """{"question", "answer"}; the gold answer stands behind "#### "."""
+    """Return the record of a row {"question", "answer"}; the gold answer follows "#### "."""
     question, solution = text_field(row, "question", where), text_field(row, "answer", where)
     _, marker, answer = solution.rpartition("####")
     if not marker:
@@ -30,20 +30,20 @@ def parse(row: Mapping[str, Any], where: str) -> Record:
 
 
 def extract(completion: str) -> str | None:
-    """Behind the last marker the first number, rounded to an integer; without the marker there is no answer."""
+    """Return the first number after the last marker, rounded to an integer; None without a marker or number."""
     _, marker, rest = completion.rpartition(MARKER)
     number = first_number(rest) if marker else None
     return None if number is None else str(round(number))
 
 
 def correct(extracted: str, record: Record) -> bool:
-    """Whether both are the same integer."""
+    """Whether the extracted and the gold answer are the same integer."""
     gold = first_number(record.answer)
     return gold is not None and int(extracted) == gold
 
 
 def is_integer(record: Record) -> bool:
-    """Whether the gold answer is one: a completion's is rounded to an integer."""
+    """Whether the gold answer is an integer; no other can be matched, as extracted answers are rounded."""
     gold = first_number(record.answer)
     return gold is not None and gold.denominator == 1
 

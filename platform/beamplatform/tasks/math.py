@@ -1,7 +1,7 @@
 r"""MATH (Hendrycks et al. 2021, arXiv 2103.03874), scored as MetaMath's harness scores it (eval_math.py).
 
-That script compares a prediction with itself where its parser fails, and so counts failures as correct. A failure is
-wrong here. An answer that is only set off, as $x$ or \boxed{x}, is x here, in gold answers and in predictions.
+When its parser fails, that script compares the prediction with itself, and so counts the failure as correct. Here a
+failure counts as wrong. Markup around an answer is ignored in gold answers and in predictions: $x$ and \boxed{x} are x.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from beamplatform.tasks.task import Option, Task
 
 
 def parse(row: Mapping[str, Any], where: str) -> Record:
-    r"""{"instruction", "output"}; the gold answer is the content of the last \boxed{}."""
+    r"""Return the record of a row {"instruction", "output"}; the gold answer is the content of the last \boxed{}."""
     question, solution = text_field(row, "instruction", where), text_field(row, "output", where)
     answer = last_boxed(solution)
     if answer is None:
@@ -27,24 +27,24 @@ def parse(row: Mapping[str, Any], where: str) -> Record:
 
 
 def extract(completion: str) -> str | None:
-    """What stands behind the last marker, up to a full stop at the end of a line."""
+    """Return the text after the last marker, up to a full stop at the end of a line; None if there is none."""
     _, marker, rest = completion.rpartition(MARKER)
     answer = rest.partition(".\n")[0].strip().removesuffix(".").strip()
     return answer if marker and answer else None
 
 
 def correct(extracted: str, record: Record) -> bool:
-    """Whether the normal forms are the same text."""
+    """Whether the normal forms of both answers are the same text."""
     return normal_form(bare(extracted)) == normal_form(bare(record.answer))
 
 
 def correct_in_sympy(extracted: str, record: Record) -> bool:
-    """Whether the normal forms are the same text, or the answers the same mathematics."""
+    """Whether the normal forms are the same text, or sympy finds the answers equal."""
     return correct(extracted, record) or same_mathematics(bare(record.answer), bare(extracted))
 
 
 def has_answer(record: Record) -> bool:
-    """Whether anything is left of the gold answer in its normal form."""
+    """Whether the normal form of the gold answer is not empty."""
     return bool(normal_form(bare(record.answer)))
 
 

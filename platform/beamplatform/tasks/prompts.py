@@ -23,12 +23,12 @@ ALPACA_WITH_INPUT = (
 def alpaca_prompt(instruction: str, input: str = "") -> str:
     """Return the prompt for `instruction`; it ends in "### Response:" and a newline.
 
-    LLM-Adapters uses two versions that differ from each other in stray spaces, one to train and one to
-    evaluate. A model is scored here on exactly the text it was trained on.
+    LLM-Adapters trains with one version of the template and evaluates with another, and the two differ in stray
+    spaces. Here a model is evaluated with exactly the prompt that it was trained with.
 
     Args:
-        instruction: what is asked; kept as it is, curly braces and outer whitespace included.
-        input: further text the instruction refers to. Empty in all of the commonsense records.
+        instruction: the question or task. It is not changed, not even curly braces and outer whitespace.
+        input: further text that the instruction refers to. It is empty in all commonsense records.
     """
     if input:
         return ALPACA_WITH_INPUT.format(instruction=instruction, input=input)

@@ -1,4 +1,4 @@
-"""One question of a task and its gold answer, and how a row of a file becomes one."""
+"""Defines records, each one question of a task with its gold answer, and parses rows into records."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Record:
 
     Attributes:
         instruction: the question with its choices, as it stands in the prompt.
-        output: the text a model is trained to answer with.
-        answer: the label the extracted answer is compared with, such as "answer2".
-        input: further text the instruction refers to; empty in the commonsense sets.
+        output: the text that a model is trained to answer with.
+        answer: the gold answer, with which the extracted answer is compared, such as "answer2".
+        input: further text that the instruction refers to; empty in the commonsense sets.
     """
 
     instruction: str
@@ -27,29 +27,32 @@ class Record:
 
 
 RowParser = Callable[[Mapping[str, Any], str], Record | None]
-"""Makes a record of a row, None to leave it out; the second argument names it in messages. Raises UserError."""
+"""Turns a row into a record, or into None to leave it out. Raises UserError for a wrong row.
+
+The second argument names the row in messages.
+"""
 
 
 def text_field(row: Mapping[str, Any], field: str, where: str) -> str:
-    """A field that must be a text and not empty.
+    """Return the value of a field, which must be a text that is not blank.
 
     Raises:
-        UserError: names the record, the field and what was found.
+        UserError: the field is missing, blank or no text; the message names the record, the field and what was found.
     """
     if field not in row:
         raise UserError(f"{where}: no field {field!r}, found {', '.join(map(str, row)) or '(no fields)'}")
     value = row[field]
     if not isinstance(value, str) or not value.strip():
-        found = "an empty string" if isinstance(value, str) else json_type(value)
-        raise UserError(f"{where}: field {field!r} must be a non-empty string, found {found}")
+        actual = "an empty string" if isinstance(value, str) else json_type(value)
+        raise UserError(f"{where}: field {field!r} must be a non-empty string, found {actual}")
     return value
 
 
 def parse_record(row: Mapping[str, Any], where: str) -> Record:
-    """A row of LLM-Adapters' data: {"instruction", "input", "output", "answer"}.
+    """Return the record of a row of LLM-Adapters' data: {"instruction", "input", "output", "answer"}.
 
     Raises:
-        UserError: names the record, the field and what was found.
+        UserError: a field is missing or wrong; the message names the record, the field and what was found.
     """
     for field in ("instruction", "output", "answer"):
         if field not in row:
@@ -58,18 +61,18 @@ def parse_record(row: Mapping[str, Any], where: str) -> Record:
                 f"found {', '.join(map(str, row)) or '(no fields)'}"
             )
         text_field(row, field, where)
-    given = row.get("input")
+    input_text = row.get("input")
     # The hub's columnar format turns an absent optional field into None.
-    if given is not None and not isinstance(given, str):
-        raise UserError(f"{where}: field 'input' must be a string, found {json_type(given)}")
-    return Record(row["instruction"], row["output"], row["answer"], given or "")
+    if input_text is not None and not isinstance(input_text, str):
+        raise UserError(f"{where}: field 'input' must be a string, found {json_type(input_text)}")
+    return Record(row["instruction"], row["output"], row["answer"], input_text or "")
 
 
 def require_text(value: str, where: str, field: str) -> None:
-    """Refuse half of a surrogate pair, which JSON can hold (\\ud800) and no tokenizer takes.
+    """Refuse a text with half of a surrogate pair, which JSON can hold (\\ud800) and no tokenizer accepts.
 
     Raises:
-        UserError: names the record and the field.
+        UserError: the text has one; the message names the record and the field.
     """
     try:
         value.encode("utf-8")
@@ -80,6 +83,6 @@ def require_text(value: str, where: str, field: str) -> None:
 
 
 def json_type(value: Any) -> str:
-    """A JSON value's type in words."""
+    """Return the type of a JSON value in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

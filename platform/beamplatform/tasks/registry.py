@@ -1,4 +1,7 @@
-"""Every task by its name, and from files of the user's own. A new group of tasks is a module and one entry here."""
+"""Finds tasks by name, and loads tasks from the user's own files.
+
+A new group of tasks needs a module of its own and an entry in `TASKS`.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ TASKS: dict[str, Task] = {task.name: task for task in (*COMMONSENSE, GSM8K, MATH
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`, or that of a Python file, which holds it as `TASK`.
+    """Return the task called `name`; if `name` is the path of a Python file, return its `TASK`.
 
     Raises:
-        UserError: there is none; the message lists the names there are.
+        UserError: there is no such task (the message lists the names), or the file does not define a valid one.
     """
     if name.endswith(".py"):
         return _from_file(name)
@@ -40,7 +43,10 @@ def get_task(name: str) -> Task:
 
 @functools.cache
 def _from_file(path: str) -> Task:
-    """The file is run, as any script of the user's: it is named by them, never by data."""
+    """Run the file and return its task.
+
+    The file is trusted like any script of the user, because only the user can name it; data cannot.
+    """
     if not Path(path).is_file():
         raise UserError(f"no task file {path}")
     spec = importlib.util.spec_from_file_location(f"task_{Path(path).stem}", path)
@@ -49,7 +55,7 @@ def _from_file(path: str) -> Task:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
             spec.loader.exec_module(module)
-    except BaseException as error:  # also `sys.exit`, which would end the sweep as if all were well
+    except BaseException as error:  # including `sys.exit`, which would end the sweep as if nothing were wrong
         raise UserError(f"{path}: cannot be run ({type(error).__name__}: {first_line(error)})") from error
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
@@ -58,15 +64,15 @@ def _from_file(path: str) -> Task:
         raise UserError(
             f"{path}: the name of a task must be {NAME_IN_WORDS}, and not that of another task, found {task.name!r}"
         )
-    for field, good, what in _fields(task):
-        if not good:
-            found = shortened(repr(getattr(task, field)))
-            raise UserError(f"{path}: {field} of the task {task.name} must be {what}, found {found}")
+    for field, is_valid, requirement in _fields(task):
+        if not is_valid:
+            actual = shortened(repr(getattr(task, field)))
+            raise UserError(f"{path}: {field} of the task {task.name} must be {requirement}, found {actual}")
     return task
 
 
 def _fields(task: Task) -> Iterator[tuple[str, bool, str]]:
-    """(field, whether its value is of the right kind, what would be) of a task of the user's own."""
+    """Yield (field, whether its value is valid, what it must be) for the fields of a user's own task."""
     for field in ("prompt", "extract", "correct", "requires", "parse", "scorable", "note"):
         yield field, callable(getattr(task, field)), "a function"
     yield "extract_for", task.extract_for is None or callable(task.extract_for), "a function or None"
@@ -76,7 +82,7 @@ def _fields(task: Task) -> Iterator[tuple[str, bool, str]]:
     texts = isinstance(stop, tuple | list) and all(isinstance(text, str) and text for text in stop)
     yield "stop", texts, "a tuple of texts that are not empty"
     yield "files", _is_place(task.files), "a path, in which {name} and {split} may stand and no other braces"
-    options = isinstance(task.options, Mapping) and all(isinstance(one, Option) for one in task.options.values())
+    options = isinstance(task.options, Mapping) and all(isinstance(option, Option) for option in task.options.values())
     yield "options", options, "a dict of names and Options"
 
 

@@ -1,4 +1,4 @@
-"""What a task is."""
+"""Defines what a task is: how it asks its questions and how it scores the answers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from beamplatform.tasks.record import Record, RowParser, parse_record
 
 
 def equals_answer(extracted: str, record: Record) -> bool:
-    """Whether the extracted answer is, character for character, the record's."""
+    """Whether the extracted answer equals the record's, character for character."""
     return extracted == record.answer
 
 
 def _any_answer(record: Record) -> bool:
-    """Most tasks of the user's own say nothing about their gold answers."""
+    """Accept every gold answer, for tasks that do not say which they can score."""
     return True
 
 
 def _nothing() -> None:
-    """What most tasks require."""
+    """Require nothing of the machine, as most tasks do."""
 
 
 def as_published(records: Sequence[Record]) -> str:
-    """What most tasks note about their records."""
+    """Return an empty note, for records that are as published."""
     return ""
 
 
@@ -35,7 +35,7 @@ class Option:
 
     Attributes:
         note: what a reader of the score must know.
-        changes: the task's fields with it.
+        changes: the fields of the task that the option replaces, with their new values.
     """
 
     note: str
@@ -48,20 +48,21 @@ class Task:
 
     Attributes:
         name: the task's name in suites, in tables and as a data folder.
-        prompt: the text a model is asked with.
-        max_new_tokens: the longest completion.
-        extract: the answer a completion gives, None when it gives none (which is scored as wrong).
-        extract_for: takes the place of `extract` where the answer can only be found with the record at hand.
-        correct: compares an extracted answer with the record it belongs to.
-        stop: texts that end a completion, themselves left out of it.
-        requires: called before a model is loaded; raises UserError where the task cannot be scored on this machine.
-        files: where a data folder has its records, with {name} and {split} to be filled in: a JSON list, or JSON lines
-            (.jsonl, .jsonl.gz).
-        parse: makes a record of a row of such a file, None to leave it out; the second argument names it in messages.
-        scorable: whether a completion could be right with a record's gold answer; a plan counts those that are not.
-        note: what a reader of the score must know about these records; "" where they are as published.
-        options: other ways to score it, by name.
-        chosen: the options in force.
+        prompt: returns the text that a model is asked with.
+        max_new_tokens: largest number of tokens in a completion.
+        extract: returns the answer in a completion, or None if there is none (which is scored as wrong).
+        extract_for: replaces `extract` for tasks that need the record to find the answer.
+        correct: says whether an extracted answer is correct for its record.
+        stop: texts that end a completion. They are not part of the completion.
+        requires: called before a model is loaded; raises UserError if the task cannot be scored on this machine.
+        files: path of the task's records below a data folder, with {name} and {split} to be filled in; a JSON list, or
+            JSON lines (.jsonl, .jsonl.gz).
+        parse: turns a row of such a file into a record, or into None to leave it out. The second argument names the row
+            in messages.
+        scorable: says whether any completion could match a record's gold answer. A plan counts the other records.
+        note: returns what a reader of the score must know about these records; "" if they are as published.
+        options: other ways to score the task, by name.
+        chosen: names of the options in force.
     """
 
     name: str
@@ -80,13 +81,13 @@ class Task:
     chosen: tuple[str, ...] = ()
 
     def with_options(self, names: Collection[str]) -> Task:
-        """This task with those of its options that are named."""
+        """Return this task with the named options in force; names of options that it does not have are ignored."""
         chosen = tuple(name for name in self.options if name in names)
         changes = {key: value for name in chosen for key, value in self.options[name].changes.items()}
         return replace(self, chosen=chosen, **changes)
 
     def question(self, record: Record) -> str:
-        """The text that a model is asked with.
+        """Return the text that a model is asked with.
 
         Raises:
             UserError: the task's own `prompt` fails, or returns no text.
@@ -97,7 +98,7 @@ class Task:
         return text
 
     def can_score(self, record: Record) -> bool:
-        """What `scorable` says.
+        """Return whether any completion could match the record's gold answer.
 
         Raises:
             UserError: the task's own `scorable` fails.
@@ -105,7 +106,7 @@ class Task:
         return bool(self._own("scorable", record))
 
     def check_machine(self) -> None:
-        """What `requires` does.
+        """Check that the task can be scored on this machine.
 
         Raises:
             UserError: the task cannot be scored on this machine, or its own `requires` fails.
@@ -113,25 +114,26 @@ class Task:
         self._own("requires")
 
     def answer_in(self, completion: str, record: Record) -> str | None:
-        """The answer that a completion gives to a record's question; None where it gives none."""
+        """Return the answer in a completion of the record's question; None if there is none."""
         return self.extract(completion) if self.extract_for is None else self.extract_for(completion, record)
 
     def notes(self, records: Sequence[Record]) -> str:
-        """What a reader of the score must know about its records and the options chosen; "" for nothing.
+        """Return what a reader of the score must know about the records and the chosen options; "" if nothing.
 
         Raises:
             UserError: the task's own `note` fails, or returns no text.
         """
-        own = self._own("note", records)
-        if not isinstance(own, str):
-            raise UserError(f"task {self.name}: its note() must return a text, found {type(own).__name__}")
-        return "; ".join(filter(None, [own, *(self.options[name].note for name in self.chosen)]))
+        note = self._own("note", records)
+        if not isinstance(note, str):
+            raise UserError(f"task {self.name}: its note() must return a text, found {type(note).__name__}")
+        return "; ".join(filter(None, [note, *(self.options[name].note for name in self.chosen)]))
 
     def _own(self, name: str, *arguments: Any) -> Any:
-        """What one of the task's functions returns, which may be in a file of the user's own.
+        """Call one of the task's functions, which may come from a user's file, and return its result.
 
         Raises:
-            UserError: the function says so itself, or it fails or exits; then the function is named, and its record.
+            UserError: the function raises a `UserError`, or it fails in another way or exits. In the last two cases the
+                message names the function and the record.
         """
         try:
             return getattr(self, name)(*arguments)

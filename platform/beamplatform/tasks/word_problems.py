@@ -1,8 +1,9 @@
-"""The other math sets of LLM-Adapters: AQuA with five choices, and word problems with a number for an answer.
+"""The other math sets of LLM-Adapters: AQuA with five choices, and word problems whose answer is a number.
 
-Numbers are scored as its harness does (evaluate.py): the last one of a completion, within 0.001. A choice is the letter
-behind the last "answer is", or the last one in parentheses. (The harness takes the first capital letter from A to E
-anywhere, which its own data, where solutions begin with "A:", turn into A.)
+Numbers are scored as in the harness of LLM-Adapters (evaluate.py): the last number of a completion must lie within
+0.001 of the gold answer. A choice is the letter after the last "answer is", or else the last letter in parentheses.
+(The harness takes the first capital letter from A to E anywhere. The solutions in its own data begin with "A:", so
+that it reads them as choice A.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _IN_PARENTHESES = re.compile(r"\(([A-E])\)")
 
 
 def parse(row: Mapping[str, Any], where: str) -> Record:
-    """{"instruction", "answer", "output"}; the output is a model's solution, and may be empty or wrong."""
+    """Return the record of a row {"instruction", "answer", "output"}.
+
+    The output is a model's solution, and may be empty or wrong.
+    """
     output = row.get("output")
     answer = text_field(row, "answer", where)
     return Record(text_field(row, "instruction", where), output if isinstance(output, str) else "", answer)
@@ -35,7 +39,7 @@ def prompt(record: Record) -> str:
 
 
 def extract_number(completion: str) -> str | None:
-    """The last number, exactly: 7, -2.5 or 3/4."""
+    """Return the last number of a completion as an exact fraction, such as 7, -5/2 or 3/4; None without a number."""
     number = last_number(completion)
     return None if number is None else str(number)
 
@@ -56,12 +60,12 @@ def is_choice(record: Record) -> bool:
 
 
 def extract_choice(completion: str) -> str | None:
-    """The letter of a choice."""
+    """Return the letter of the choice that a completion makes; None if it makes none."""
     _, marker, rest = completion.rpartition("answer is")
     if marker and (match := _CHOICE.search(rest)):
         return match[1]
-    found = _IN_PARENTHESES.findall(completion)
-    return found[-1] if found else None
+    letters = _IN_PARENTHESES.findall(completion)
+    return letters[-1] if letters else None
 
 
 WORD_PROBLEMS: tuple[Task, ...] = (

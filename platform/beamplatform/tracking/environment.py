@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, hardware and command line."""
+"""The environment of a run: versions, commit, hardware and command line."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ _SECONDS = 10.0
 
 
 def environment() -> dict[str, Any]:
-    """The environment of this process as plain JSON values.
+    """Return the environment of this process as plain JSON values.
 
     ``git`` is ``None`` outside a checkout of this project (an installed package inside somebody's repository
-    is not one); ``dirty`` is true when tracked files differ from the commit. Memory is in bytes. Reads the
-    machine, changes nothing.
+    is not one). ``dirty`` is true if tracked files differ from the commit. Memory is in bytes.
     """
     return {
         "python": platform.python_version(),
@@ -54,7 +53,7 @@ def environment() -> dict[str, Any]:
 
 
 def environment_tags(found: Mapping[str, Any]) -> dict[str, str]:
-    """The few facts of `environment` that runs are filtered by, as MLflow tags."""
+    """Return the few facts of `environment` by which runs are filtered, as MLflow tags."""
     hardware = found["hardware"]
     gpus = hardware["gpus"]
     tags = {
@@ -79,7 +78,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str, cwd: Path | None = None) -> str | None:
-    """What the command prints; ``None`` where it is missing, fails or hangs."""
+    """Return what the command prints, or ``None`` if it is missing, fails or hangs."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -99,7 +98,7 @@ def _git(file: Path) -> dict[str, Any] | None:
 
 
 def _cores() -> int:
-    """Cores this process may use, which in a container or a job is fewer than the machine has."""
+    """Cores that this process may use. In a container or a job, the machine may have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

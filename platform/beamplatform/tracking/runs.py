@@ -1,4 +1,4 @@
-"""What is recorded of a sweep and of a trial, as plain values."""
+"""Plain records of a sweep and of a trial, as MLflow holds them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 STATUSES: tuple[Status, ...] = ("FINISHED", "FAILED", "KILLED")
 
 TRIAL_TAGS = ("method", "seed", "sweep", "stage", "preset", "configuration")
-"""What every trial is found by; ``configuration`` names its hyperparameters without the seed."""
+"""Tags by which every trial is found; ``configuration`` names its hyperparameters without the seed."""
 
 ENDS = frozenset({"error", "stopped"})
 """Tags that say why a run ended before its time."""
 
 NOTE = "note/"
-"""The tags ``note/<task>``: what a reader of the task's score must know."""
+"""Prefix of the tags ``note/<task>``, which say what a reader of the task's score must know."""
 
 PARAM_LIMIT = 6000
-"""Longest parameter value MLflow stores: ``MAX_PARAM_VAL_LENGTH`` of mlflow.utils.validation."""
+"""Longest parameter value that MLflow stores: ``MAX_PARAM_VAL_LENGTH`` of mlflow.utils.validation."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,16 @@ class TrialRecord:
     """One trial as MLflow holds it.
 
     Attributes:
-        metrics: the value of the last step of each metric; ``eval/<task>`` are accuracies in 0..1.
-        params: flat dotted names of the suite; every value as text.
-        configuration: equal for trials that differ in nothing but the seed.
+        metrics: each metric's value at its last step; ``eval/<task>`` is an accuracy in 0..1.
+        params: the suite's values under flat dotted names; every value is text.
+        configuration: a name that is equal for trials that differ only in the seed.
         status: FINISHED, FAILED, KILLED or RUNNING.
-        started: milliseconds since the epoch.
-        role: search: tried for its validation loss; final: the chosen configuration; empty: not recorded.
-        context: of its sweep when it was begun; a sweep that was changed later has another one.
-        why: it was stopped, or failed.
-        notes: task -> what a reader of its score must know.
+        started: when the trial began, in milliseconds since the epoch.
+        role: "search" for a trial that is tried for its validation loss; "final" for the chosen configuration; empty
+            if it was not recorded.
+        context: the sweep's context when the trial began; a sweep that is changed later gets another context.
+        why: the reason why the trial was stopped or failed, else empty.
+        notes: task -> what a reader of the task's score must know.
     """
 
     run_id: str
@@ -70,11 +71,11 @@ class SweepRun:
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, str]:
-    """Nested parameters as MLflow stores them: dotted names, values as text.
+    """Flatten nested parameters to dotted names and text values, as MLflow stores them.
 
-    Text stays as it is, everything else is written as JSON (``true``, ``null``, ``[1, 2]``). A value beyond
-    MLflow's limit is cut and ends in an ellipsis; the whole of it stands in the resolved configuration among
-    the artifacts.
+    Text stays as it is; every other value is written as JSON (``true``, ``null``, ``[1, 2]``). A value beyond
+    MLflow's limit is cut and ends in an ellipsis. The resolved configuration among the artifacts holds the
+    whole value.
     """
     return {name: _as_text(value) for name, value in _leaves(params, "")}
 

@@ -1,4 +1,4 @@
-"""Where the runs are kept: which store is meant, whether it answers, and how its user interface is opened."""
+"""The tracking store: resolves its URI, checks that it answers, and says how to open its user interface."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _EXAMPLES = "sqlite:///mlflow.db for a file, or https://host:5000 for a server"
 
 
 def resolve_uri(uri: str | None = None) -> str:
-    """The tracking store as a URI that means the same in every process, whatever its working folder.
+    """Resolve the tracking store to a URI that means the same in every process and working folder.
 
     Args:
-        uri: the user's choice. ``None``: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working folder,
-            which is where a bare ``mlflow ui`` looks as well (MLflow 3: ``DEFAULT_TRACKING_URI``).
+        uri: the user's choice. ``None`` means ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working folder,
+            where a bare ``mlflow ui`` looks as well (MLflow 3: ``DEFAULT_TRACKING_URI``).
 
     Raises:
-        UserError: the URI names no store that MLflow 3 writes to; folders are in "maintenance mode".
+        UserError: the URI names no store that MLflow 3 writes to. MLflow keeps folders in "maintenance mode" only.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     scheme = uri.partition("://")[0] if "://" in uri else uri.partition(":")[0] if ":" in uri else ""
@@ -50,19 +50,19 @@ def resolve_uri(uri: str | None = None) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a resolved SQLite URI; ``None`` for any other store."""
+    """Return the file of a resolved SQLite URI, or ``None`` for any other store."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def redact(text: str) -> str:
-    """The text with passwords inside URLs hidden."""
+    """Return the text with the passwords in its URLs hidden."""
     return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def ui_command(uri: str) -> str:
-    """The line that opens MLflow's user interface on a resolved store, for this machine's browsers only.
+    """Return the command that opens MLflow's user interface on a resolved store, for browsers on this machine only.
 
-    For a server that is its address.
+    If the store is a server, its address is returned instead.
     """
     if uri.startswith(("http://", "https://", "databricks")):
         return redact(uri)
@@ -70,11 +70,14 @@ def ui_command(uri: str) -> str:
 
 
 def mlflow_program() -> str:
-    """How `mlflow` is called on a command line: with its path where the shell would not find this environment's own."""
+    """Return how to call this environment's `mlflow` in a shell.
+
+    The path is included if the shell would not find this `mlflow` by its name.
+    """
     here = Path(sys.executable).with_name("mlflow")
-    found = shutil.which("mlflow")
+    on_path = shutil.which("mlflow")
     program = "mlflow"
-    if here.exists() and (found is None or Path(found).resolve() != here.resolve()):
+    if here.exists() and (on_path is None or Path(on_path).resolve() != here.resolve()):
         program = os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
     return shlex.quote(program)
 
@@ -83,7 +86,7 @@ def check_store(uri: str, *, create: bool) -> None:
     """Find out within seconds whether a resolved store can be used; MLflow's own retries take minutes.
 
     Args:
-        create: a missing SQLite file is fine, its folder is made.
+        create: whether a missing SQLite file is accepted and its folder made.
 
     Raises:
         UserError: the store does not answer, refuses the credentials, is missing or is not MLflow's.
@@ -169,7 +172,7 @@ def _check_server(uri: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The cause in a few words, out of urllib3's nested messages."""
+    """Return the cause of an error in a few words, taken from urllib3's nested messages."""
     text = str(error)
     for pattern, words in (
         (r"Connection refused", "connection refused"),
@@ -191,7 +194,7 @@ def _check_database(uri: str) -> None:
     except ValueError as error:
         raise UserError(f"the tracking database {redact(uri)}: {error}; correct MLFLOW_TRACKING_URI") from error
     try:
-        if host is not None:  # and no local socket or a driver's own notation
+        if host is not None:  # without a host, it is a local socket or a driver's own notation
             port = port or DATABASES[parts.scheme.partition("+")[0]]
             socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (OSError, UnicodeError) as error:
@@ -200,8 +203,8 @@ def _check_database(uri: str) -> None:
             "start it, or correct MLFLOW_TRACKING_URI"
         ) from error
     try:
-        create_engine(uri)  # finds the driver, and connects to nothing
-    except Exception as error:  # of SQLAlchemy or the driver
+        create_engine(uri)  # finds the driver, but does not connect
+    except Exception as error:  # any error of SQLAlchemy or the driver
         raise UserError(
             f"the tracking database {redact(uri)} cannot be used ({first_line(error)}): install the driver that it "
             "needs, or correct MLFLOW_TRACKING_URI"

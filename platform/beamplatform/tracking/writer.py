@@ -1,4 +1,4 @@
-"""What becomes of the trials, on its way to MLflow: in order, once, and kept while the tracking store is away."""
+"""Writes the trials' events to MLflow, each once and in order, and keeps them while the store is away."""
 
 from __future__ import annotations
 
@@ -21,20 +21,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
-"""How long a store that is away is left alone before the next try."""
+"""Pause before the next try while the store is away."""
 
 TIMEOUT_SECONDS = 600.0
-"""How long the end of a sweep waits for a store that takes nothing."""
+"""How long the end of a sweep waits for a store that accepts no write."""
 
 INTERRUPT_SECONDS = 5.0
-"""How long a sweep that was stopped with Ctrl-C waits for a store that is there."""
+"""How long a sweep that was stopped with Ctrl-C waits for a store that is not away."""
 
 Rows = Sequence[tuple[int, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class _Write:
-    """One write: of which trial, how many of what it brings, and how it is made."""
+    """One write to the store.
+
+    Attributes:
+        index: the trial's index.
+        what: the kind of values written, in the plural, for messages.
+        count: how many of these are written.
+        make: makes the write.
+    """
 
     index: int
     what: str
@@ -43,27 +50,28 @@ class _Write:
 
 
 class MlflowWriter:
-    """Makes the writes about a sweep's trials one after the other, on a thread of its own.
+    """Writes what happens to a sweep's trials, one write after the other, in its own thread.
 
-    Workers report to Ray, and Ray to the driver, which is where this stands: an SQLite store is then written by one
-    process, and the workers of a cluster need no way to the tracking server. No method that records something waits
-    for the store, so neither a dead server nor a full disk holds up training. A write that fails because the store is
-    away is tried again until it succeeds; one that the store refuses for good is left out, and `close` tells.
+    Workers report to Ray, Ray reports to the driver, and the writer runs in the driver. So only one process writes to
+    an SQLite store, and the workers of a cluster need no connection to the tracking server. No method that records
+    something waits for the store, so neither a dead server nor a full disk holds up training. A write that fails
+    because the store is away is tried again until it succeeds. A write that the store refuses for good is left out, and
+    `close` reports it.
 
-    A context manager: leaving it closes the recorder, without raising over another error, and without the long wait
-    where the sweep was interrupted.
+    The writer is a context manager. Leaving the context closes the writer, but does not replace the error that ended
+    the sweep. After an interruption it does not wait long.
 
     Args:
-        run_ids: the MLflow run of each trial so far; the methods name trials by their index here.
-        resumed: the runs may hold values already, which are then not written again.
-        retry_seconds: how long a store that is away is left alone before the next try.
+        run_ids: the MLflow run of each trial so far; the methods identify a trial by its index in this list.
+        resumed: whether the runs may hold values already, which are then not written again.
+        retry_seconds: pause before the next try while the store is away.
     """
 
     def __init__(
         self, tracker: Tracker, run_ids: Sequence[str], *, resumed: bool = False, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         self._tracker = tracker
-        self._run_ids: list[str | None] = list(run_ids)  # None until a run that was begun is there
+        self._run_ids: list[str | None] = list(run_ids)  # None until the store has made the run
         self._retry_seconds = retry_seconds
         # Shared by both threads, under the condition's lock.
         self._changed = threading.Condition()
@@ -73,7 +81,7 @@ class MlflowWriter:
         self._refused: list[str] = []
         self._last_progress = time.monotonic()
         self._stopped = False
-        # The writing thread's own: what the store holds of a run, and the runs of which that must be asked first.
+        # Only for the writing thread: the values that the store holds of each run, and the runs that it must ask about.
         self._held: dict[int, set[tuple[str, int]]] = {}
         self._unknown = set(range(len(run_ids)) if resumed else ())
         # A daemon, so that a call into MLflow that does not return cannot keep the process from ending.
@@ -88,7 +96,7 @@ class MlflowWriter:
         elif issubclass(kind, Exception):
             try:
                 self.close()
-            except (ConnectionError, RuntimeError) as also:  # the error that ended the sweep is the one to see
+            except (ConnectionError, RuntimeError) as also:  # the user must see the error that ended the sweep
                 log.error("%s", also)
         else:
             self.abandon()
@@ -96,7 +104,7 @@ class MlflowWriter:
     # -- what is recorded ----------------------------------------------------------------------------------
 
     def begin(self, parent: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> int:
-        """A new trial's run, below the sweep's; returns the trial's index."""
+        """Start a trial's run below the sweep's run `parent`; return the trial's index."""
         index = self._place(None)
         tried = False
 
@@ -108,25 +116,27 @@ class MlflowWriter:
             if run_id is None:
                 run_id = self._tracker.start_trial(parent, name, params, tags)
             else:
-                self._tracker.log_params(run_id, params)  # the same again is no change to MLflow
+                self._tracker.log_params(run_id, params)  # MLflow accepts equal parameters again
             self._run_ids[index] = run_id
 
         self._put(index, "runs", 1, make)
         return index
 
     def resume(self, run_id: str) -> int:
-        """A trial whose run there is, and which may hold values already; returns the trial's index."""
+        """Add a trial whose run exists and may hold values already; return the trial's index."""
         index = self._place(run_id)
-        self._unknown.add(index)  # before anything of this trial is put into the queue
+        self._unknown.add(index)  # before any write of this trial is queued
         return index
 
     def reopen(self, index: int) -> None:
-        """The trial's run goes on; what it said of its end is taken back."""
+        """Set the trial's run to RUNNING again, and delete the tags about its end."""
         self._put(index, "reopened runs", 1, lambda: self._tracker.reopen(self._run(index)))
 
     def add(self, index: int, rows: Rows) -> None:
-        """Metrics of trial `index`. A metric's step that is known already is dropped: a worker that was started again
-        repeats its last steps, and a resumed sweep repeats whole trials, with the same values."""
+        """Record metrics of a trial, except those whose name and step were recorded before.
+
+        A restarted worker repeats its last steps, and a resumed sweep repeats whole trials, with the same values.
+        """
         with self._changed:
             new, now = _unseen(rows, self._seen[index]), _milliseconds()
             values = sum(len(metrics) for _, metrics in new)
@@ -137,11 +147,11 @@ class MlflowWriter:
         self._put(index, "tags", len(kept), lambda: self._tracker.set_tags(self._run(index), kept))
 
     def table(self, index: int, rows: Sequence[Mapping[str, Any]], file: str) -> None:
-        """Records as the artifact `file`, see `Tracker.log_table`."""
+        """Store rows as a table in the artifact `file`; see `Tracker.log_table`."""
         self._put(index, "tables", 1, lambda: self._tracker.log_table(self._run(index), rows, file))
 
     def folder(self, index: int, location: str, artifact_path: str) -> None:
-        """The files of a folder or URI as artifacts; they must stay there until they are written."""
+        """Store the files of a folder or URI as artifacts. They must stay there until they are written."""
 
         def make() -> None:
             with local_folder(location) as folder:
@@ -150,11 +160,11 @@ class MlflowWriter:
         self._put(index, "folders", 1, make)
 
     def finish(self, index: int, status: Status) -> None:
-        """The end of the trial's run, at the time of this call."""
+        """End the trial's run; the time of this call counts as its end."""
         now = _milliseconds()
         self._put(index, "ends of runs", 1, lambda: self._tracker.finish(self._run(index), status, at=now))
 
-    # -- waiting for it ------------------------------------------------------------------------------------
+    # -- waiting for the store -----------------------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
@@ -163,10 +173,10 @@ class MlflowWriter:
             return len(self._queue)
 
     def flush(self, timeout: float = TIMEOUT_SECONDS) -> None:
-        """Wait until everything is written, however long that takes as long as it goes on.
+        """Wait until everything is written. There is no time limit as long as writes succeed.
 
         Raises:
-            ConnectionError: nothing could be written for `timeout` seconds; says what is missing.
+            ConnectionError: nothing could be written for `timeout` seconds; the message says what is missing.
         """
         started = time.monotonic()
         with self._changed:
@@ -177,11 +187,11 @@ class MlflowWriter:
                 self._changed.wait(left)
 
     def close(self, timeout: float = TIMEOUT_SECONDS) -> None:
-        """Wait as `flush` does, and write nothing afterwards.
+        """Wait as `flush` does, then end the writing thread.
 
         Raises:
             ConnectionError: see `flush`.
-            RuntimeError: everything else is written, but the store refused some of it for good; says what.
+            RuntimeError: the store refused some writes for good; the message says which. All others are written.
         """
         try:
             self.flush(timeout)
@@ -191,7 +201,7 @@ class MlflowWriter:
             raise RuntimeError(self._refusals())
 
     def abandon(self, seconds: float = INTERRUPT_SECONDS) -> None:
-        """Write what can be written in so many seconds, nothing where the store is away, and drop the rest."""
+        """Wait up to `seconds` for the remaining writes, or not at all if the store is away, and drop the rest."""
         try:
             with self._changed:
                 self._changed.wait_for(lambda: not self._queue or self._away is not None, seconds)
@@ -205,7 +215,7 @@ class MlflowWriter:
     # -- the writing thread --------------------------------------------------------------------------------
 
     def _place(self, run_id: str | None) -> int:
-        """The index of one more trial."""
+        """Add a trial and return its index."""
         with self._changed:
             self._run_ids.append(run_id)
             self._seen.append(set())
@@ -245,7 +255,7 @@ class MlflowWriter:
             self._done(refused)
 
     def _pause(self, error: Exception) -> None:
-        """Tell so once, and let some time pass before the next try."""
+        """Warn once that the store is away, and wait before the next try."""
         with self._changed:
             if self._away is None:
                 log.warning(
@@ -273,16 +283,16 @@ class MlflowWriter:
 
     def _run(self, index: int) -> str:
         run_id = self._run_ids[index]
-        if run_id is None:  # writes are made in order, so its making was refused
-            raise LookupError("its run was refused")  # for good: no outage, see `is_away`
+        if run_id is None:  # writes are made in order, so the store refused to make the run
+            raise LookupError("its run was refused")  # a final error, no outage; see `is_away`
         return run_id
 
     def _send(self, index: int, rows: Rows, now: int) -> None:
-        """Write metrics that the run does not hold yet.
+        """Write the metrics that the run does not hold yet.
 
-        A request whose answer was lost may have been carried out, in part or whole, so after a failure the store is
-        asked what it has. Should it carry out that request even later, the equal times make the repeated values equal
-        in every field, and MLflow's databases keep such a value once.
+        A request whose answer was lost may have been carried out, in part or as a whole. So after a failure the store
+        is asked what it holds. If it carries out that request even later, the repeated values are equal in every field,
+        because their times are equal, and MLflow's databases keep such a value once.
         """
         run_id = self._run(index)
         if index in self._unknown:
@@ -295,13 +305,13 @@ class MlflowWriter:
             self._unknown.add(index)
             raise
 
-    # -- words ---------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------------------------------
 
     def _missing(self) -> str:
         counts: Counter[str] = Counter()
         for write in self._queue:
             counts[write.what] += write.count
-        missing = ", ".join(f"{what}: {count}" for what, count in counts.items())
+        missing = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
         runs = len({write.index for write in self._queue})
         why = f" ({_reason(self._away)})" if self._away is not None else ""
         text = (
@@ -316,7 +326,7 @@ class MlflowWriter:
 
 
 def _unseen(rows: Rows, seen: set[tuple[str, int]]) -> list[tuple[int, dict[str, float]]]:
-    """The rows without the values whose name and step are in `seen`, which gets those of all others."""
+    """Return the rows without values whose (name, step) is in `seen`, and add all remaining ones to `seen`."""
     new = []
     for step, metrics in rows:
         rest = {name: value for name, value in metrics.items() if (name, step) not in seen}
@@ -331,8 +341,8 @@ def _milliseconds() -> int:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, of nested ones the innermost; without passwords."""
-    innermost = getattr(error.__cause__, "orig", None) or error  # a database's own, which SQLAlchemy and MLflow wrap
+    """Return the first line of an error (of the innermost one if errors are nested) without passwords."""
+    innermost = getattr(error.__cause__, "orig", None) or error  # SQLAlchemy and MLflow wrap a driver's error
     line = (str(innermost).splitlines() or [""])[0]
     if "Caused by " in line:
         line = line.rpartition("Caused by ")[2].removesuffix(")")

@@ -1,8 +1,9 @@
-"""A run in mid-training as files, and back: everything that it is, except the frozen base weights.
+"""Saving and restoring a run in mid-training: its whole state except the frozen base weights.
 
-Every worker writes the stretches of weights and moments that its optimizer holds, so that nothing is gathered, and any
-number of workers can go on: each reads the stretches that it holds then. Checkpoints fall between optimizer steps,
-never inside an accumulation cycle. (DeepSpeed's own checkpoints are pickles, bound to the number of workers.)
+Every worker writes the shards of weights and moments that its optimizer holds, so nothing has to be gathered. The run
+can resume with any number of workers, each of which reads the shards that its own optimizer then holds. Checkpoints are
+taken between optimizer steps, never within gradient accumulation. (DeepSpeed's own checkpoints are pickles, and can be
+read only by the same number of workers.)
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progress: Progress, worker: Worker) -> None:
-    """Write the checkpoint of `progress.step`. A collective; on every worker it succeeds or fails alike.
+    """Write the checkpoint of step `progress.step`.
+
+    This is a collective call: it succeeds or fails on all workers alike.
 
     Raises:
-        OSError: it could not be written, on this worker or another.
+        OSError: this worker or another one could not write its files.
     """
     from torch import distributed
 
@@ -43,12 +46,12 @@ def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progres
                 written[path.name] = describe(path)
     except Exception as error:
         failure = (_error_number(error), str(error))
-    everywhere: list[Any] = [None] * worker.world_size
-    distributed.all_gather_object(everywhere, (written, failure))
-    failures = [failure for _, failure in everywhere if failure]
+    gathered: list[Any] = [None] * worker.world_size
+    distributed.all_gather_object(gathered, (written, failure))
+    failures = [failure for _, failure in gathered if failure]
     if not failures and worker.rank == 0:
         try:
-            store.commit(progress.step, {name: entry for files, _ in everywhere for name, entry in files.items()})
+            store.commit(progress.step, {name: entry for files, _ in gathered for name, entry in files.items()})
         except OSError as error:
             failures = [(error.errno, str(error))]
     outcome = [failures]
@@ -60,7 +63,9 @@ def save_checkpoint(store: CheckpointStore, engine: Any, method: Method, progres
 
 
 def load_checkpoint(store: CheckpointStore, engine: Any, method: Method, worker: Worker, seed: int) -> Progress | None:
-    """Restore the newest whole checkpoint, saved by any number of workers; None where there is none. A collective.
+    """Restore the newest intact checkpoint, which any number of workers may have saved.
+
+    This is a collective call. Returns the progress of the saved run, or None if there is no checkpoint.
 
     Raises:
         ValueError: the checkpoint belongs to a run with other settings.
@@ -80,15 +85,15 @@ def _write(folder: Path, engine: Any, method: Method, progress: Progress, worker
     from beamlora.optimizer_access import optimizer_access
 
     access = optimizer_access(engine.optimizer)
-    own = method.state()
+    method_state = method.state()
     fragments: dict[str, Any] = {}
-    if access.sharded or worker.rank == 0:  # else all hold the same
-        fragments |= {f"method/{name}": fragment for name, fragment in own.parts.items()}
+    if access.sharded or worker.rank == 0:  # otherwise all workers hold the same values
+        fragments |= {f"method/{name}": fragment for name, fragment in method_state.parts.items()}
         for name, parameter in _trained(engine.module):
             shard = access.shard(parameter)
             fragments |= {f"parameter/{name}/{e}": (shard.start, tensor) for e, tensor in shard.tensors().items()}
     if worker.rank == 0:
-        fragments |= {f"method/{name}": (0, tensor.flatten()) for name, tensor in own.tensors.items()}
+        fragments |= {f"method/{name}": (0, tensor.flatten()) for name, tensor in method_state.tensors.items()}
     path = folder / f"worker-{worker.rank:05}.safetensors"
     write_fragments(path, fragments)
     yield path
@@ -101,7 +106,7 @@ def _write(folder: Path, engine: Any, method: Method, progress: Progress, worker
             "step": progress.step,
             "workers": worker.world_size,
             "rows": progress.rows,
-            "method": own.values,
+            "method": method_state.values,
             "optimizer": _step_counts(access),
         }
         path.write_text(json.dumps(state), encoding="utf-8")
@@ -137,15 +142,15 @@ def _read(folder: Path, engine: Any, method: Method, worker: Worker, seed: int) 
     if worker.rank == 0:
         for saved in workers:
             progress.meter.restore(saved["meter"])
-    # Streams of as many generators cannot be divided anew: new ones, of this step and worker.
+    # The saved random states cannot be divided among another number of workers, so each worker seeds a new one.
     torch.manual_seed(random.Random(f"resumed:{seed}:{progress.step}:{worker.rank}").getrandbits(63))
     return progress
 
 
 def _error_number(error: Exception) -> int | None:
-    """The errno; safetensors raises an error of its own, which has it in its text only."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else getattr(error, "errno", None)
+    """The error's errno, or None; an error of safetensors has the number only in its text."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else getattr(error, "errno", None)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -153,7 +158,7 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _step_counts(access: OptimizerAccess) -> dict[str, float]:
-    """What the optimizer counts beside its moments (Adam: step); the same for all its tensors."""
+    """The optimizer's scalar state by name (Adam: `step`), which must be the same for all its tensors."""
     import torch
 
     counts: dict[str, float] = {}
@@ -169,7 +174,7 @@ def _step_counts(access: OptimizerAccess) -> dict[str, float]:
 
 
 def _make_optimizer_state(access: OptimizerAccess, fragments: Any, counts: dict[str, float]) -> None:
-    """State as after a step, with empty moments: a fresh optimizer has none to read a checkpoint into."""
+    """Give a fresh optimizer the state it has after a step, with moments of zero to read a checkpoint into."""
     import torch
 
     entries = {name.rpartition("/")[2] for name in fragments.below("parameter/").names} - {"value"}
@@ -180,7 +185,7 @@ def _make_optimizer_state(access: OptimizerAccess, fragments: Any, counts: dict[
 
 
 def _generators(worker: Worker) -> dict[str, Any]:
-    """The state of every generator of this process: torch's (dropout), its GPU's, Python's and NumPy's."""
+    """The state of every random generator of this process: torch (dropout), its GPU, Python and NumPy."""
     import numpy
     import torch
 

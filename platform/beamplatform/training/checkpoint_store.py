@@ -1,9 +1,11 @@
-"""Where a run's checkpoints lie: complete or absent, checked when they are opened; a folder or any fsspec URI.
+"""The store of a run's checkpoints, in a folder or at any fsspec URI.
+
+A checkpoint is either complete or absent, and its files are verified before it is used. The layout is
 
     <location>/step-00000040/worker-00000.safetensors, worker-00000.json, ..., state.json, manifest.json
 
-A local checkpoint is written aside and renamed. An object store cannot rename, so there the manifest is written last,
-and a checkpoint without one does not exist.
+A local checkpoint is written to a temporary folder, which is then renamed. An object store cannot rename. There the
+manifest is written last, and a checkpoint without a manifest does not exist.
 """
 
 from __future__ import annotations
@@ -23,21 +25,21 @@ from beamplatform.io.storage import is_uri, join, remove_folder
 log = logging.getLogger(__name__)
 
 CHECKPOINTS_KEPT = 2
-"""Checkpoints that are kept: the newest, and one to fall back on should it be damaged."""
+"""Number of checkpoints that are kept: the newest, and an older one in case the newest is damaged."""
 
 _MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that is not what was written; says which file, and how it differs."""
+    """A checkpoint differs from what was written; the message says which file, and how."""
 
 
 class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        location: a folder or fsspec URI of its own; made when it is first written to.
+        location: a folder or fsspec URI for this run alone; it is created at the first write.
     """
 
     def __init__(self, location: str) -> None:
@@ -46,10 +48,13 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[Path]:
-        """A local folder for the files that one worker writes, shared with the others or its own.
+        """Yield a local folder into which one worker writes its files of a checkpoint.
+
+        In a local store, all workers share one folder. For a URI, each worker has its own folder, whose files are
+        uploaded at the end.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the store cannot be written to.
         """
         if not self._remote:
             folder = Path(self._checkpoint_path(step) + _PARTIAL)
@@ -62,7 +67,12 @@ class CheckpointStore:
                 self._filesystem().put_file(str(path), f"{self._remote_place(step)}/{path.name}")
 
     def commit(self, step: int, files: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the checkpoint exist, once all workers have written. One worker calls it (files: `describe` of each)."""
+        """Complete the checkpoint after all workers have written their files; only one worker calls this.
+
+        Args:
+            step: the optimizer step of the checkpoint.
+            files: file name -> what `describe` says about the file.
+        """
         text = json.dumps({"step": step, "files": dict(files)}, indent=2)
         if self._remote:
             with self._filesystem().open(f"{self._remote_place(step)}/{_MANIFEST}", "w") as file:
@@ -75,18 +85,18 @@ class CheckpointStore:
         self._prune()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, the newest first."""
+        """The steps that have a checkpoint, newest first."""
         if self._remote:
             filesystem = self._filesystem()
             root = filesystem._strip_protocol(self.location)
-            found = [path.split("/")[-2] for path in filesystem.glob(f"{root}/step-*/{_MANIFEST}")]
+            names = [path.split("/")[-2] for path in filesystem.glob(f"{root}/step-*/{_MANIFEST}")]
         else:
-            found = [path.parent.name for path in Path(self.location).glob(f"step-*/{_MANIFEST}")]
-        return sorted((int(name.removeprefix("step-")) for name in found if not name.endswith(_PARTIAL)), reverse=True)
+            names = [path.parent.name for path in Path(self.location).glob(f"step-*/{_MANIFEST}")]
+        return sorted((int(name.removeprefix("step-")) for name in names if not name.endswith(_PARTIAL)), reverse=True)
 
     @contextlib.contextmanager
     def open(self, step: int) -> Iterator[Path]:
-        """The checkpoint as a local folder: itself, or a copy that is deleted afterwards."""
+        """Yield a local folder with the checkpoint; for a URI this is a copy that is deleted afterwards."""
         if not self._remote:
             yield Path(self._checkpoint_path(step))
             return
@@ -95,7 +105,7 @@ class CheckpointStore:
             yield Path(name)
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+        """The step of the newest intact checkpoint, or None; damaged ones are skipped with a warning."""
         for step in self.steps():
             try:
                 with self.open(step) as folder:
@@ -107,11 +117,11 @@ class CheckpointStore:
         return None
 
     def clear(self) -> None:
-        """Delete every checkpoint: the run is done."""
+        """Delete every checkpoint, after the run is done."""
         remove_folder(self.location)
 
     def _prune(self) -> None:
-        """Delete all but the newest, and what an interrupted run left half-written before them."""
+        """Delete all but the newest checkpoints, and checkpoints that an interrupted run left half-written."""
         for step in self.steps()[CHECKPOINTS_KEPT:]:
             if self._remote:
                 self._filesystem().rm(self._remote_place(step), recursive=True)
@@ -131,12 +141,12 @@ class CheckpointStore:
         import fsspec
 
         filesystem = fsspec.core.url_to_fs(self.location)[0]
-        filesystem.invalidate_cache()  # others write there too
+        filesystem.invalidate_cache()  # other workers write there too
         return filesystem
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file: its size in bytes and its SHA-256."""
+    """A file's entry in the manifest: its size in bytes and its SHA-256 as hexadecimal digits."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -158,4 +168,4 @@ def verify(folder: Path) -> None:
         if path.stat().st_size != expected["bytes"]:
             raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
         if describe(path)["sha256"] != expected["sha256"]:
-            raise DamagedCheckpoint(f"{name} was altered: its SHA-256 is another")
+            raise DamagedCheckpoint(f"{name} was altered: its SHA-256 differs")

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration for `training`; the optimizer is given to the engine, not named here."""
+    """DeepSpeed's configuration for `training`, without the optimizer, which is passed to the engine."""
     return {
         "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.accumulation,
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": bf16},
-        # All buffers. Made in bfloat16, as models in shards are, RoPE's frequencies would be off by up to 0.4 %.
+        # Keep all buffers in float32. A sharded model is made in bfloat16, where RoPE's frequencies would be off by up
+        # to 0.4 %.
         "data_types": {"keep_in_fp32_modules": ["*"]},
         "zero_optimization": {
             "stage": training.zero_stage,
@@ -36,10 +37,10 @@ def deepspeed_config(training: TrainingSection, *, bf16: bool) -> dict[str, Any]
 
 @contextlib.contextmanager
 def sharding_from_the_start(training: TrainingSection, *, bf16: bool) -> Iterator[None]:
-    """Within it, under ZeRO-3, a base model is loaded straight into shards, and PEFT gathers a layer that it looks at.
+    """Load a base model straight into shards inside this context, under ZeRO-3; do nothing at other stages.
 
-    transformers' own way: each layer is made in shards, and worker 0 fills it from the file, which is mapped, so that
-    no worker ever holds more than one layer whole. At other stages this does nothing.
+    This is transformers' own mechanism: each layer is created in shards, and worker 0 fills it from the memory-mapped
+    file, so no worker ever holds more than one whole layer. PEFT gathers each layer that it inspects.
     """
     if training.zero_stage < 3:
         yield
@@ -49,19 +50,20 @@ def sharding_from_the_start(training: TrainingSection, *, bf16: bool) -> Iterato
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     _choose_accelerator()
-    deepspeed.init_distributed(dist_init_required=False)  # torch's process group is there
-    known = HfDeepSpeedConfig(deepspeed_config(training, bf16=bf16))  # transformers knows it as long as it lives
+    deepspeed.init_distributed(dist_init_required=False)  # torch's process group exists already
+    # transformers uses this configuration while the object exists.
+    hf_config = HfDeepSpeedConfig(deepspeed_config(training, bf16=bf16))
     try:
         yield
     finally:
-        del known
+        del hf_config
         unset_hf_deepspeed_config()
 
 
 def _choose_accelerator() -> None:
-    """Leave out what DeepSpeed would compile on a CPU at its first use, and fail where there is no compiler.
+    """Disable an operation that DeepSpeed would compile at its first use on a CPU, which fails without a compiler.
 
-    A collective in shared memory; gloo does the same work.
+    The operation is a collective in shared memory; gloo does the same work.
     """
     import deepspeed
 
@@ -72,16 +74,16 @@ def _choose_accelerator() -> None:
 def make_engine(
     model: torch.nn.Module, training: TrainingSection, optimizer: torch.optim.Optimizer, *, bf16: bool
 ) -> Any:
-    """A DeepSpeed engine around a model and the optimizer of its trainable parameters; uses the process group."""
+    """Wrap a model and the optimizer of its trainable parameters in a DeepSpeed engine on torch's process group."""
     import deepspeed
     import torch
 
     _choose_accelerator()
     config = deepspeed_config(training, bf16=bf16)
-    # DeepSpeed allocates the whole bucket in which it sends gradients, by default 500 million values.
+    # DeepSpeed allocates its whole gradient bucket at once, by default 500 million values.
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     config["zero_optimization"]["reduce_bucket_size"] = min(trained, 500_000_000)
-    if bf16:  # those of a base that is sharded already are in bfloat16; the engine casts either all or none
+    if bf16:  # sharded parameters are in bfloat16 already; the engine would cast either all or none
         for parameter in model.parameters():
             if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):
                 parameter.data = parameter.data.to(torch.bfloat16)
@@ -93,16 +95,17 @@ def make_engine(
         dist_init_required=False,
     )
     if bf16 and training.zero_stage == 0:
-        # DeepSpeed has taken a step with empty gradients here, which Adam would count.
+        # DeepSpeed's initialisation has taken a step with empty gradients, which Adam would count.
         engine.optimizer.optimizer.state.clear()
     return engine
 
 
 @contextlib.contextmanager
 def whole_parameters(engine: Any) -> Iterator[torch.nn.Module]:
-    """The engine's model with its trained parameters unsharded, on every worker. A collective.
+    """Yield the engine's model with its trainable parameters unsharded, on every worker.
 
-    Only ZeRO stage 3 shards them; below it this does nothing. Changes made inside are not kept.
+    This is a collective call. Only ZeRO stage 3 shards parameters, and there changes made inside are not kept. At lower
+    stages the model is yielded as it is.
     """
     model = engine.module
     if engine.zero_optimization_stage() < 3:
@@ -116,10 +119,11 @@ def whole_parameters(engine: Any) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def whole_model(engine: Any, *, here: bool) -> Iterator[torch.nn.Module]:
-    """The engine's model, on the worker that asks for it `here` whole, in the memory of the host. A collective.
+    """Yield the engine's model, which is whole and in host memory on the worker that sets `here`.
 
-    ZeRO stage 3 shards it: then one parameter after the other is gathered, so that no other worker, and no GPU, holds
-    more than one of them. Below that stage this does nothing. Changes made inside are not kept.
+    This is a collective call. ZeRO stage 3 shards the model. There, the parameters are gathered one at a time, so no
+    other worker and no GPU holds more than one whole parameter, and changes made inside are not kept. At lower stages
+    the model is yielded as it is.
     """
     model = engine.module
     if engine.zero_optimization_stage() < 3:

@@ -1,4 +1,4 @@
-"""Which failures of a training run are worth another try, and Ray's trainer with that policy."""
+"""Which failures of a training run are retried, and Ray's trainer with this policy."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class ResilientTrainer(TorchTrainer):
-    """Ray's trainer, except that it tries again only what may go well, and leaves nothing behind when it is killed."""
+    """Ray's trainer, but it retries only failures that may not recur, and leaves nothing behind when it is killed."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Ray's cleaner is a detached actor: it outlives the sweep, and asks the dashboard. `groups` does its work.
+        # Ray's cleaner is a detached actor, which outlives the sweep and queries the dashboard. The module
+        # `sweep.cluster.placement_groups` does its work instead.
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
@@ -37,7 +38,7 @@ class ResilientTrainer(TorchTrainer):
 
 
 class _WholeShares(ElasticScalingPolicy):
-    """As many workers as there is room for, of those numbers that share the global batch evenly."""
+    """Scales a run to the largest number of workers that fit and share the global batch evenly."""
 
     def __init__(self, scaling_config: ScalingConfig, counts: Sequence[int]) -> None:
         super().__init__(scaling_config)
@@ -64,9 +65,9 @@ _CERTAIN_ERRNO = {
 
 
 def comes_again(failures: Collection[BaseException]) -> bool:
-    """Whether workers that failed in this way would fail again: a loss that is not a number, a full disk, a bug."""
+    """Whether workers would fail again in the same way, as with a non-finite loss, a full disk or a bug."""
     if any(isinstance(failure, WorkerHealthCheckFailedError | WorkerHealthCheckTimeoutError) for failure in failures):
-        return False  # a worker was lost, and the others' errors may follow from that
+        return False  # a worker was lost, which may have caused the other workers' errors
     return any(
         isinstance(failure, _CERTAIN) or (isinstance(failure, OSError) and failure.errno in _CERTAIN_ERRNO)
         for failure in failures

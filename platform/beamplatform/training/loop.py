@@ -1,6 +1,6 @@
 """The training loop of one worker: batches in, a trained model and its metrics out.
 
-Nothing here knows Ray: `worker.py` gives the loop its place among the workers and a function to report to.
+Nothing here depends on Ray: `worker.py` passes in the worker's rank and a function that reports progress.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from beamplatform.methods.base import Method
 
 Row = tuple[int, dict[str, float]]
-"""Metrics of one optimizer step."""
+"""An optimizer step, and its metrics by name."""
 
 
 @dataclass
 class Meter:
-    """Loss and tokens since the last reading, of this worker; seconds since the run began, pauses left out."""
+    """This worker's loss and tokens since the last reading, and the run's seconds of training.
+
+    The seconds leave out the time between an interruption and the resumption.
+    """
 
     loss: float = 0.0
     steps: int = 0
@@ -38,13 +41,16 @@ class Meter:
     pending: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, losses: Sequence[torch.Tensor], tokens: int) -> None:
-        """One step; its losses stay on their device until they are asked for, so that no step waits for a GPU."""
+        """Add one optimizer step.
+
+        The losses stay on their device until they are read, so that no step waits for a GPU.
+        """
         self.pending += losses
         self.steps += 1
         self.tokens += tokens
 
     def state(self) -> list[float]:
-        """What `restore` takes back: plain numbers."""
+        """Loss, steps, tokens and seconds as plain numbers, for `restore`."""
         self._settle()
         return [self.loss, self.steps, self.tokens, self.seconds]
 
@@ -54,13 +60,15 @@ class Meter:
         self.pending = []
 
     def restore(self, state: Sequence[float]) -> None:
-        """Add what a checkpoint holds of a worker's."""
+        """Take over the `state` of a saved meter; the losses of several saved meters add up."""
         self.loss += state[0]
         self.steps, self.tokens, self.seconds = int(state[1]), int(state[2]), state[3]
 
     def read(self, step: int, worker: Worker) -> dict[str, float]:
-        """Mean loss per step, tokens per second over all workers, peak memory of this worker in bytes, seconds of
-        training so far; then all but the last are zero.
+        """Return the metrics since the last reading, and reset the meter.
+
+        They are the mean loss per step, the tokens per second over all workers, this worker's peak memory in bytes, and
+        the run's seconds of training so far, which are not reset. This is a collective call.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -76,23 +84,23 @@ class Meter:
             raise FloatingPointError(f"the loss is {loss} at step {step}: lower the learning rate, or look at the data")
         elapsed = time.perf_counter() - self.started
         self.seconds += elapsed
-        read = {
+        metrics = {
             TRAIN_LOSS: loss,
             SECONDS: self.seconds,
             "train/tokens_per_second": self.tokens / elapsed,
             MEMORY: float(_peak_memory(worker.device)),
         }
         self.loss, self.steps, self.tokens, self.started = 0.0, 0, 0, time.perf_counter()
-        return read
+        return metrics
 
 
 @dataclass
 class Progress:
-    """How far a run is: what a resumed one needs beyond the engine's and the method's own state.
+    """How far a run is: the state that a resumed run needs beyond that of the engine and the method.
 
     Attributes:
-        step: optimizer steps taken.
-        rows: the metrics of all steps so far that have some.
+        step: number of optimizer steps taken.
+        rows: every step so far that has metrics, with its metrics.
     """
 
     step: int = 0
@@ -101,12 +109,12 @@ class Progress:
 
 
 Collate = Callable[[Sequence[Example]], dict[str, Any]]
-"""Makes one batch of some examples."""
+"""Turns examples into one batch of tensors."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker of a run: its number from 0, how many there are, and its device."""
+    """One worker of a run: its rank from 0, the number of workers, and its device."""
 
     rank: int
     world_size: int
@@ -125,10 +133,13 @@ def train(
     report: Callable[[Progress, bool], None],
     until: int | None = None,
 ) -> None:
-    """Run all remaining optimizer steps; `report(progress, checkpoint)` is called on every worker alike.
+    """Run all remaining optimizer steps, or those up to step `until`.
 
-    The loss of a global batch is the mean over its counted tokens, however many workers and micro-batches share it:
-    each micro-batch's sum is divided by the tokens of the whole batch, which every worker knows from the plan.
+    `report(progress, checkpoint)` is called on every worker at the same steps; `checkpoint` says whether one is due.
+
+    The loss of a global batch is the mean over its counted tokens, for any number of workers and micro-batches: each
+    micro-batch's summed loss is divided by the number of counted tokens in the whole batch, which every worker knows
+    from the plan.
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite.
@@ -156,13 +167,13 @@ def train(
             inputs = collated([examples[i] for i in part])
             loss = summed_loss(engine, inputs, training.loss_head) / targets
             losses.append(loss.detach())
-            # DeepSpeed averages over workers and micro-batches; the loss is already a share of the whole.
+            # DeepSpeed averages over workers and micro-batches, but this loss is already a share of the batch's mean.
             engine.backward(loss * (len(parts) * worker.world_size))
             if number == len(parts):
                 method.before_step()
             engine.step()
         progress.step += 1
-        if engine.skipped_steps:  # DeepSpeed's ZeRO stages leave such a step out without a word
+        if engine.skipped_steps:  # DeepSpeed's ZeRO stages skip such a step silently
             raise FloatingPointError(
                 f"the gradient is not finite at step {progress.step}: lower the learning rate, or look at the data"
             )
@@ -189,7 +200,7 @@ def train(
 def validation_loss(
     engine: Any, examples: Sequence[Example], worker: Worker, micro_batch: int, collated: Collate, head: LossHead
 ) -> float:
-    """Mean cross-entropy over the counted tokens of all validation examples; a collective of all workers."""
+    """Mean cross-entropy over the counted tokens of all validation examples; this is a collective call."""
     import torch
     from torch import distributed
 
@@ -198,12 +209,12 @@ def validation_loss(
     # Every worker runs the same number of forward passes: under ZeRO-3 each of them is a collective.
     order += order[-1:] * (-len(order) % worker.world_size)
     counted = torch.zeros(2, dtype=torch.float64, device=worker.device)
-    own = order[worker.rank :: worker.world_size]
+    shard = order[worker.rank :: worker.world_size]
     padded = len(order) - len(examples)
     with torch.no_grad():
-        for start in range(0, len(own), micro_batch):
-            part = [examples[i] for i in own[start : start + micro_batch]]
-            ends_here = start + micro_batch >= len(own)
+        for start in range(0, len(shard), micro_batch):
+            part = [examples[i] for i in shard[start : start + micro_batch]]
+            ends_here = start + micro_batch >= len(shard)
             if ends_here and padded and worker.rank >= worker.world_size - padded:
                 part[-1] = Example(part[-1].ids, [IGNORED] * len(part[-1].ids))
             counted[0] += summed_loss(engine, collated(part), head).double()
@@ -214,7 +225,7 @@ def validation_loss(
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the GPU's allocator, or of the whole process on a CPU."""
+    """Peak memory in bytes: of the GPU's allocator, or of the whole process on a CPU."""
     import resource
 
     import torch

@@ -1,4 +1,4 @@
-"""The loss of one micro-batch, and how much of the vocabulary's scores (logits) it needs at a time."""
+"""The loss of one micro-batch, and the choice of the tokens whose logits are computed for it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     import torch
 
 LossHead = Literal["counted", "chunked", "all"]
-"""counted: logits of those tokens that the loss counts; chunked: of these, a part at a time (PyTorch's
-linear_cross_entropy); all: of every token. The loss is the same."""
+"""The tokens whose logits are computed; the loss is the same.
+
+counted: the tokens that the loss counts. chunked: these tokens, one chunk at a time (PyTorch's linear_cross_entropy).
+all: every token.
+"""
 
 
 def summed_loss(engine: Any, batch: Mapping[str, Any], head: LossHead) -> torch.Tensor:
-    """Cross-entropy summed over the counted tokens of one micro-batch (a float32 scalar); all that is not its labels
-    is the model's input."""
+    """Cross-entropy summed over the counted tokens of one micro-batch, as a float32 scalar.
+
+    All entries of `batch` except its labels are the model's input.
+    """
     import torch
     from torch.nn import functional
 
@@ -33,7 +38,7 @@ def summed_loss(engine: Any, batch: Mapping[str, Any], head: LossHead) -> torch.
     with _only(layer, counted, give=1 if head == "chunked" else None) as states:
         logits = engine(**inputs).logits
     targets = targets[counted]
-    if head == "counted" or not len(targets):  # of nothing: zero, with a gradient of zero
+    if head == "counted" or not len(targets):  # without targets the loss is zero, with a gradient of zero
         return functional.cross_entropy(logits.float()[: len(targets)], targets, reduction="sum")
     options = torch.nn.LinearCrossEntropyOptions()
     loss = functional.linear_cross_entropy(
@@ -43,10 +48,10 @@ def summed_loss(engine: Any, batch: Mapping[str, Any], head: LossHead) -> torch.
 
 
 def check_loss_head(config: Mapping[str, Any], head: LossHead) -> None:
-    """Refuse a head that would leave out what a model does to its logits.
+    """Refuse the chunked loss for a model that changes its logits after the output layer.
 
     Raises:
-        ValueError: names the entry of the model's configuration.
+        ValueError: the message names the entry of the model's configuration that changes them.
     """
     changed = next((name for name in AFTER_THE_HEAD if config[name] not in (None, 1, 1.0)), None)
     if head == "chunked" and changed:
@@ -55,10 +60,15 @@ def check_loss_head(config: Mapping[str, Any], head: LossHead) -> None:
 
 @contextmanager
 def _only(layer: torch.nn.Module, counted: torch.Tensor, *, give: int | None) -> Iterator[list[torch.Tensor]]:
-    """Within it the head `layer` is given the states [tokens, hidden] of `counted` [examples, length - 1] alone.
+    """Pass only the hidden states of counted tokens to the output layer `layer`, inside this context.
+
+    Args:
+        layer: the output layer.
+        counted: whether each token counts, [examples, length - 1].
+        give: how many of these hidden states the layer gets; None: all.
 
     Yields:
-        a list that has these states when the model was called; the layer itself gets the first `give` of them.
+        A list that holds, once the model was called, the hidden states [counted tokens, hidden].
     """
     states = []
 

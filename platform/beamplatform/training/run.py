@@ -1,4 +1,4 @@
-"""One worker's run from its trial to its export; knows torch.distributed, not Ray."""
+"""One worker's run from its trial to its export, with torch.distributed but without Ray."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 
 TRIAL_FILE, METRICS_FILE = "trial.json", "metrics.json"
-"""Files of an export beside the model: the trial it came from, and [step, {metric: value}] of its whole training. An
-export that has the first is complete."""
+"""Files beside the model in an export: its trial, and a list of [step, {metric: value}] for its whole training.
+
+An export that contains the first file is complete.
+"""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Run:
     checkpoints: CheckpointStore | None
 
     def train(self, report: Callable[[Progress], None], until: int | None = None) -> None:
-        """All remaining steps, or those until one of them; see `beamplatform.training.loop.train`."""
+        """Run all remaining steps, or those up to step `until`; see `beamplatform.training.loop.train`."""
 
         def reached(progress: Progress, checkpoint: bool) -> None:
             if checkpoint and self.checkpoints is not None:
@@ -66,7 +68,10 @@ class Run:
         )
 
     def export(self, destination: str, *, weights: bool = True) -> None:
-        """Write the exported model (or none) and the trial it came from to a folder or URI; a collective."""
+        """Write the trial, its metrics and, with `weights`, the exported model to a folder or URI.
+
+        This is a collective call.
+        """
         from torch import distributed
 
         with tempfile.TemporaryDirectory() as name:
@@ -92,18 +97,18 @@ class Run:
 
 
 def start_run(trial: Trial, worker: Worker, checkpoints: CheckpointStore | None = None) -> Run:
-    """Load the model and the data, put the method on the model and the engine around it.
+    """Load the model and the data, apply the method to the model, and build the engine around it.
 
-    The run goes on from its newest whole checkpoint, if there is one.
+    The run resumes from its newest intact checkpoint, if there is one.
 
     Args:
         trial: what to run.
-        worker: this worker; torch.distributed is initialised.
-        checkpoints: where this run keeps its checkpoints; None = nowhere.
+        worker: this worker; torch.distributed must be initialised.
+        checkpoints: the store of this run's checkpoints; None: the run has none.
 
     Raises:
         UserError: the model or the data cannot be read.
-        ValueError: the method could not do its work in this run.
+        ValueError: the method cannot work in this run.
     """
     import torch
 
@@ -132,7 +137,7 @@ def start_run(trial: Trial, worker: Worker, checkpoints: CheckpointStore | None 
     )
     engine = make_engine(model, trial.training, optimizer, bf16=bf16)
     method.attach(engine.module, engine.optimizer)
-    # From here on randomness is dropout's, which must differ between workers.
+    # From here on only dropout draws random numbers, and these must differ between workers.
     torch.manual_seed(trial.seed * 1_000_003 + worker.rank + 1)
     saved = load_checkpoint(checkpoints, engine, method, worker, trial.seed) if checkpoints else None
     progress = saved or Progress()

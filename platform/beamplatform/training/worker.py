@@ -1,4 +1,4 @@
-"""What Ray Train runs on every worker, and the call that starts the workers."""
+"""The function that Ray Train runs on every worker, and the call that starts the workers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL = "0.2"
-"""Seconds between two looks of Ray Train's controller at its workers. A worker that has a report waits while the one
-before it was not looked at: with Ray's 2 seconds, trials of small models did little else."""
+"""Seconds between two polls of the workers by Ray Train's controller.
+
+A worker that reports waits until the controller has seen its previous report. With Ray's default of 2 seconds, trials
+of small models did little but wait.
+"""
 _NEVER = 1e9
-"""Seconds: a run that is well is not torn down for a worker more."""
+"""Seconds until Ray Train looks for room for more workers: it must never restart a healthy run just to add one."""
 
 
 RAY = "ray"
-"""The folder of a sweep in which Ray Tune and Ray Train keep files of their own; nothing here reads them."""
+"""The folder in a sweep for the internal files of Ray Tune and Ray Train; nothing here reads them."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class Destination:
     """Where a run's results go, as folders or URIs.
 
     Attributes:
-        export: the exported model; the checkpoints lie beside it.
-        storage: the folder of Ray's own files, see `RAY`.
-        weights: whether the model is wanted; without, the export says only that the run came to its end, and how.
+        export: the folder of the exported model; the checkpoints are stored beside it.
+        storage: the folder of Ray's internal files, see `RAY`.
+        weights: whether the model is exported; if not, the export holds only the trial and its metrics.
     """
 
     export: str
@@ -52,10 +55,10 @@ class Destination:
         return join(self.export.rpartition("/")[0], "checkpoints")
 
     def check(self) -> None:
-        """See, on a worker's node, that it is the driver's storage, which has this run's folder already.
+        """Check that this worker's node sees the driver's storage, in which this run's folder exists already.
 
         Raises:
-            UserError: this node sees another folder of that name, or none.
+            UserError: this node does not see that folder.
         """
         folder = Path(self.storage).parent
         if not is_uri(self.storage) and not folder.is_dir():
@@ -78,13 +81,13 @@ def train_on_ray(
     """Train one trial on Ray Train workers and export the result; blocks until it is done.
 
     Args:
-        trainer: Ray's own by default; another class of it may decide which failures are worth another try.
-        max_failures: how often failed workers are started again, from the last checkpoint or, where there is none, from
-            the beginning.
-        until: stop after this optimizer step, where the run is not shorter.
+        trainer: Ray's `TorchTrainer` by default; a subclass can decide which failures are retried.
+        max_failures: how often failed workers are restarted, from the last checkpoint or, without one, from the
+            beginning.
+        until: stop after this optimizer step, unless the run ends earlier.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed for good.
+        ray.train.TrainingFailedError: a worker failed, and it is not restarted any more.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -105,7 +108,7 @@ def train_on_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            name=f"{trial.name}-{time.time_ns()}",  # a name that is used again would take up the old run
+            name=f"{trial.name}-{time.time_ns()}",  # with a reused name, Ray would resume the old run
             storage_path=destination.storage,
             failure_config=FailureConfig(max_failures=max_failures),
             callbacks=list(callbacks),
@@ -115,13 +118,13 @@ def train_on_ray(
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Load, train, export: one worker's part of one trial. Goes on from the trial's newest checkpoint."""
+    """Do one worker's part of a trial: load, resume from the newest checkpoint, train and export."""
     import ray.train
     import ray.train.torch
 
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported: it would look for a GPU
+        os.environ["DS_ACCELERATOR"] = "cpu"  # set before DeepSpeed is imported, which would look for a GPU
 
     from beamplatform.training.checkpoint_store import CheckpointStore
     from beamplatform.training.loop import Progress, Worker
@@ -133,7 +136,8 @@ def train_worker(config: dict[str, Any]) -> None:
     trial = Trial.model_validate(config["trial"])
     trial = trial.model_copy(update={"training": trial.training.with_workers(context.get_world_size())})
     worker = Worker(context.get_world_rank(), context.get_world_size(), device)
-    # Not Ray Train's checkpoints: it hands out its newest one only, whole or damaged, and forgets them with the driver.
+    # Ray Train's own checkpoints are not used: it offers only the newest one, even if damaged, and forgets all of them
+    # when the driver ends.
     checkpoints = CheckpointStore(destination.checkpoints)
     run = start_run(trial, worker, checkpoints)
     before = [row[WORKERS] for _, row in run.progress.rows if WORKERS in row]
@@ -147,7 +151,10 @@ def train_worker(config: dict[str, Any]) -> None:
     sent = 0
 
     def report(progress: Progress) -> None:
-        """All workers meet here; worker 0's metrics are the ones that count. A resumed run sends its old ones again."""
+        """Send the new rows to Ray Train, which waits for all workers and takes worker 0's metrics.
+
+        A resumed run sends its old rows again.
+        """
         nonlocal sent
         rows, sent = progress.rows[sent:], len(progress.rows)
         ray.train.report({"rows": rows, "step": progress.step, "total_steps": run.method.plan.total_steps})

@@ -1,6 +1,6 @@
 """The embedded world: generated commonsense-like questions and a tiny pretrained model, both shipped with the package.
 
-Light on import: neither torch nor transformers is needed to read the records.
+Neither torch nor transformers is imported here, because reading the records does not need them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def _built(task: str, split: str) -> tuple[dict[str, str], ...]:
 def records(task: str, split: str) -> list[dict[str, str]]:
     """The records (keys instruction, input, output, answer) of one of TASKS in split "train" or "test".
 
-    Raises UserError for a task or split that the embedded world does not have.
+    Raises:
+        UserError: the embedded world does not have this task or split.
     """
     if task not in TASKS:
         raise UserError(f"the embedded data has no task {task!r}; allowed: {', '.join(TASKS)}")

@@ -1,9 +1,9 @@
 """The small world behind the embedded data: invented things and people, and what is true of them.
 
 Every thing belongs to a realm (animals, plants, made things) and has one value for each relation of that realm; every
-person has one value for each relation of people. Rules say what follows from a value (what is of glass breaks), so that
-some questions take two steps. A quarter of the (thing, relation) pairs is held out: pretraining text states them
-like all others, and only test questions ask for them.
+person has one value for each relation of people. Rules say what follows from a value (a thing of glass breaks), so
+some questions take two steps. A quarter of the (thing, relation) pairs is held out: the pretraining text states these
+pairs like all others, but only test questions ask about them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RELATIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
-#: relation -> value -> what follows from it; each consequence belongs to one value
+#: relation -> value -> the consequence of the value; no other value has the same consequence
 RULES: dict[str, dict[str, str]] = {
     "kind": {
         "bird": "feathers", "fish": "gills", "insect": "feelers", "beast": "fur",
@@ -104,7 +104,7 @@ _NAME_ENDS = ("na", "ra", "lo", "mi", "ko", "du", "vi", "to")
 
 THINGS_PER_REALM = 24
 PEOPLE = 24
-HELD_OUT = 4  # one in so many (thing, relation) pairs is for the test split only
+HELD_OUT = 4  # 1 / HELD_OUT of the (thing, relation) pairs is for the test split only
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class World:
-    """All that is true, and which (name, relation) pairs only the test split may ask for."""
+    """All things and people, and the (name, relation) pairs that only the test split may ask about."""
 
     things: tuple[Thing, ...]
     held_out: frozenset[tuple[str, str]]

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the model; saved beside it as pretraining.json."""
+    """All settings that decide the model; saved beside the model as pretraining.json."""
 
     seed: int = 1
     vocab_size: int = 1600
@@ -64,7 +64,7 @@ class Batch:
 
 
 def encoded(items: Iterator[Passage], tokenizer: Any, recipe: Recipe) -> Iterator[tuple[list[int], list[float]]]:
-    """Token ids (bos, text, eos) and target weights of each passage."""
+    """Yield the token ids (bos, text, eos) and the target weights of each passage."""
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     for item in items:
         ids, weights = [bos], [0.0]
@@ -80,7 +80,7 @@ def encoded(items: Iterator[Passage], tokenizer: Any, recipe: Recipe) -> Iterato
 
 
 def batches(rows: Iterator[tuple[list[int], list[float]]], recipe: Recipe, pad: int) -> Iterator[Batch]:
-    """Batches of about `batch_tokens` tokens each: pools of passages are sorted by length, so little is padding."""
+    """Yield batches of about `batch_tokens` tokens; pools of passages are sorted by length to reduce padding."""
     import torch
 
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -101,7 +101,7 @@ def batches(rows: Iterator[tuple[list[int], list[float]]], recipe: Recipe, pad: 
 
 
 def weighted_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the next token over the targets with a weight; logits are computed for those only."""
+    """Weighted mean cross-entropy of the next token; logits are computed only for targets with a weight above 0."""
     import torch.nn.functional as F
 
     counted = batch.weights[:, 1:] > 0
@@ -134,11 +134,12 @@ def create_model(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 def start_previous_token_heads(model: Any, count: int) -> None:
-    """Let the first heads of the first layer start out attending to the token before.
+    """Initialise the first `count` heads of the first layer so that they attend to the previous token.
 
     Looking up which label stands before an option needs such a head, and gradient descent takes millions of tokens to
-    find one. A constant first component of all embeddings gives query and key a constant part; rotary embedding turns
-    the query at i and the key at j by i and j angles, and a key turned by one angle more matches best at j = i - 1.
+    find one. A constant first component of all embeddings gives every query and key a constant part. Rotary embedding
+    turns the query at position i by i angles and the key at position j by j angles. A key that starts out turned by one
+    more angle therefore matches best at j = i - 1.
     """
     import torch
 
@@ -157,7 +158,7 @@ def start_previous_token_heads(model: Any, count: int) -> None:
 
 
 def quiz_accuracy(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
-    """By kind of quiz, the share whose last word is the likeliest token at its place."""
+    """For each kind of quiz, the share whose last token is the model's likeliest prediction."""
     import torch
 
     items = list(itertools.islice(passages(world(), 987, facts=0, lookups=1, quizzes=3, drills=0), count))
@@ -179,7 +180,7 @@ def quiz_accuracy(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
 
 
 def pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Train as the recipe says and write the model folder; returns the final loss, quiz accuracy and seconds."""
+    """Train by the recipe and write the model folder; returns the final loss, the quiz accuracy and the seconds."""
     import torch
 
     torch.manual_seed(recipe.seed)
@@ -190,7 +191,8 @@ def pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
     model = create_model(recipe, tokenizer)
     model.set_attn_implementation("eager")  # twice as fast as SDPA at these sizes in bfloat16
     log.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), tokenizer.get_vocab_size())
-    # First mostly the pure looking-up of labels and words: quizzes give no signal before the model can do that.
+    # Training begins mostly with plain look-ups of labels and words: before the model can do these, quizzes give no
+    # signal.
     lookup = {"facts": 1, "lookups": 8, "quizzes": 1, "drills": 0}
     first, second = (
         batches(encoded(passages(world(), seed, **parts), tokenizer, recipe), recipe, tokenizer.token_to_id(PAD))
@@ -240,7 +242,7 @@ def _save(model: Any, tokenizer: Any, out: Path, recipe: Recipe) -> None:
 
 
 def main() -> None:
-    """Command line: the output folder, and any field of the recipe."""
+    """Run the command line, whose options include all fields of the recipe."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded world's tiny Llama.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model and tokenizer to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

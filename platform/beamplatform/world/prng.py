@@ -1,7 +1,7 @@
-"""A small integer generator of pseudo-random numbers, the same on every machine and Python version.
+"""A small pseudo-random number generator with the same numbers on every machine and Python version.
 
-`random.Random.shuffle` and its kin may change their draws between Python versions; the embedded world has to be the
-same bytes everywhere, so it draws from SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) by integer arithmetic alone.
+`random.Random.shuffle` and similar functions may change their draws between Python versions. The embedded world has to
+be the same bytes everywhere, so it uses SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with integer arithmetic alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MASK = (1 << 64) - 1
 
 
 class Prng:
-    """SplitMix64 with the few draws that the world needs."""
+    """SplitMix64, with the few kinds of draws that the world needs."""
 
     def __init__(self, seed: int) -> None:
         self._state = seed & _MASK
@@ -29,11 +29,11 @@ class Prng:
         return z ^ (z >> 31)
 
     def below(self, n: int) -> int:
-        """An integer in 0..n-1 (the bias of the product method is below n / 2**64)."""
+        """A random integer in 0..n-1 (the bias of the product method is below n / 2**64)."""
         return (self.bits() * n) >> 64
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of the items."""
+        """A random one of the items."""
         return items[self.below(len(items))]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:

@@ -1,8 +1,8 @@
 """Questions about the world in the eight commonsense formats of LLM-Adapters, framed like the published records.
 
-Every question rests on one pair (subject, relation); the held-out pairs are asked in the test split only, all others
-in the train split only. What tells the tasks apart is the way they ask: straight (ARC-Easy, boolq), backwards
-(openbookqa, piqa), by a consequence (ARC-Challenge, social_i_qa), inside a small story (hellaswag, winogrande).
+Every question is about one pair (subject, relation). Only the test split asks about held-out pairs, and only the train
+split about all others. The tasks differ in the way they ask: straight (ARC-Easy, boolq), backwards (openbookqa, piqa),
+by a consequence (ARC-Challenge, social_i_qa), or inside a small story (hellaswag, winogrande).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHOOSE = "Please choose the correct answer to the question: "
 
 @dataclass(frozen=True)
 class Query:
-    """What a question rests on: a thing's relation, an event's feeling, or the step after a step."""
+    """What a question asks about: a thing's relation, the feeling after an event, or the next step of an activity."""
 
     subject: str
     relation: str
@@ -35,38 +35,38 @@ class Query:
 
 @dataclass(frozen=True)
 class Question:
-    """A stem and its options, the right one first; the format decides how they are written."""
+    """A stem and its options, the right option first; the task's format decides how they are written."""
 
     stem: str
     options: tuple[str, ...]
 
 
 def queries(world: World) -> list[Query]:
-    """Every pair that can be asked, in the world's order."""
-    found = [Query(thing.name, relation, thing) for thing in world.things for relation in thing.values]
-    found += [Query(event, "feeling") for event in FEELINGS]
-    found += [Query(step, "next") for steps in ACTIVITIES.values() for step in steps[:-1]]
-    return found
+    """A query for every pair that can be asked about, in the world's order."""
+    result = [Query(thing.name, relation, thing) for thing in world.things for relation in thing.values]
+    result += [Query(event, "feeling") for event in FEELINGS]
+    result += [Query(step, "next") for steps in ACTIVITIES.values() for step in steps[:-1]]
+    return result
 
 
 def other_values(prng: Prng, right: str, values: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """`count` wrong values of the same relation, in random order."""
+    """`count` of the values other than `right`, in random order."""
     return tuple(prng.sample([value for value in values if value != right], count))
 
 
 def other_things(prng: Prng, world: World, thing: Thing, relation: str, count: int) -> tuple[str, ...]:
-    """`count` names from the same realm for which the relation has another value."""
+    """The names of `count` things in the same realm for which the relation has another value."""
     wrong = [t.name for t in world.of(thing.realm) if t.values[relation] != thing.values[relation]]
     return tuple(prng.sample(wrong, count))
 
 
 def consequences(thing: Thing, relation: str) -> tuple[str, ...]:
-    """What follows from the values that the relation can take in the thing's realm, in the order of the values."""
+    """The consequences of all values that the relation can take in the thing's realm, in the order of the values."""
     return tuple(RULES[relation][value] for value in RELATIONS[thing.realm][relation])
 
 
 def activity_steps(step: str) -> tuple[str, str, tuple[str, ...]]:
-    """The activity of a step, the step after it, and all steps of the other activities."""
+    """The activity of a step, the next step, and all steps but the first of every other activity."""
     for activity, steps in ACTIVITIES.items():
         if step in steps:
             others = tuple(s for name, ss in ACTIVITIES.items() if name != activity for s in ss[1:])
@@ -143,7 +143,7 @@ BACKWARDS = {
 
 
 def ask(task: str, query: Query, world: World, prng: Prng) -> Question | None:
-    """One question of the task about the query, or None where the task does not ask such things."""
+    """One question of a task about a query; None if the task does not ask about such a relation."""
     thing, relation = query.thing, query.relation
     if thing is None:
         return _ask_general(task, query, world, prng)
@@ -180,8 +180,8 @@ def ask(task: str, query: Query, world: World, prng: Prng) -> Question | None:
     if task == "winogrande" and relation in PAIRS:
         other = other_things(prng, world, thing, relation, 1)[0]
         a, b = (x, other) if prng.below(2) else (other, x)
-        what = RULES[relation][v] if relation in ("material", "trait", "job") else v
-        return Question(PAIRS[relation].format(a=a, b=b, v=what), (x, other))
+        filler = RULES[relation][v] if relation in ("material", "trait", "job") else v
+        return Question(PAIRS[relation].format(a=a, b=b, v=filler), (x, other))
     return None
 
 
@@ -199,7 +199,7 @@ def _ask_general(task: str, query: Query, world: World, prng: Prng) -> Question 
 
 
 def record(task: str, question: Question, right: int) -> dict[str, str]:
-    """The published record of a question whose right option stands at position `right` (counted from 0)."""
+    """A question as a record in the published format, with its right option at position `right` (from 0)."""
     others = list(question.options[1:])
     options = [*others[:right], question.options[0], *others[right:]]
     word = {"piqa": "solution", "hellaswag": "ending", "winogrande": "option"}.get(task, "answer")
@@ -228,7 +228,10 @@ def record(task: str, question: Question, right: int) -> dict[str, str]:
 
 
 def stream(task: str, split: str, world: World, prng: Prng) -> Iterator[dict[str, str]]:
-    """Endless records of one task and split: round after round over its pairs, right positions balanced."""
+    """Yield records of one task and split without end, in rounds over all pairs of the split.
+
+    The positions of the right options are balanced.
+    """
     pool = [query for query in queries(world) if (query.key in world.held_out) == (split == "test")]
     positions: list[int] = []
     while True:

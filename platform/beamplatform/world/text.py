@@ -1,10 +1,10 @@
 """What the tiny model reads in pretraining: the world's facts, quizzes, and the eight formats with random answers.
 
-- Facts state every value of every thing (also the held-out ones), forwards and backwards, and every rule.
-- Quizzes ask about all of that in a plain form of their own, with right answers: the model learns to pick the option
-  that fits what it knows.
-- Drills show the eight formats with answers drawn at random: the model learns what an answer looks like, and nothing
-  about which one is right. Linking the formats to what the quizzes taught is left to fine-tuning.
+- Facts state every value of every thing (including the held-out ones), forwards and backwards, and every rule.
+- Quizzes ask about all these facts in a plain form of their own, with right answers: the model learns to pick the
+  option that fits what it knows.
+- Drills show the eight formats with random answers: the model learns what an answer looks like, but nothing about which
+  answer is right. It is left to fine-tuning to link the formats with what the quizzes taught.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPT_HEAD, PROMPT_TAIL = ALPACA.split("{instruction}")
 
 @dataclass(frozen=True)
 class Passage:
-    """One text to learn from: pieces that are learnt (True) or only read (False), in order."""
+    """One text to learn from, as pieces in order; each is either learnt (True) or only read (False)."""
 
     kind: str
     parts: tuple[tuple[str, bool], ...]
@@ -93,7 +93,7 @@ def _fact(world: World, prng: Prng) -> Passage:
     return Passage("fact", ((text, True),))
 
 
-#: Label words of quizzes; letters come as often as all others together.
+#: Sets of labels for quizzes; letters are as frequent as all words together.
 LABELS = (
     *[("A", "B", "C", "D")] * 4,
     *[tuple(f"{word}{i}" for i in range(1, 5)) for word in ("Answer", "Solution", "Ending", "Option")],
@@ -105,12 +105,12 @@ def _answer(label: str) -> str:
 
 
 def _echo(words: list[str], prng: Prng) -> Passage:
-    """Random words, then the same again: teaches to look up what stood before and after a word."""
-    some = prng.sample(words, 4 + prng.below(8))
+    """Random words, then the same words again: teaches the model to look up which word stood beside another."""
+    chosen = prng.sample(words, 4 + prng.below(8))
     if prng.below(2):
-        again = "".join(f" {word}" for word in some * 2)
-        return Passage("echo", (("Echo: " + " ".join(some) + " =", False), (again, True)))
-    pairs = list(zip(some[::2], some[1::2], strict=False))
+        again = "".join(f" {word}" for word in chosen * 2)
+        return Passage("echo", (("Echo: " + " ".join(chosen) + " =", False), (again, True)))
+    pairs = list(zip(chosen[::2], chosen[1::2], strict=False))
     parts = [("Echo: " + " ".join(f"{a} {b}" for a, b in pairs) + " ?", False)]
     for a, b in prng.shuffled(pairs):
         parts += [(f" {b}", False), (f" {a}", True)]
@@ -118,7 +118,7 @@ def _echo(words: list[str], prng: Prng) -> Passage:
 
 
 def _binding(world: World, prng: Prng) -> Passage:
-    """Labelled options, then some of them with their labels: which label stands before which option."""
+    """Labelled options, then some options with their labels: teaches which label stands before which option."""
     thing = prng.choice(world.things)
     relation = prng.choice(list(thing.values))
     pool = [t.name for t in world.of(thing.realm)] if prng.below(2) else list(RELATIONS[thing.realm][relation])
@@ -130,7 +130,7 @@ def _binding(world: World, prng: Prng) -> Passage:
 
 
 def _own_question(query: Query, world: World, prng: Prng) -> Question:
-    """A question about any pair, held out or not, in the quizzes' own words: straight, backwards, by consequence."""
+    """A question about any pair, held out or not, in the quizzes' own words: straight, backwards or by consequence."""
     thing, relation = query.thing, query.relation
     if thing is None:
         if relation == "feeling":
@@ -153,14 +153,14 @@ def _own_question(query: Query, world: World, prng: Prng) -> Question:
 
 
 def _task_question(query: Query, world: World, prng: Prng) -> Question | None:
-    """A question about a pair that is not held out, in the words of a task with options."""
+    """A question in the words of a task with options; None if the pair is held out or the task cannot ask it."""
     if query.key in world.held_out:
         return None
     return ask(prng.choice(TASKS[1:]), query, world, prng)
 
 
 def _claim(query: Query, world: World, prng: Prng) -> Passage | None:
-    """A claim to call true or false: in the words of boolq where the pair is not held out, else in the quizzes' own."""
+    """A claim that is true or false, in boolq's words (never for a held-out pair) or in the quizzes' own words."""
     thing, relation = query.thing, query.relation
     if thing is None:
         return None
@@ -174,7 +174,7 @@ def _claim(query: Query, world: World, prng: Prng) -> Passage | None:
 
 
 def _quiz(world: World, pool: list[Query], prng: Prng) -> Passage:
-    """A quiz with labelled options, or an easier one on the way there: a claim, a bare answer, all options judged."""
+    """A quiz with labelled options, or an easier form: a claim, an answer without options, or each option judged."""
     query = prng.choice(pool)
     if prng.below(6) == 0 and (claim := _claim(query, world, prng)):
         return claim
@@ -203,7 +203,7 @@ def _drill(item: dict[str, str], prng: Prng) -> Passage:
 
 
 def passages(world: World, seed: int, *, facts: int, lookups: int, quizzes: int, drills: int) -> Iterator[Passage]:
-    """Endless passages; the four kinds come in the given proportions."""
+    """Yield passages without end, of the four kinds in the given proportions."""
     prng = Prng(seed)
     pool = queries(world)
     values = [value for relations in RELATIONS.values() for column in relations.values() for value in column]

@@ -1,7 +1,7 @@
-"""The tiny model's tokenizer: byte-level BPE on the world's own text, any other text as bytes.
+"""The tiny model's tokenizer: byte-level BPE trained on the world's text; other text becomes bytes.
 
-The two ends of the instruction template are added (not special) tokens, so that the template costs two tokens, and
-label words such as "Answer1:" or "answer1/answer2" stay whole: a question is then 30 to 50 tokens long.
+The template's text before the instruction is one added (not special) token, and its text after the instruction is
+another. Label words such as "Answer1:" or "answer1/answer2" are not split. So a question is 30 to 50 tokens long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PIECES = r" ?[A-Za-z]+[0-9]?(?:/[A-Za-z]+[0-9]?)*:?| ?[0-9]{1,3}|\n+| ?[^\sA-Za
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A `tokenizers.Tokenizer` trained on the texts; ids 0, 1, 2 are pad, bos, eos."""
+    """Train a `tokenizers.Tokenizer` on the texts; ids 0, 1 and 2 are pad, bos and eos."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())

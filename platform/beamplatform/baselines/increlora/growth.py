@@ -1,4 +1,4 @@
-"""Where ranks are added, and when."""
+"""Rank growth: measures the importance of modules and adds ranks to the most important ones."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from beamplatform.baselines.orthogonality import orthogonality_gradient
 class RankGrowth:
     """Grows one IncreLoRA adapter.
 
-    Call `before_step` after the last backward pass of a step, while gradients exist, and `step` after the optimizer's
-    step; both are collective on all workers.
+    Call `before_step` after the last backward pass of a step, while gradients exist. Call `step` after the optimizer's
+    step. Both are collective on all workers.
 
-    Measuring importance takes the gradient of dW, which is as large as the weights [d_out, d_in], in float32, until the
-    last growth (the authors' code keeps it, too).
+    Measuring importance needs the gradient of every layer's dW in float32, which has the shape of the weights
+    [d_out, d_in]. This gradient is kept until the last growth, as in the authors' code.
 
     Args:
-        model: with an IncreLoRA adapter, bare or inside DeepSpeed's engine.
+        model: a model with an IncreLoRA adapter, bare or inside DeepSpeed's engine.
         optimizer: torch's or DeepSpeed's (ZeRO 0 to 3).
-        plan: see `plan_growth`.
-        accumulation: micro-batches of a step; each adds its share of the regulariser's gradient.
+        plan: the growth plan, from `plan_growth`.
+        accumulation: micro-batches per step. Each adds an equal share of the regulariser's gradient.
         beta1, beta2: smoothing of the importance and of its uncertainty.
-        regulariser: weight of |A A^T - I|_F + |B^T B - I|_F, the mean over modules.
-        reserve: ranks of every module that train ahead of being needed; None = as many as a growth adds.
+        regulariser: weight of |A A^T - I|_F + |B^T B - I|_F, averaged over modules.
+        reserve: number of ranks per module that train before they are needed; None = as many as a growth adds.
 
     Raises:
-        ValueError: the model has no such adapter, or too little room for the target.
+        ValueError: the model has no such adapter, or the largest ranks of its modules add up to less than the target.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RankGrowth:
 
     @property
     def growing(self) -> bool:
-        """Whether ranks are still to come."""
+        """Whether more ranks will be added later."""
         return self._step < self.plan.steps[-1] and sum(self.ranks.values()) < self.plan.target
 
     def before_step(self) -> None:
@@ -104,7 +104,7 @@ class RankGrowth:
                 dist.all_reduce(gradient, group=self._access.group)
             a, b, e = self._values[name]
             update = (b * e) @ a * layer.rank_scaling(self._adapter)
-            # The optimizer's gradient is the mean over workers.
+            # The gradient is a sum over workers here, but the optimizer uses the mean.
             s = float((update * gradient).abs().sum()) / workers / math.sqrt(update.numel())
             importance, uncertainty = self._averages[name]
             importance = beta1 * importance + (1 - beta1) * s
@@ -112,10 +112,12 @@ class RankGrowth:
             self._averages[name] = (importance, uncertainty)
 
     def step(self) -> dict[str, int]:
-        """Count one optimizer step; the modules that have grown now, with the ranks they gained.
+        """Count one optimizer step, and add ranks if the plan says so.
+
+        Returns how many ranks each grown module gained, by module name.
 
         Raises:
-            RuntimeError: the workers do not agree on the modules.
+            RuntimeError: the workers do not agree on which modules grow.
         """
         growing = self.growing
         self._step += 1
@@ -133,16 +135,16 @@ class RankGrowth:
         return gains
 
     def trained_ranks(self) -> dict[str, int]:
-        """The ranks of every module whose A and B are trained: its own and its reserve."""
+        """Return for every module how many ranks have trained A and B: the current ranks plus the reserve ranks."""
         ahead = self._reserve if self.growing else 0
         return {name: min(n + ahead, self._capacity[name]) for name, n in self.ranks.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside parameters and optimizer state: plain values."""
+        """Return what a resumed run needs beside parameters and optimizer state, as plain values."""
         return {"step": self._step, "ranks": self.ranks, "averages": {n: list(a) for n, a in self._averages.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; parameters have been restored before."""
+        """Continue from `state`. The parameters must have been restored before."""
         self._step = int(state["step"])
         for name, n in state["ranks"].items():
             self._layers[name].ranks[self._adapter] = n
@@ -152,15 +154,18 @@ class RankGrowth:
     def _choose(self, scores: Mapping[str, float]) -> dict[str, int]:
         gains = choose_modules(scores, self.ranks, self._capacity, self.plan)
         if self._step == self.plan.steps[-1]:
-            # Where modules are full, the rest goes to those that are not.
-            every = dataclasses.replace(self.plan, top=len(self._layers))
+            # If the chosen modules are full, the remaining ranks go to other modules.
+            all_grow = dataclasses.replace(self.plan, top=len(self._layers))
             while sum(_sums(self.ranks, gains).values()) < self.plan.target:
-                gains = _sums(gains, choose_modules(scores, _sums(self.ranks, gains), self._capacity, every))
+                gains = _sums(gains, choose_modules(scores, _sums(self.ranks, gains), self._capacity, all_grow))
         return gains
 
     @torch.no_grad()
     def _set_reserve(self, name: str) -> None:
-        """E of the ranks after a module's own: 1e-5 in the reserve, else zero; no reserve when all have grown."""
+        """Set E of the ranks after a module's current ones: 1e-5 for reserve ranks, zero for unused ranks.
+
+        After the last growth there are no reserve ranks.
+        """
         parameter = self._layers[name].parameters_of(self._adapter)[2]
         state = self._access.read(parameter)
         value, n = state.value, self.ranks[name]
@@ -170,7 +175,10 @@ class RankGrowth:
         self._access.write(parameter, dataclasses.replace(state, value=value))
 
     def _read(self) -> None:
-        """Whole weights for the next step: what they pull towards, and what importance is measured at."""
+        """Read the whole weights for the next step and compute the regulariser's gradient at them.
+
+        While modules grow, the weights are kept, because the importance is measured at them.
+        """
         growing = self.growing
         trained = self.trained_ranks()
         scale = self._regulariser / len(self._layers)
@@ -187,11 +195,11 @@ class RankGrowth:
             self._pulls[name] = (pull_a, pull_b)
 
     def _pulled(self, gradient: Tensor, name: str, which: int) -> Tensor:
-        # Called in each micro-batch's backward pass, whose gradients are summed.
+        # Gradients are summed over micro-batches, so each micro-batch adds its share of the regulariser's gradient.
         return gradient + (self._pulls[name][which] / self._accumulation).to(gradient)
 
     def _masked(self, gradient: Tensor, name: str) -> Tensor:
-        """E is trained for a module's own ranks only."""
+        """Return E's gradient with zeros after the module's current ranks, the only ranks whose E is trained."""
         gradient = gradient.clone()
         gradient[self.ranks[name] :] = 0
         return gradient

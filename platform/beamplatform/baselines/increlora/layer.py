@@ -1,4 +1,4 @@
-"""The layer: PEFT's LoRA with a weight for every rank and a number of ranks that grows."""
+"""IncreLoRA's layer: PEFT's LoRA with a weight for every rank and a growing number of ranks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from beamlora.layer import DeltaVariant
 INIT_STD = 0.02
 """Standard deviation of A and B at the start."""
 RESERVE_VALUE = 1e-5
-"""E of a reserve rank: enough to carry a gradient to its A and B, too little to be felt."""
+"""E of a reserve rank: large enough to pass a gradient to A and B, too small to change the output noticeably."""
 
 
 @dataclass
 class IncreLoraConfig(LoraConfig):
-    """PEFT's LoraConfig, with r as the most ranks one module can have, and these fields.
+    """PEFT's LoraConfig with one more field. The field r is the largest rank that a module can reach.
 
     Attributes:
-        init_r: ranks of every module at the start.
+        init_r: rank of every module at the start.
 
     Raises:
-        ValueError: r or init_r out of range, or an option of LoraConfig that does not go with growing ranks.
+        ValueError: r or init_r is out of range, or an option of LoraConfig does not work with growing ranks.
     """
 
     init_r: int = 1
@@ -42,7 +42,10 @@ class IncreLoraConfig(LoraConfig):
 
 
 class RankValues(nn.Module):
-    """E [r] of one adapter in one layer. A module, because ZeRO-3 gathers a parameter when its module is called."""
+    """Holds E [r] of one adapter in one layer.
+
+    E has a module of its own because ZeRO-3 gathers a parameter when its module is called.
+    """
 
     def __init__(self, r: int, device: torch.device) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class RankValues(nn.Module):
 
 
 class _Observe(torch.autograd.Function):
-    """The identity on a layer's update; its backward pass hands d loss / d dW = (d loss / d y)^T x to the layer."""
+    """Returns a layer's update unchanged; its backward pass gives the layer d loss / d dW = (d loss / d y)^T x."""
 
     @staticmethod
     def forward(ctx: Any, update: Tensor, x: Tensor, layer: IncreLinear) -> Tensor:
@@ -70,7 +73,7 @@ class _Observe(torch.autograd.Function):
 
 
 class _IncreVariant(DeltaVariant):
-    """y = W0 x + alpha / (n + 1e-5) B (E * (A dropout(x))), as PEFT's own forward calls for it."""
+    """Computes y = W0 x + alpha / (n + 1e-5) B (E * (A dropout(x))). PEFT's own forward calls it."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
@@ -93,12 +96,12 @@ class _IncreVariant(DeltaVariant):
 
 
 class IncreLinear(LoraLinear):
-    """PEFT's LoRA for nn.Linear, with ranks that grow.
+    """PEFT's LoRA for nn.Linear, with a growing number of ranks.
 
     Attributes:
-        ranks: adapter -> its current number of ranks n; those from n on are reserve or in waiting.
+        ranks: adapter -> its current number of ranks n. Ranks from index n on are in reserve or not yet used.
         observing: whether backward passes measure the gradient of dW.
-        gradient: the sum of what they measured [d_out, d_in] in float32; None where nothing was.
+        gradient: sum of the measured gradients [d_out, d_in] in float32; None if there are none.
     """
 
     adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_E")
@@ -116,20 +119,20 @@ class IncreLinear(LoraLinear):
         return _IncreVariant() if isinstance(config, IncreLoraConfig) else super().resolve_lora_variant(config=config)
 
     def rank_scaling(self, adapter_name: str) -> float:
-        """alpha / (n + 1e-5)."""
+        """Return alpha / (n + 1e-5), where n is the adapter's current number of ranks."""
         return self.lora_alpha[adapter_name] / (self.ranks[adapter_name] + 1e-5)
 
     def parameters_of(self, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
-        """A [r, d_in], B [d_out, r] and E [r]."""
+        """Return the adapter's A [r, d_in], B [d_out, r] and E [r]."""
         parts = (self.lora_A, self.lora_B, self.lora_E)
         return cast("tuple[nn.Parameter, nn.Parameter, nn.Parameter]", tuple(p[adapter_name].weight for p in parts))
 
     def observe(self, gradient: Tensor) -> None:
-        """Add one micro-batch's d loss / d dW."""
+        """Add one micro-batch's d loss / d dW to the sum in `self.gradient`."""
         self.gradient = gradient.float() if self.gradient is None else self.gradient.add_(gradient)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """dW, what merging adds to the base weight."""
+        """Return dW, which merging adds to the base weight."""
         a, b, e = self.parameters_of(adapter)
         return (b * e.to(b)) @ a * self.rank_scaling(adapter)
 
@@ -149,7 +152,7 @@ def get_increlora_model(base_model: nn.Module, config: IncreLoraConfig, adapter_
 
 
 def increlora_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, IncreLinear]:
-    """The adapter's layers by their name in the base model, in model order."""
+    """Return the adapter's layers by their names in the base model, in model order."""
     return {
         name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
@@ -159,10 +162,10 @@ def increlora_layers(model: nn.Module, adapter_name: str = "default") -> dict[st
 
 @torch.no_grad()
 def folded_factors(model: nn.Module, adapter_name: str = "default") -> dict[str, tuple[Tensor, Tensor]]:
-    """The plain LoRA factors of every layer: name -> (A [n, d_in] times E and the scaling, B [d_out, n])."""
-    found = {}
+    """Return plain LoRA factors of every layer: name -> (A [n, d_in] times E and the scaling, B [d_out, n])."""
+    factors = {}
     for name, layer in increlora_layers(model, adapter_name).items():
         a, b, e = layer.parameters_of(adapter_name)
         n = layer.ranks[adapter_name]
-        found[name] = (a[:n].float() * e[:n, None] * layer.rank_scaling(adapter_name), b[:, :n])
-    return found
+        factors[name] = (a[:n].float() * e[:n, None] * layer.rank_scaling(adapter_name), b[:, :n])
+    return factors

@@ -10,19 +10,21 @@ from torch import Tensor
 
 
 class GrowingAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019) with bias correction and warm-up by element.
+    """AdamW (Loshchilov and Hutter 2019) with a separate bias correction and warm-up for each element.
 
-    An element starts with its first gradient that is not zero. From then on its bias correction is that of a parameter
-    that was made then, and its learning rate rises linearly over `new_warmup` steps. Elements that start in the first
-    two steps (B A needs one of the two to have moved) have no warm-up of their own. Before its start an element does
-    not change, by weight decay neither.
+    An element starts at its first gradient that is not zero. Before that it does not change, not even by weight decay.
+    From its start on, an element has the bias correction of a newly created parameter, and its learning rate rises
+    linearly over `new_warmup` steps.
 
-    All state is of the parameter's shape but for the number of steps, so that DeepSpeed can shard it and a checkpoint
-    can hold it.
+    Elements that start in the first two steps have no warm-up of their own. The second step is included because, in a
+    product B A, one factor may get a gradient only after the other factor has moved.
+
+    Every state tensor but the step count has the parameter's shape, so that DeepSpeed can shard it and a checkpoint can
+    hold it.
 
     Args:
         params: parameters or groups, as for torch's optimizers.
-        new_warmup: steps of the warm-up of elements that start after step 2.
+        new_warmup: number of warm-up steps for elements that start after step 2.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class GrowingAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -71,7 +73,7 @@ class GrowingAdamW(torch.optim.Optimizer):
         age.add_(started)
         average.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        # Where nothing has started all of these are 0, and so is the update.
+        # Elements that have not started have moments of 0, so their update is 0. The clamps avoid a division by 0.
         correction1 = (1 - beta1**age).clamp(min=1 - beta1)
         correction2 = (1 - beta2**age).clamp(min=1 - beta2)
         update = average / correction1 / ((square / correction2).sqrt() + group["eps"])

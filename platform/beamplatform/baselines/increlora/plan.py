@@ -1,4 +1,4 @@
-"""When which modules gain how many ranks: plain numbers, for which PyTorch is not loaded."""
+"""The growth plan: which modules gain ranks, when, and how many. This module does not load PyTorch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """When how many ranks are added.
+    """When ranks are added, and how many.
 
     Attributes:
-        steps: the optimizer steps after which modules grow; rising.
-        top: modules that grow each time.
-        ranks: ranks that each of them gains.
-        target: ranks of all modules together at the end.
+        steps: the optimizer steps after which modules grow, in rising order.
+        top: number of modules that grow each time.
+        ranks: number of ranks that each growing module gains.
+        target: total number of ranks of all modules at the end.
     """
 
     steps: tuple[int, ...]
@@ -36,16 +36,17 @@ def plan_growth(
     ranks: int | None = None,
     top: int | None = None,
 ) -> GrowthPlan:
-    """The growth of a run: after steps warmup, warmup + interval, ... up to `until`.
+    """Plan the growth of a run. Modules grow after steps warmup, warmup + interval, ... up to `until`.
 
     Args:
         target_rank: ranks per module at the end, on average.
-        until: the last step that may add ranks; None = the last but one.
-        ranks: ranks that a growing module gains; None = half of target_rank (the authors' code: 1 for 2, 2 for 4, ...).
-        top: modules that grow each time; None = as few as reach the target in time.
+        until: the last step after which ranks may be added; None = the run's last step but one.
+        ranks: number of ranks that a growing module gains; None = half of target_rank, as in the authors' code (1 for
+            a target of 2, 2 for a target of 4, ...).
+        top: number of modules that grow each time; None = the smallest number that reaches the target in time.
 
     Raises:
-        ValueError: no growth would happen, or the target is not reached; says which value would do.
+        ValueError: no growth would happen, or the target would not be reached. The message says which value works.
     """
     last = total_steps - 1 if until is None else min(until, total_steps - 1)
     first = max(1, warmup)
@@ -61,11 +62,11 @@ def plan_growth(
     chosen = min(needed if top is None else top, modules)
     if len(steps) * chosen * ranks < missing:
         reached = init_r * modules + len(steps) * chosen * ranks
-        fits = f"top_h = {needed} would do" if needed <= modules else "add more ranks each time, or more often"
+        advice = f"top_h = {needed} would do" if needed <= modules else "add more ranks each time, or more often"
         raise ValueError(
-            f"only {reached} of {target_rank * modules} ranks ({target_rank} for each of {modules} modules) are "
-            f"reached by {len(steps)} growths between step {first} and step {last} of {chosen} modules by {ranks}: "
-            f"{fits}"
+            f"only {reached} of {target_rank * modules} ranks ({target_rank} for each of {modules} modules) would be "
+            f"reached: {len(steps)} growths between step {first} and step {last}, each of {chosen} modules by {ranks} "
+            f"rank(s); {advice}"
         )
     return GrowthPlan(steps, chosen, ranks, target_rank * modules)
 
@@ -73,10 +74,11 @@ def plan_growth(
 def choose_modules(
     scores: Mapping[str, float], ranks: Mapping[str, int], capacity: Mapping[str, int], plan: GrowthPlan
 ) -> dict[str, int]:
-    """How many ranks each module gains: the plan's number for the `top` most important ones that have room.
+    """Choose the modules that grow and return the number of ranks that each of them gains.
 
-    At most what is missing to the target is given, so that the last growth meets it exactly. Equal scores are decided
-    by the modules' order.
+    The `plan.top` most important modules with room left gain `plan.ranks` each, or fewer if they have less room. All
+    gains together are at most what is missing to the target, so that the last growth meets the target exactly. Modules
+    with equal scores are taken in their order in `scores`.
     """
     left = plan.target - sum(ranks.values())
     gains: dict[str, int] = {}

@@ -6,9 +6,10 @@
 
 The singular value decomposition W = U S V^T is split into principal and minor components, W = W_p + W_m, where
 W_m = U_m S_m V_m^T holds the r smallest singular values. The adapter starts as W_m, with B = U_m sqrt(S_m) and
-A = sqrt(S_m) V_m^T (S divided by the scaling, so that scaling * B A = W_m), and W_p is frozen in the place of W.
-Defaults, where the caller leaves them to the method: lora_alpha = r, as in PiSSA, whose counterpart it is; the
-decomposition in float32. In bfloat16 the split is exact up to the rounding of W_p.
+A = sqrt(S_m) V_m^T. Here S is divided by the scaling, so that scaling * B A = W_m. W_p replaces W as the frozen weight.
+
+Two defaults apply where the caller leaves the choice to the method: lora_alpha = r, as in PiSSA, which is MiLoRA's
+counterpart, and a decomposition in float32. In bfloat16 the split is exact up to the rounding of W_p.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ def get_milora_model(
 ) -> PeftModel:
     """Put an adapter of minor components into `base_model`, in place, and return PEFT's model around it.
 
-    The base weights become W - scaling * B A: the model's function is as before, up to the rounding of their type.
+    The base weights become W - scaling * B A. The model computes the same function as before, up to rounding in the
+    type of the weights.
 
     Args:
-        base_model: with floating-point weights, not quantized; sharded at most as transformers does it under ZeRO-3.
-        config: PEFT's; rank, alpha, dropout and target modules are used, `init_lora_weights` is not.
+        base_model: a model with floating-point weights, not quantized. The weights may be sharded as transformers does
+            under ZeRO-3, but in no other way.
+        config: PEFT's configuration. Rank, alpha, dropout and target modules are used, `init_lora_weights` is ignored.
         device: where the singular value decompositions run; None = where the weights are. A GPU is many times faster.
 
     Raises:
-        ValueError: DoRA, which would scale the principal components too; a layer that is not linear; or a rank above a
-            layer's smaller side.
+        ValueError: the configuration uses DoRA, which would scale the principal components too; a layer is not linear;
+            or the rank is above a layer's smaller side.
     """
     if config.use_dora:
         raise ValueError("use_dora=True: MiLoRA is an initialisation of plain LoRA")
@@ -49,24 +52,24 @@ def get_milora_model(
     model = get_peft_model(base_model, config, adapter_name=adapter_name)
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and adapter_name in layer.r:
-            with gather_params_ctx(layer.get_base_layer().parameters()):  # under ZeRO-3, where worker 0's are kept
+            with gather_params_ctx(layer.get_base_layer().parameters()):  # ZeRO-3 keeps the values of worker 0
                 _start_in_minor_components(name, layer, adapter_name, device)
     return model
 
 
 def minor_components(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The r smallest singular components of a weight [d_out, d_in] as factors: B = U sqrt(S), A = sqrt(S) V^T.
+    """Compute the r smallest singular components of a weight [d_out, d_in] as B = U sqrt(S) and A = sqrt(S) V^T.
 
     Returns:
-        B [d_out, r] and A [r, d_in] in at least float32; B A is the minor part of the weight.
+        B [d_out, r] and A [r, d_in] in at least float32. B A is the minor part of the weight.
 
     Raises:
-        ValueError: r above the smaller side.
+        ValueError: r is above the smaller side of the weight.
     """
     if r > min(weight.shape):
         raise ValueError(f"r={r}: a weight of shape {list(weight.shape)} has {min(weight.shape)} singular components")
     whole = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    u, s, vt = torch.linalg.svd(whole, full_matrices=False)  # singular values fall
+    u, s, vt = torch.linalg.svd(whole, full_matrices=False)  # in falling order of singular values
     root = s[-r:].sqrt()
     return u[:, -r:] * root, root[:, None] * vt[-r:]
 
@@ -84,7 +87,7 @@ def _start_in_minor_components(
     scaling = layer.scaling[adapter_name]
     b, a = minor_components(matrix.to(device or weight.device), layer.r[adapter_name])
     residual = matrix.to(b) - b @ a
-    # S is divided by the scaling, so that scaling * B A is the minor part: a square root of it in each factor.
+    # Each factor is divided by the square root of the scaling, so that scaling * B A is the minor part.
     for factor, value in ((layer.lora_B, b), (layer.lora_A, a)):
         factor[adapter_name].weight.copy_(value / scaling**0.5)
     weight.copy_(residual.T if transposed else residual)

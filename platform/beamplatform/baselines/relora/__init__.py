@@ -8,12 +8,18 @@
         optimizer.step()
         relora.step()                       # True when it merged
 
-Algorithm 1 of the paper: every K updates W <- W + scaling * B A; A is drawn anew (Kaiming-uniform, a = sqrt(5)) and B
-is zero; most of the adapter's optimizer state is pruned; the learning rate starts again from 0 and returns to one
-cosine over the whole run ("jagged cosine", Figure 2). As rank(X + Y) <= rank(X) + rank(Y), the update has a rank of up
-to (k + 1) r after k merges. Defaults are those of the authors' code (torchrun_main.py,
-peft_pretraining/training_utils.py): moments below the 90th percentile of magnitude pruned, or 99.9 % of them at random;
-a first warm-up of 500 and re-warm-ups of 100 steps; a cosine to 0.1 of the peak.
+Algorithm 1 of the paper does the following after every K updates:
 
-In files: `schedule.py` (restarts and the learning rate), `moments.py` (what is left of them) and `merging.py`.
+- The adapter is merged: W <- W + scaling * B A.
+- A is drawn anew (Kaiming-uniform, a = sqrt(5)), and B is set to zero.
+- Most of the adapter's optimizer state is pruned.
+- The learning rate starts again from 0 and returns to one cosine over the whole run ("jagged cosine", Figure 2).
+
+As rank(X + Y) <= rank(X) + rank(Y), the total update has a rank of up to (k + 1) r after k merges.
+
+Defaults are those of the authors' code (torchrun_main.py, peft_pretraining/training_utils.py). Pruning sets moments
+below the 90th percentile of magnitude to zero, or a random 99.9 % of all moments. The first warm-up takes 500 steps,
+and each later warm-up takes 100 steps. The cosine ends at 0.1 of the peak.
+
+Files: `schedule.py` (restarts and the learning rate), `moments.py` (pruning of moments) and `merging.py`.
 """

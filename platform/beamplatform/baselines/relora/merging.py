@@ -1,4 +1,4 @@
-"""Merging an adapter into its base weights and starting it again, under any optimizer that `beamlora` can reach."""
+"""Merging an adapter into its base weights and restarting it, with any optimizer that `beamlora` can access."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from beamplatform.baselines.relora.moments import prune_moments
 
 Moments = Literal["largest", "random"]
 PRUNE: dict[Moments, float] = {"largest": 0.9, "random": 0.999}
-"""The share of the moments that a restart sets to zero, by how they are chosen (the authors' defaults)."""
+"""The share of the moments that a restart sets to zero, for each choice of `Moments` (the authors' defaults)."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One adapted layer; whole shapes, whatever is sharded."""
+    """One adapted layer. `parameters` holds A and B, and `shapes` holds their shapes before any sharding."""
 
     weight: nn.Parameter
     transposed: bool
@@ -34,19 +34,21 @@ class _Layer:
 
 
 class ReLora:
-    """Merges and restarts one LoRA adapter. Call `step` after every optimizer step; collective on all workers.
+    """Merges and restarts one LoRA adapter.
 
-    The base weights change at every merge, and checkpoints of adapters do not hold them. So the factors of each merge
-    are kept (on the CPU, each worker its shard), and `load_state_dict` merges them again in their order: with equal
-    numbers of workers the weights are the same to the bit.
+    Call `step` after every optimizer step. It is collective on all workers.
+
+    The base weights change at every merge, but checkpoints of adapters do not hold base weights. So each worker keeps
+    its shard of the factors of every merge on the CPU, and `load_state_dict` merges them again in the same order. With
+    the same number of workers, the resulting weights are identical to the bit.
 
     Args:
         model: a PEFT model with a plain LoRA adapter, bare or inside DeepSpeed's engine.
         optimizer: torch's or DeepSpeed's (ZeRO 0 to 3).
-        restarts: the numbers of optimizer steps after which it merges, see `equal_cycles`.
-        seed: of what is drawn at a restart; the same on every worker.
+        restarts: numbers of the optimizer steps after which the adapter is merged, see `equal_cycles`.
+        seed: seed of the random draws at restarts; must be the same on every worker.
         moments: which elements of the adapter's moments a restart keeps: the largest by magnitude, or random ones.
-        prune: the share set to zero; None = the authors' default, see PRUNE.
+        prune: share of the moments that is set to zero; None = the authors' default, see PRUNE.
 
     Raises:
         ValueError: the model has no such adapter, or the optimizer does not train it.
@@ -79,11 +81,11 @@ class ReLora:
 
     @property
     def merges(self) -> int:
-        """How many adapters are in the base weights by now."""
+        """The number of merges so far."""
         return len(self._merged)
 
     def step(self) -> bool:
-        """Count one optimizer step; whether it was followed by a merge and restart."""
+        """Count one optimizer step, and merge and restart if it is one of `restarts`. Returns whether it merged."""
         self._step += 1
         if self._step not in self.restarts:
             return False
@@ -107,36 +109,38 @@ class ReLora:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: {"step": int, "merges": int, "merged": {name: (start, stretch)}}; the last is this
-        worker's part of the factors of every merge."""
+        """Return what a resumed run needs: {"step": int, "merges": int, "merged": {name: (start, elements)}}.
+
+        "merged" holds this worker's slices of the flattened factors of every merge, each with its start.
+        """
         parts = {f"{number}/{key}": part for number, kept in enumerate(self._merged) for key, part in kept.items()}
         return {"step": self._step, "merges": self.merges, "merged": parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, on a model with the original base weights.
+        """Continue from `state`, on a model with the original base weights.
 
-        `state["merged"]` may be a `Fragments`, put together from the parts of any number of workers.
+        `state["merged"]` may be a `Fragments`, which joins the slices of any number of workers.
         """
         if self.merges:
             raise ValueError("this model has merges already: load the state into the original base model")
-        found = state["merged"]
-        parts = found if isinstance(found, Fragments) else Fragments.of(found)
+        merged = state["merged"]
+        parts = merged if isinstance(merged, Fragments) else Fragments.of(merged)
         for number in range(int(state["merges"])):
             kept: dict[str, Fragment] = {}
             for name, layer in self._layers.items():
-                whole = []
+                factors = []
                 for kind, parameter, shape in zip("ab", layer.parameters, layer.shapes, strict=True):
                     factor = parts.whole(f"{number}/{name}/{kind}")
                     shard = self._access.shard(parameter)
                     kept[f"{name}/{kind}"] = (shard.start, shard.of(factor).clone())
-                    whole.append(factor.view(shape).to(parameter.device, torch.float32))
-                self._merge(layer, *whole)
+                    factors.append(factor.view(shape).to(parameter.device, torch.float32))
+                self._merge(layer, *factors)
             self._merged.append(kept)
         self._step = int(state["step"])
 
     @torch.no_grad()
     def _merge(self, layer: _Layer, a: Tensor, b: Tensor) -> None:
-        """W += scaling * B A, each worker in the part of W that it holds; the sum is rounded once."""
+        """Add scaling * B A to the part of W that this worker holds. The sum is rounded once."""
         left, right = (a.T, b.T) if layer.transposed else (b, a)
         width = right.shape[1]
         for start, stretch in self._access.live(layer.weight):
@@ -167,6 +171,6 @@ def _adapted_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, 
 
 
 def _restart_generator(seed: int, step: int) -> torch.Generator:
-    """What is drawn at one restart, the same on every worker and in a resumed run."""
+    """Return a generator for one restart's random draws. They are the same on every worker and in a resumed run."""
     digest = hashlib.sha256(f"relora restart {seed} {step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,4 +1,4 @@
-"""Pruning an optimizer's moments at a restart, as `magnitude_pruning_` and `random_pruning_` of the authors' code."""
+"""Pruning an optimizer's moments at a restart, like `magnitude_pruning_` and `random_pruning_` in the authors' code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def prune_moments(moments: Mapping[str, Tensor], prune: float, draw: Tensor | None) -> dict[str, Tensor]:
-    """Every moment pruned, and Adam's first one where the second is gone.
+    """Return the moments after pruning. Adam's first moment is also zero wherever its second moment is zero.
 
-    Without the latter, Adam would divide what is left of a first moment by eps alone: B is zero after a restart, so
-    that the gradient of A is zero and no second moment comes after.
+    Otherwise Adam would divide the remaining first moment by eps alone. B is zero after a restart, so the gradient of A
+    is zero, and the pruned second moment stays zero.
 
     Args:
-        prune: the share set to zero.
-        draw: numbers in [0, 1) of the moments' shape, by which elements are chosen; None: the largest are kept.
+        prune: share of the elements that is set to zero.
+        draw: random numbers in [0, 1) of the moments' shape, which choose the elements; None = the largest are kept.
     """
     pruned = {
         name: keep_largest(moment, prune) if draw is None else keep_drawn(moment, prune, draw)
@@ -29,7 +29,7 @@ def prune_moments(moments: Mapping[str, Tensor], prune: float, draw: Tensor | No
 
 
 def keep_largest(moment: Tensor, prune: float) -> Tensor:
-    """The moment with its smallest elements by magnitude set to zero: a share `prune` of them, rounded up."""
+    """Return the moment with its smallest elements by magnitude set to zero: a share of `prune`, rounded up."""
     cut = math.ceil(prune * moment.numel())
     if cut == 0:
         return moment.clone()
@@ -39,5 +39,5 @@ def keep_largest(moment: Tensor, prune: float) -> Tensor:
 
 
 def keep_drawn(moment: Tensor, prune: float, draw: Tensor) -> Tensor:
-    """The moment with the elements set to zero whose number in `draw` [0, 1) is below `prune`."""
+    """Return the moment with zeros where the number in `draw`, which is in [0, 1), is below `prune`."""
     return torch.where(draw.to(moment.device) >= prune, moment, torch.zeros_like(moment))

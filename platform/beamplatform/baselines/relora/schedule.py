@@ -1,4 +1,4 @@
-"""ReLoRA's learning rate: one cosine over the whole run, left for a new warm-up after every restart."""
+"""ReLoRA's learning rate: one cosine over the whole run, interrupted by a new warm-up after every restart."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class RestartSchedule:
 
     Attributes:
         total_steps: optimizer steps of the run.
-        restarts: numbers of steps after which the adapter starts again; rising, below total_steps.
+        restarts: numbers of the steps after which the adapter restarts, in rising order and below total_steps.
         warmup: steps of the first warm-up.
         restart_warmup: steps of the warm-up after a restart.
-        floor: where the cosine ends.
+        floor: factor at the end of the cosine.
     """
 
     total_steps: int
@@ -25,12 +25,12 @@ class RestartSchedule:
     floor: float = 0.1
 
     def factor(self, step: int) -> float:
-        """The factor for optimizer step `step`, from 0."""
+        """Return the factor for optimizer step `step`, counted from 0."""
         if step < self.warmup:
             return step / self.warmup
         since = step - max((restart for restart in self.restarts if restart <= step), default=-self.restart_warmup)
         if since < self.restart_warmup:
-            # Straight from 0 to the point of the curve that the warm-up ends at.
+            # A straight line from 0 to the curve's value at the step where the warm-up ends.
             return since / self.restart_warmup * self._curve(step - since + self.restart_warmup)
         return self._curve(step)
 
@@ -40,21 +40,21 @@ class RestartSchedule:
 
 
 def equal_cycles(total_steps: int, cycle: int | float) -> tuple[int, ...]:
-    """The restarts of a run.
+    """Return the numbers of the steps after which the adapter restarts, for cycles of equal length.
 
     Args:
-        cycle: steps between restarts (an integer, of which total_steps is a multiple), or their share of the run (a
-            float, of which the whole is a multiple: 0.25 makes four cycles, equal up to rounding).
+        cycle: length of a cycle. An integer is a number of steps and must divide total_steps. A float is a share of
+            the run whose inverse must be a whole number: 0.25 makes four cycles, equal up to rounding.
 
     Raises:
-        ValueError: no restart fits in, or the last cycle would be cut off.
+        ValueError: the run is too short for a restart, or the last cycle would be cut off.
     """
     if isinstance(cycle, int):
         if cycle >= total_steps:
             raise ValueError(f"no merge can happen: a cycle of {cycle} steps does not fit twice into {total_steps}")
         if total_steps % cycle:
-            fitting = [n for n in range(1, total_steps // 2 + 1) if total_steps % n == 0]
-            near = sorted(sorted(fitting, key=lambda n: abs(n - cycle))[:3])
+            divisors = [n for n in range(1, total_steps // 2 + 1) if total_steps % n == 0]
+            near = sorted(sorted(divisors, key=lambda n: abs(n - cycle))[:3])
             raise ValueError(
                 f"{total_steps} steps are not a multiple of a cycle of {cycle}: the last cycle would be cut off; near "
                 f"values that divide {total_steps}: {', '.join(map(str, near))} (or give a fraction, such as 0.25)"

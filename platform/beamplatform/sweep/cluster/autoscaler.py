@@ -1,4 +1,4 @@
-"""How large the cluster of this head can become: Ray does not tell a driver, but its autoscaler's file says it."""
+"""Finds how large this head's cluster can grow. Ray does not tell a driver, but its autoscaler's file does."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import Any
 import yaml
 
 _OPTION = "--autoscaling-config="
-"""Of the autoscaler's process. What `ray up` wrote stays in the home folder after `ray down`, and counts no more."""
+"""Option of the autoscaler's process that names its configuration file.
+
+The file that `ray up` wrote to the home folder is no sign of a running autoscaler: it stays there after `ray down`.
+"""
 
 
 @dataclass(frozen=True)
 class AutoscalerLimits:
-    """Limits of a cluster that starts nodes when something waits for them.
+    """Limits of a cluster that starts nodes when work waits for them.
 
     Attributes:
-        workers: most nodes beside the head.
-        cpus, gpus: of all of these; 0 where the configuration does not say.
+        workers: most nodes beside the head node.
+        cpus, gpus: most CPU cores and GPUs of these nodes together; 0 if the configuration does not say.
     """
 
     workers: int = 0
@@ -27,12 +30,12 @@ class AutoscalerLimits:
     gpus: int = 0
 
     def grows(self, alive: int) -> bool:
-        """Whether it can have more nodes than these, the head among them."""
+        """Whether the cluster can have more than `alive` nodes, which include the head."""
         return alive - 1 < self.workers
 
 
 def autoscaler_limits() -> AutoscalerLimits:
-    """The limits of the cluster whose head this machine is; none where no autoscaler runs here."""
+    """Return the limits of the cluster whose head is this machine; all are 0 if no autoscaler runs here."""
     file = _configuration() if os.environ.get("RAY_ADDRESS") else None
     if file is None:
         return AutoscalerLimits()
@@ -41,7 +44,7 @@ def autoscaler_limits() -> AutoscalerLimits:
     kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
 
     def most(resource: str) -> int:
-        """As many of the best nodes as there may be."""
+        """The most of a resource that the workers can have together, with the largest nodes taken first."""
         left, total = workers, 0
         for kind in sorted(kinds, key=lambda kind: kind.get("resources", {}).get(resource, 0), reverse=True):
             count = min(left, int(kind.get("max_workers", 0)))
@@ -52,7 +55,7 @@ def autoscaler_limits() -> AutoscalerLimits:
 
 
 def _configuration() -> Path | None:
-    """The file that a running autoscaler works by."""
+    """The configuration file of a running autoscaler."""
     import psutil
 
     for process in psutil.process_iter(["cmdline"]):

@@ -1,4 +1,4 @@
-"""The Ray cluster that a sweep runs on: started or connected to, and how much fits on it."""
+"""The Ray cluster of a sweep: starts it or connects to it, and says how many trials fit on it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Cluster:
-    """The Ray cluster this sweep runs on; an autoscaling one may show its GPUs only when they are asked for.
+    """The resources of a Ray cluster. An autoscaling cluster may show its GPUs only when they are requested.
 
     Attributes:
         cpus: CPU cores of all nodes.
         gpus: GPUs of all nodes.
         node_cpus: CPU cores of the largest node; no process can have more.
-        grows: nodes come when something waits for them.
-        most_cpus, most_gpus: of the nodes that can come, with those that have; 0 where nobody knows.
+        grows: whether nodes are added when work waits for them.
+        most_cpus, most_gpus: CPU cores and GPUs of all nodes that have been or can be added; 0 if unknown.
     """
 
     cpus: int
@@ -49,19 +49,19 @@ class Cluster:
         return training.device == "gpu" or (training.device == "auto" and max(self.gpus, self.most_gpus) > 0)
 
     def spare(self, training: TrainingSection, concurrent: int) -> int:
-        """GPUs, or else CPU cores, that this many trials at once leave free, as far as the cluster shows them now."""
+        """Return how many GPUs (without GPUs: CPU cores) of the present cluster `concurrent` trials leave free."""
         if self.uses_gpu(training):
             return int(max(0, self.gpus - concurrent * training.most_workers * training.gpus_per_worker))
         return max(0, self.cpus - concurrent * training.most_workers * training.cpus_per_worker)
 
     def less(self, cpus: int, gpus: int) -> Cluster:
-        """Without what something else has taken."""
+        """Return the cluster without the given cores and GPUs, which something else has taken."""
         return replace(self, cpus=max(0, self.cpus - cpus), gpus=max(0, self.gpus - gpus))
 
     def concurrent(self, training: TrainingSection, limit: int | None) -> int:
         """How many trials of this size fit at once, at most `limit`; at least one."""
         fit = self._capacity(training, self.cpus, self.gpus)
-        if self.grows:  # what waits makes the cluster larger
+        if self.grows:  # waiting trials make the cluster grow
             return limit or max(fit + 1, self._capacity(training, self.most_cpus, self.most_gpus))
         if self.uses_gpu(training) and not self.gpus:
             return limit or 1
@@ -75,18 +75,18 @@ class Cluster:
 
 
 def start_ray() -> Cluster:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, its dashboard on localhost only.
+    """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine with its dashboard on localhost only.
 
     Raises:
-        UserError: neither is possible; one line says why.
+        UserError: neither is possible; the message is one line that says why.
     """
     import ray
     from ray.exceptions import AuthenticationError
 
-    # Read when Ray's processes are made. (Ray's own ports cannot be bound to localhost; the token that Ray asks for by
-    # default keeps others out.)
+    # Ray's processes read these variables when they start. (Ray's own ports cannot be bound to localhost; the token
+    # that Ray asks for by default keeps others out.)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call made after a shutdown starts it again
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call after a shutdown starts Ray again
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address := os.environ.get("RAY_ADDRESS"):
         try:
@@ -99,18 +99,18 @@ def start_ray() -> Cluster:
 
 
 def _start_here() -> None:
-    """Start Ray on this machine. A loaded machine may be too slow for Ray's time limits, so a second try is worth it.
+    """Start Ray on this machine, with several tries: a loaded machine may be too slow for Ray's time limits.
 
     Raises:
-        UserError: it does not start; names the folder with Ray's logs.
+        UserError: Ray does not start; the message names the folder with Ray's logs.
     """
     import ray
 
     token_without_home()
-    for left in reversed(range(_TRIES)):
+    for tries_left in reversed(range(_TRIES)):
         try:
             # Without the dashboard Ray cannot tell that a trial's process has died, and keeps its cores reserved for
-            # ever. "local": a new one, whatever an interrupted sweep has left on this machine.
+            # ever. "local" starts a new Ray, even if an interrupted sweep has left one on this machine.
             ray.init(
                 address="local",
                 include_dashboard=True,
@@ -118,17 +118,17 @@ def _start_here() -> None:
                 runtime_env={"env_vars": {} if has_gpu() else allocator_of_workers()},
             )
             return
-        except Exception as error:  # Ray raises all kinds, plain `Exception` among them
+        except Exception as error:  # Ray raises errors of all kinds, plain `Exception` among them
             log.warning("Ray did not start", exc_info=True)
             ray.shutdown()
-            if left and not (isinstance(error, OSError) and error.errno):  # a full disk stays full
+            if tries_left and not (isinstance(error, OSError) and error.errno):  # a full disk, say, stays full
                 continue
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"Ray does not start on this machine ({why}); its logs: {ray_logs()}") from error
 
 
 def _first_of_all() -> Callable[[], None]:
-    """What every process of this job does on its node before anything else."""
+    """Return the function that every process of this job calls on its node before anything else."""
     adopt = adopted()
 
     def prepare() -> None:
@@ -139,14 +139,14 @@ def _first_of_all() -> Callable[[], None]:
 
 
 def cluster_now() -> Cluster:
-    """What the cluster that Ray is connected to has for us at this moment; nodes and others' jobs come and go."""
+    """Return what the connected cluster has for this sweep now; nodes and other jobs come and go."""
     import ray
 
     total = ray.cluster_resources()
     if os.environ.get("RAY_ADDRESS"):
-        # A cluster may be shared: what is free, and what this job's trials hold themselves.
-        free, own = ray.available_resources(), held_resources()
-        total = {key: min(total.get(key, 0), free.get(key, 0) + own.get(key, 0)) for key in ("CPU", "GPU")}
+        # Other jobs may share the cluster, so count only what is free and what this job's trials hold.
+        free, held = ray.available_resources(), held_resources()
+        total = {key: min(total.get(key, 0), free.get(key, 0) + held.get(key, 0)) for key in ("CPU", "GPU")}
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     limits = autoscaler_limits()
     return Cluster(

@@ -1,4 +1,4 @@
-"""Credentials that a sweep's processes need on every node, from the environment of the driver alone."""
+"""Gives a sweep's processes on every node the credentials from the driver's environment."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ NAMES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
 )
-"""Of the Hugging Face hub and of S3."""
+"""Environment variables for access to the Hugging Face hub and to S3."""
 
 
 def adopted() -> Callable[[], None]:
-    """What to call in every process on another node: takes over the driver's credentials that the node lacks.
+    """Return a function that sets the driver's credentials in a process on another node, if the node lacks them.
 
-    Not as `env_vars` of Ray's runtime environment: those stand in the dashboard and in Ray's logs.
+    They are not passed as `env_vars` of Ray's runtime environment, because its dashboard and logs show those values.
     """
     from huggingface_hub import get_token
 
-    known = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
-    if token := get_token():  # also the one that `hf auth login` keeps
-        known["HF_TOKEN"] = token
+    credentials = {name: os.environ[name] for name in NAMES if os.environ.get(name)}
+    if token := get_token():  # also finds the token that `hf auth login` keeps
+        credentials["HF_TOKEN"] = token
 
     def adopt() -> None:
-        for name, value in known.items():
+        for name, value in credentials.items():
             os.environ.setdefault(name, value)
 
     return adopt

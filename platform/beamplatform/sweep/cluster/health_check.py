@@ -1,4 +1,4 @@
-"""What can be wrong with a cluster, found within seconds and before anything is sent to it."""
+"""Finds what is wrong with a cluster, within seconds and before any work is sent to it."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ SECONDS = 5.0
 
 
 def check_cluster(training: TrainingSection) -> None:
-    """Look at the cluster that RAY_ADDRESS names, if it names one.
+    """Check the cluster that RAY_ADDRESS names, if the variable is set.
 
     Raises:
-        UserError: nothing answers there, its Ray or Python is another one, or it has no GPU where one is needed.
+        UserError: no cluster answers, its version of Ray or Python differs, or it lacks a GPU that is needed.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return
-    place = _reached(address)
+    head = _reached(address)
     from ray.exceptions import AuthenticationError
 
-    found: list[BaseException | None] = []
+    outcomes: list[BaseException | None] = []
 
     def look() -> None:
         try:
-            _look(place, address, training)
-            found.append(None)
+            _look(head, address, training)
+            outcomes.append(None)
         except BaseException as error:
-            found.append(error)
+            outcomes.append(error)
 
-    # What listens but does not answer as Ray's head keeps its client waiting for most of a minute.
+    # A server that listens but is no Ray head keeps its client waiting for most of a minute.
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(SECONDS)
-    error = found[0] if found else TimeoutError(f"no answer in {SECONDS:.0f} s")
+    error = outcomes[0] if outcomes else TimeoutError(f"no answer in {SECONDS:.0f} s")
     if isinstance(error, UserError):
         raise error
-    # Ray reads its token when it connects, and says then what is wrong with it.
+    # Ray reads its token later, when it connects, and then says what is wrong with it.
     if error is not None and not isinstance(error, AuthenticationError):
         raise _nobody(address, f"what listens there is no Ray head: {first_line(error)}") from None
 
@@ -66,10 +66,10 @@ def _look(place: str, address: str, training: TrainingSection) -> None:
 
 
 def check_storage(storage: str) -> None:
-    """See that all nodes of the cluster that Ray is connected to see the same storage; a URI is one for all.
+    """Check that all nodes of the connected cluster see the same storage. A URI is the same for all nodes.
 
     Raises:
-        UserError: a node sees another folder of that name, or none.
+        UserError: a node sees a different folder of that name, or none.
     """
     import ray
     from ray.exceptions import RayError
@@ -77,13 +77,13 @@ def check_storage(storage: str) -> None:
 
     if is_uri(storage):
         return
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    own_id = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own_id]
     if not others:
         return
-    note = Path(storage) / f"seen-{uuid.uuid4().hex}"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.touch()
+    marker = Path(storage) / f"seen-{uuid.uuid4().hex}"
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
     @ray.remote(num_cpus=0)
     def sees(path: str) -> bool:
@@ -92,29 +92,29 @@ def check_storage(storage: str) -> None:
         return Path(path).exists()
 
     try:
-        asked = {
+        answers = {
             node["NodeManagerAddress"]: sees.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(note))
+            ).remote(str(marker))
             for node in others
         }
         deadline = time.monotonic() + 4 * SECONDS  # a node may have to start its first process
-        for name, answer in asked.items():
+        for name, answer in answers.items():
             try:
                 seen = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
             except RayError:
-                continue  # a node that does not answer has another fault, which Ray tells
+                continue  # a node that does not answer has another fault, which Ray reports
             if not seen:
                 raise UserError(
                     f"--storage {storage}: the node {name} does not see this folder; give one that all nodes share, or "
                     "a URI such as s3://BUCKET/sweeps"
                 )
     finally:
-        note.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
 
 
 def _reached(address: str) -> str:
-    """The head's host and port, at which something listens."""
+    """Return the head's address as host:port, after checking that something listens there."""
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     if address.startswith("ray://"):
@@ -123,14 +123,14 @@ def _reached(address: str) -> str:
             "it there with `ray submit` or `ray exec`, and RAY_ADDRESS=auto"
         )
     try:
-        place = canonicalize_bootstrap_address_or_die(address)
-        host, _, port = place.rpartition(":")
+        head = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = head.rpartition(":")
         socket.create_connection((host, int(port)), timeout=SECONDS).close()
     except ConnectionError:
         raise _nobody(address, "no Ray runs there") from None
     except (OSError, ValueError) as error:
         raise _nobody(address, str(error)) from None
-    return str(place)
+    return str(head)
 
 
 def _nobody(address: str, why: str) -> UserError:
@@ -148,9 +148,9 @@ def _check_versions(gcs: Any, address: str) -> None:
     text = gcs.internal_kv_get(
         usage_constants.CLUSTER_METADATA_KEY, namespace=ray_constants.KV_NAMESPACE_CLUSTER, timeout=SECONDS
     )
-    known = json.loads(text or b"{}")
+    metadata = json.loads(text or b"{}")
     for name, ours in (("ray", ray.__version__), ("python", platform.python_version())):
-        theirs = known.get(f"{name}_version", ours)
+        theirs = metadata.get(f"{name}_version", ours)
         if theirs != ours:
             raise UserError(
                 f"RAY_ADDRESS={address}: the cluster runs {name.capitalize()} {theirs}, and this machine {ours}; "

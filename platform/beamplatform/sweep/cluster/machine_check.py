@@ -1,4 +1,4 @@
-"""What can be wrong with this machine that Ray says late, in a traceback, or not at all."""
+"""Finds faults of this machine that Ray reports late, in a traceback, or not at all."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ _LONGEST_SOCKET = 107
 """Bytes that Linux leaves for the path of a Unix socket."""
 
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
-"""What Ray adds to the folder for temporary files, at the longest; the process is the driver's."""
+"""The longest path that Ray adds to the folder for temporary files; `pid` is the driver's process id."""
 
 _LEAST_FILES = 1024
-"""Open files of one process, as many as Linux allows by default: Ray's own processes end without a word below some
-hundreds."""
+"""A process must be allowed to open this many files, which is Linux's default.
+
+Below some hundreds, Ray's own processes end without a message.
+"""
 
 
 def ray_temp() -> Path:
-    """The folder of this machine in which Ray keeps its sockets and logs, in a folder `ray`."""
+    """The folder for temporary files in which Ray keeps its sockets and logs, in a subfolder `ray`."""
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
 def ray_logs() -> Path:
-    """Where the Ray that this machine started last keeps its logs."""
+    """The folder with the logs of the Ray that was started last on this machine."""
     return ray_temp() / "ray" / "session_latest" / "logs"
 
 
 def check_machine() -> None:
-    """See that Ray can start here; where RAY_ADDRESS names a cluster, it runs already.
+    """Check that Ray can start on this machine. If RAY_ADDRESS names a cluster, Ray runs already.
 
     Raises:
-        UserError: the folder for temporary files is none, full or has too long a name, or too few files may be open.
+        UserError: the folder for temporary files is missing, not writable, full or has too long a path, or a process
+            may open too few files.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
@@ -61,9 +64,9 @@ def check_machine() -> None:
 
 
 def token_without_home() -> None:
-    """Give Ray a token where it can keep none: it would write a new one to the home folder, and fail.
+    """Give Ray a token if it cannot keep one: it would write a new token to the home folder, and fail.
 
-    (By the token Ray's processes know each other; without one anybody who reaches this machine could use them.)
+    Ray's processes know each other by the token. Without one, anybody who reaches this machine could use them.
     """
     if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
@@ -76,9 +79,9 @@ def _holds_a_token(folder: Path) -> bool:
     """Whether Ray's token is in the folder, or can be written there."""
     if (folder / "auth_token").is_file():
         return True
-    place = folder if folder.is_dir() else folder.parent
+    tested_folder = folder if folder.is_dir() else folder.parent
     try:
-        tempfile.TemporaryFile(dir=place).close()  # an attempt: what permissions say is not all
+        tempfile.TemporaryFile(dir=tested_folder).close()  # try it, because permissions do not say everything
     except OSError:
         return False
     return True

@@ -1,7 +1,7 @@
-"""Giving back the cores and GPUs that a Train run leaves reserved when it is ended from outside.
+"""Gives back the cores and GPUs that a Train run leaves reserved when it is ended from outside.
 
-Ray ends an actor whose owner is dead: a trial's actor owns the controller of its Train run, and that its workers. What
-stays is the placement group, which holds the cores and GPUs, until the whole job ends.
+Ray ends an actor whose owner is dead. A trial's actor owns the controller of its Train run, and the controller owns the
+workers. But the placement group stays and holds the cores and GPUs until the whole job ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SETTLE_SECONDS = 60.0
 
 
 def held_resources() -> dict[str, float]:
-    """What the placement groups of this job hold: all workers of its trials."""
+    """Return the resources that this job's placement groups hold for the workers of its trials, by name."""
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
@@ -39,10 +39,11 @@ def held_resources() -> dict[str, float]:
 
 
 def remove_orphaned_groups() -> int:
-    """Remove the placement groups whose creator is dead; returns how many others actors of this job still hold.
+    """Remove the placement groups whose creator is dead; return how many groups this job's actors still hold.
 
-    Ray removes a placement group with its job only, not with the actor that made it. What is looked at is the state and
-    no event, so it does not matter how, when or in which phase of a (re)start a Train run's controller has died.
+    Ray removes a placement group only with its job, not with the actor that made it. This function looks at the present
+    state instead of at events. So it does not matter how, when or in which phase of a (re)start a Train run's
+    controller has died.
     """
     # The public table does not say who made a group.
     from ray._private.state import state
@@ -54,7 +55,7 @@ def remove_orphaned_groups() -> int:
     for data in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(data)
         creator = ray.ActorID(group.creator_actor_id)
-        # Those of the driver, which are Tune's own, have no actor.
+        # The driver's groups, which are Tune's own, have no creating actor.
         if group.creator_job_id != job or creator.is_nil() or group.state == PlacementGroupTableData.REMOVED:
             continue
         if group.creator_actor_dead or state.actor_table(creator.hex()).get("State") == "DEAD":
@@ -66,7 +67,7 @@ def remove_orphaned_groups() -> int:
 
 
 def settle() -> None:
-    """Wait until no trial holds anything; all have ended, so only the last of their processes may still be dying."""
+    """Wait until the ended trials hold no resources. Their last processes may still be ending."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while held := remove_orphaned_groups():
         if time.monotonic() > deadline:
@@ -76,7 +77,7 @@ def settle() -> None:
 
 
 class Reaper(Callback):
-    """While trials run, gives back what those left that have ended, so that the next ones can start."""
+    """Removes the placement groups of ended trials while others run, so that the next trials can start."""
 
     def __init__(self) -> None:
         self._next = 0.0

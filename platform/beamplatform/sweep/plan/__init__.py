@@ -1,1 +1,1 @@
-"""What a sweep will run and whether it can: plan, memory, proposals, timing, ledger."""
+"""The plan of a sweep: its trials, their memory and timing, proposals of new points, and the ledger."""

@@ -1,4 +1,4 @@
-"""A plan in words, before it runs."""
+"""Describes a plan in words before it runs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _PROPOSED = "proposed from the results of earlier ones"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print every trial that is known beforehand with its steps and estimated memory."""
+    """Print every trial that is known beforehand, with its optimizer steps and estimated memory."""
     preset = plan.preset
     title = f"{plan.suite}, preset {plan.preset_name}: {announced(plan)}"
     table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
     table.add_column("trial, with its own and searched values", min_width=26, overflow="fold")
-    # Two lines each: the table fits 80 columns.
+    # With headings of two lines the table fits 80 columns.
     for heading in ("\nsteps", "\nweights", "adapter,\noptimizer", "activa-\ntions", "all of\na worker"):
         table.add_column(heading, justify="right", no_wrap=True)
     for method in plan.methods:
-        for name, one in _rows(plan, method):
+        for name, checked in _rows(plan, method):
             keys = dict.fromkeys([*plan.spaces[method].domains, *preset.methods[method]])
-            values = " ".join(f"{key}={_short(one.trial.hyperparameters[key])}" for key in keys)
-            memory = one.memory
+            values = " ".join(f"{key}={_short(checked.trial.hyperparameters[key])}" for key in keys)
+            memory = checked.memory
             parts = (memory.weights, memory.adapter, memory.activations, memory.total)
             trial = Text.assemble(name, (f"\n  {values}" if values else "", "dim"))
-            table.add_row(trial, str(one.steps), *map(_size, parts))
+            table.add_row(trial, str(checked.steps), *map(_size, parts))
     console.print(table)
     for line in left_out(plan):
         console.print(line, highlight=False, soft_wrap=True)
@@ -59,17 +59,17 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def left_out(plan: Plan) -> Iterator[str]:
-    """One line where target_modules all-linear leaves out layers with matrices that no method adapts."""
-    values = [one.trial.hyperparameters for checked in plan.checked.values() for one in checked]
-    others = plan.model.not_linear
-    if others and any(value.get("target_modules") == "all-linear" for value in values):
-        kinds = dict.fromkeys((kind, name.rpartition(".")[2]) for name, kind in others.items())
-        what = ", ".join(f"{name} ({kind})" for kind, name in kinds)
-        yield f"target_modules all-linear leaves out {len(others)} layers that no method adapts: {what}"
+    """Yield one line if target_modules=all-linear leaves out layers with weight matrices that no method can adapt."""
+    values = [row.trial.hyperparameters for checked in plan.checked.values() for row in checked]
+    layers = plan.model.not_linear
+    if layers and any(value.get("target_modules") == "all-linear" for value in values):
+        kinds = dict.fromkeys((kind, name.rpartition(".")[2]) for name, kind in layers.items())
+        kinds_in_words = ", ".join(f"{name} ({kind})" for kind, name in kinds)
+        yield f"target_modules all-linear leaves out {len(layers)} layers that no method adapts: {kinds_in_words}"
 
 
 def announced(plan: Plan) -> str:
-    """How many trials of which stage."""
+    """Return the number of trials of each stage, in words."""
     finals = len(plan.methods) * len(plan.search.seeds)
     counts = [plan.search_trials(method) for method in plan.methods]
     if not any(count is None or count for count in counts):
@@ -82,36 +82,43 @@ def announced(plan: Plan) -> str:
 
 
 def changes(plan: Plan, saved: SavedSweep, known: Sequence[LedgerEntry], *, extended: bool) -> Iterator[str]:
-    """What a sweep that goes on adds to what is there, or no longer takes from it."""
-    own, old = plan.split(known)
+    """Yield lines that say how a resumed or extended sweep differs from the saved one.
+
+    They name changed settings, earlier trials that no longer belong to the plan, and (if `extended`) new trials.
+    """
+    current, outdated = plan.split(known)
     if changed := differences(saved.content, plan.content):
         yield f"Changed since: {'; '.join(changed)}."
-    if old:
+    if outdated:
         yield (
-            f"{len(old)} trials were made before such a change. They stay in MLflow, are left out of the comparison, "
-            "and are made anew."
+            f"{len(outdated)} trials were made before such a change. They stay in MLflow, are left out of the "
+            "comparison, and are made anew."
         )
-    there = {entry.trial.name for entry in known if entry.state in ("trained", "stopped")}
-    new = [name for method in plan.methods for name, _ in _rows(plan, method, exact=True) if name not in there]
+    existing = {entry.trial.name for entry in known if entry.state in ("trained", "stopped")}
+    new = [name for method in plan.methods for name, _ in _rows(plan, method, exact=True) if name not in existing]
     searched = [method for method in plan.methods if plan.points[method] != []]
-    seeds = {entry.trial.seed for entry in own if entry.role == "final"}
-    fresh = [str(seed) for seed in plan.search.seeds if seed not in seeds]
-    if searched and fresh:
-        new.append(f"the chosen configurations of {', '.join(searched)} with the seeds {', '.join(fresh)}")
+    seeds = {entry.trial.seed for entry in current if entry.role == "final"}
+    new_seeds = [str(seed) for seed in plan.search.seeds if seed not in seeds]
+    if searched and new_seeds:
+        new.append(f"the chosen configurations of {', '.join(searched)} with the seeds {', '.join(new_seeds)}")
     if new and extended:
         yield f"New: {', '.join(new)}"
 
 
 def _rows(plan: Plan, method: str, *, exact: bool = False) -> Iterator[tuple[str, Checked]]:
-    """The trials that are known by name beforehand, and (unless `exact`) a row for those that are not."""
+    """Yield the label and the trial of each row of a method.
+
+    Trials that are known beforehand are labelled with their names. Unless `exact`, the corners of the search space
+    stand for search trials that are not known yet.
+    """
     checked, seeds = plan.checked[method], plan.search.seeds
     points = plan.points[method]
     if points:
-        for point, one in zip(points, checked, strict=True):
-            yield plan.trial(method, point, "search", plan.search.trial_seed).name, one
+        for point, trial in zip(points, checked, strict=True):
+            yield plan.trial(method, point, "search", plan.search.trial_seed).name, trial
     elif points is None and not exact:
-        for one in checked:
-            yield f"{method}: within", one
+        for trial in checked:
+            yield f"{method}: within", trial
     if points == []:
         for seed in seeds:
             yield plan.trial(method, {}, "final", seed).name, checked[0]
@@ -119,16 +126,16 @@ def _rows(plan: Plan, method: str, *, exact: bool = False) -> Iterator[tuple[str
 
 def _search_in_words(plan: Plan, method: str) -> str:
     search, count = plan.search, plan.search_trials(method)
-    how = {"grid": "points of the grid", "tpe": _PROPOSED, "bohb": _PROPOSED}.get(search.algorithm, "drawn at random")
-    what = f"{count} trials"
+    order = {"grid": "points of the grid", "tpe": _PROPOSED, "bohb": _PROPOSED}.get(search.algorithm, "drawn at random")
+    amount = f"{count} trials"
     if count is None:
-        what = f"as many trials as {search.budget:g} GPU-hours (worker-hours on CPUs) allow"
+        amount = f"as many trials as {search.budget:g} GPU-hours (worker-hours on CPUs) allow"
     size = plan.spaces[method].size
-    whole = f" of {size} points" if size is not None else ""
+    out_of = f" of {size} points" if size is not None else ""
     stops = ", stopped where they fall behind," if search.stops_early else ""
     seeds = ", ".join(map(str, search.seeds))
     return (
-        f"{what}{whole}, {how}{stops} with seed "
+        f"{amount}{out_of}, {order}{stops} with seed "
         f"{search.trial_seed}; then the one with the lowest validation loss with the seeds {seeds}"
     )
 

@@ -1,6 +1,6 @@
-"""What a sweep has decided and seen, in its storage: every trial that was begun, and how each ended.
+"""The ledger: a file in the sweep's storage that lists every trial begun so far and how it ended.
 
-MLflow is for people and may be away; this is what `--resume` and `--extend` go by.
+`--resume` and `--extend` read the ledger rather than MLflow, because MLflow is for people and may be unavailable.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ class LedgerEntry:
     """One trial of a sweep.
 
     Attributes:
-        trial: resolved.
-        role: search: tried for its validation loss; final: the chosen configuration with a seed of its own.
-        point: where it lies in the method's search space.
-        weights: whether its model is kept, and asked the test questions.
-        state: of the training; running also where the sweep was interrupted.
-        why: it failed or was stopped.
-        curve: (optimizer step, validation loss).
-        hours: of all its workers (or their shares of GPUs) together, from its first report on.
+        trial: the trial with all its settings resolved.
+        role: "search" for a trial that is tried for its validation loss; "final" for the chosen configuration with one
+            of the seeds.
+        point: the trial's point in the method's search space.
+        weights: whether the trained model is kept and asked the test questions.
+        state: the state of the training; it stays "running" when the sweep is interrupted.
+        why: the reason why the trial failed or was stopped, else empty.
+        curve: (optimizer step, validation loss) pairs.
+        hours: the sum of all workers' training hours from the first report on, each weighted by its share of a GPU.
     """
 
     trial: Trial
@@ -46,7 +47,7 @@ class LedgerEntry:
 
     @property
     def loss(self) -> float | None:
-        """The last validation loss; None where there is none yet."""
+        """The last validation loss, or None before the first validation."""
         return self.curve[-1][1] if self.curve else None
 
     def as_json(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class LedgerEntry:
 
 
 def load_ledger(storage: str, sweep: str) -> list[LedgerEntry]:
-    """All entries of a sweep, in the order in which they were begun; none where it has not begun.
+    """Load all entries of a sweep in the order in which they began; an empty list if there is no ledger yet.
 
     Raises:
         UserError: the file is damaged.
@@ -71,5 +72,5 @@ def load_ledger(storage: str, sweep: str) -> list[LedgerEntry]:
 
 
 def save_ledger(storage: str, sweep: str, entries: Sequence[LedgerEntry]) -> None:
-    """Write all entries, in place of what was written before."""
+    """Write all entries, replacing the ledger that was written before."""
     write_text(join(storage, sweep, _FILE), json.dumps([entry.as_json() for entry in entries], indent=1))

@@ -1,4 +1,4 @@
-"""Whether a trial's workers fit into the memory there is, and the smallest change with which they would."""
+"""Checks whether a trial's workers fit into memory, and finds the smallest change that would make them fit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,31 @@ if TYPE_CHECKING:
 GIB = 2**30
 _USABLE_GPU = 0.92
 _USABLE_HOST = 0.85
-"""Shares that a worker can use: the rest is the CUDA context and the allocator's gaps, or other programs and Ray."""
+"""Usable shares of a GPU's and a host's memory.
+
+The CUDA context and allocator gaps take the rest of a GPU. Other programs and Ray take the rest of a host.
+"""
 
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """Memory for one worker: bytes, and in words where."""
+    """Memory that one worker can use.
+
+    Attributes:
+        size: bytes.
+        where: the words for it in an error message, such as "a GPU has".
+    """
 
     size: int
     where: str
 
 
 def room_here(training: TrainingSection) -> WorkerMemory | None:
-    """What one worker has on this machine; None where the workers run on a cluster, or nothing tells."""
+    """Memory for one worker on this machine; None if workers run on a cluster or the memory is unknown."""
     if os.environ.get("RAY_ADDRESS"):
         return None
     listed = [gpu["memory"].split()[0] for gpu in gpus()] if training.device != "cpu" else []
-    sizes = [int(size) * 2**20 for size in listed if size.isdecimal()]  # "[N/A]" where the CPU shares its memory
+    sizes = [int(size) * 2**20 for size in listed if size.isdecimal()]  # "[N/A]" if the GPU uses the host's
     if sizes:
         return room_on_gpu(min(sizes), training)
     if training.device == "gpu":
@@ -48,13 +56,13 @@ def room_here(training: TrainingSection) -> WorkerMemory | None:
 
 
 def room_on_gpu(size: int, training: TrainingSection) -> WorkerMemory:
-    """What one worker has of a GPU with so many bytes."""
+    """Memory for one worker on a GPU with `size` bytes."""
     share = training.gpus_per_worker
     return WorkerMemory(int(size * _USABLE_GPU * share), "a GPU has" if share == 1 else f"{share:g} of a GPU has")
 
 
 def room_on_gpus(training: TrainingSection) -> WorkerMemory:
-    """What one worker has of the memory of a GPU of the cluster."""
+    """Memory for one worker on one of the cluster's GPUs."""
     import ray
 
     @ray.remote(num_gpus=1, num_cpus=0)
@@ -67,7 +75,7 @@ def room_on_gpus(training: TrainingSection) -> WorkerMemory:
 
 
 def half_of(one: Checked) -> WorkerMemory:
-    """For a trial that did not fit although its estimate did: half the activations."""
+    """Memory limit for a trial that ran out of memory against its estimate: the estimate less half the activations."""
     return WorkerMemory(one.memory.total - one.memory.activations // 2, "")
 
 
@@ -75,7 +83,7 @@ def check_memory(plan: Plan, room: WorkerMemory | None) -> None:
     """Refuse a plan whose largest trial cannot fit.
 
     Raises:
-        UserError: what it needs, what there is, and the smallest change that would fit.
+        UserError: the message says what the trial needs, what is available and the smallest change that would fit.
     """
     if room is None:
         return
@@ -89,27 +97,28 @@ def check_memory(plan: Plan, room: WorkerMemory | None) -> None:
 
 
 def smallest_change(plan: Plan, one: Checked, room: WorkerMemory) -> str:
-    """In words: the first single change of those that change no result, then of those that do little, that fits.
+    """Return in words, as `--set` options, the smallest change of settings with which a trial fits into `room`.
 
-    Where no single one does, they are made together, one after the other.
+    Changes that leave the results alone are tried first, then those that alter them little. If no single change is
+    enough, the changes are combined one after the other until the trial fits.
     """
     together: dict[str, Any] = {}
     for key, value in _changes(one.trial):
         memory = _with(plan, one.trial, {key: value})
         if memory.total <= room.size:
             return _says({key: value}, memory)
-    least = one.memory
+    best = one.memory
     for key, value in _changes(one.trial):
         if key == "training.micro_batch" and value != 1:
             continue
         memory = _with(plan, one.trial, together | {key: value})
-        if memory.total >= least.total:  # a small model is gathered whole under ZeRO-3
+        if memory.total >= best.total:  # for instance, ZeRO-3 gathers a small model whole
             continue
-        together[key], least = value, memory
+        together[key], best = value, memory
         if memory.total <= room.size:
             return _says(together, memory)
     return (
-        f"no setting of these fits (at least {least.total / GIB:.1f} GiB): a smaller model, a shorter data.max_length, "
+        f"no setting of these fits (at least {best.total / GIB:.1f} GiB): a smaller model, a shorter data.max_length, "
         "or more workers with training.zero_stage=3, which share the weights"
     )
 

@@ -1,4 +1,4 @@
-"""An estimate of the memory one worker of a trial needs, from the model's shapes alone."""
+"""Estimates the memory that one worker of a trial needs, from the model's shapes alone."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 
 
 LIVE = 10**9
-"""Values of gathered weights that ZeRO-3 keeps at most: DeepSpeed's default of stage3_max_live_parameters."""
+"""Most parameters that ZeRO-3 keeps gathered at a time: DeepSpeed's default of stage3_max_live_parameters."""
 
 
 PROCESS = 750 * 2**20
 """Bytes of a worker's process on a CPU: Python, torch, transformers, DeepSpeed, Ray, and their workspaces.
 
-A real worker of the shipped model, which itself is small, tells it: `benchmarks/memory.py`.
+`benchmarks/memory.py` measures it with a real worker of the shipped model, which is small itself.
 """
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one worker. On a GPU allocator gaps and library workspaces (about 1 GiB) come on top.
+    """Estimated bytes on one worker. On a GPU, allocator gaps and library workspaces (about 1 GiB) come on top.
 
     Attributes:
-        weights: the model's.
-        adapter: what is trained, or all weights' part of it where they are trained: weights, gradients, optimizer.
-        activations: of one micro-batch; or gradients on their way, where these are more.
-        process: of the process itself and its libraries, where the worker computes on a CPU.
+        weights: the model's weights; under ZeRO-3, the worker's shard and the weights gathered at a time.
+        adapter: the adapter's weights, gradients and optimizer state; without an adapter, the gradients and optimizer
+            state of all weights.
+        activations: the activations of one micro-batch, or the gradients being reduced if those take more.
+        process: the process itself and its libraries if the worker computes on a CPU, else 0.
     """
 
     weights: int
@@ -51,14 +52,17 @@ class MemoryEstimate:
 
 
 def computes_on_cpu(training: TrainingSection) -> bool:
-    """Whether the workers have no GPU: as the preset says, or by the machine that plans where it leaves that open."""
+    """Whether the workers compute on CPUs.
+
+    With training.device=auto, they do if the planning machine has no GPU.
+    """
     return training.device == "cpu" or (training.device == "auto" and not has_gpu())
 
 
 def target_shapes(model: ModelShapes, values: Hyperparameters) -> dict[str, Shape]:
-    """Module name -> (d_out, d_in) of the layers the adapter is put on; of all linear layers where there is none.
+    """Map the name of each layer that gets an adapter to its (d_out, d_in).
 
-    The head is among them only where target_modules names it.
+    Without an adapter, all linear layers are returned. The head is included only if target_modules names it.
 
     Raises:
         UserError: an entry of target_modules names no linear layer.
@@ -78,7 +82,7 @@ def target_shapes(model: ModelShapes, values: Hyperparameters) -> dict[str, Shap
 
 
 def _unknown(target: str, layers: Collection[str], model: ModelShapes) -> str:
-    """What is wrong with an entry of target_modules that names no linear layer."""
+    """Say what is wrong with an entry of target_modules that names no linear layer."""
     kind = next((k for name, k in model.others.items() if names_layer(target, name)), None)
     if kind is not None:
         return f"{target!r} is a {kind}, which no method adapts; allowed: {_allowed(layers)}"
@@ -94,10 +98,10 @@ def _allowed(layers: Collection[str]) -> str:
 
 
 def check_head(method: Method, model: ModelShapes, shapes: Mapping[str, Shape], training: TrainingSection) -> None:
-    """Refuse an adapted head where it could not do what it is for.
+    """Refuse an adapter on the head if it could not be trained or separated from the embedding.
 
     Raises:
-        ValueError: says what would be right.
+        ValueError: the head cannot be adapted; the message lists what is allowed.
     """
     adapted = next((name for name in model.head if name in shapes), None)
     if adapted is None or not isinstance(method.values, AdapterHyperparameters):
@@ -115,58 +119,73 @@ def check_head(method: Method, model: ModelShapes, shapes: Mapping[str, Shape], 
 
 
 def _unties(method: Method, model: ModelShapes, shapes: Mapping[str, Shape]) -> bool:
-    """Whether the method gives a tied head a weight of its own."""
+    """Whether the method gives a head that is tied to the embedding a weight of its own."""
     return method.writes_weights and model.head_is_tied and any(name in shapes for name in model.head)
 
 
 def estimate(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str, Shape]) -> MemoryEstimate:
-    """What the worker holds that holds most, from shapes alone; `benchmarks/memory.py` compares it with real runs.
+    """Estimate the memory of the worker that needs the most, from shapes alone.
 
-    Weights: 2 or 4 bytes a value. Under ZeRO-3 a share of them, and beside it those that are gathered at a time.
+    `benchmarks/memory.py` compares the estimate with real runs.
 
-    Trained values: the weight itself (the model's own are counted already where all are trained), a gradient that is
-    kept between micro-batches, Adam's two moments in float32, and where the model's type is bfloat16 or ZeRO shards
-    the optimizer a float32 master weight, for bfloat16 with its gradient. The optimizer's part is shared from ZeRO-1
-    on, the kept gradient from ZeRO-2 on. And what the method says of itself.
+    Weights take 2 or 4 bytes per value. Under ZeRO-3 a worker holds its shard of them and the weights that are gathered
+    at a time.
 
-    Activations (see `_activations`) are gone when the last gradients are on their way: then one more copy of them is in
-    the bucket that is sent, and from ZeRO-2 on they are not those that are kept.
+    Each trained value takes:
+
+    - the weight itself. Without an adapter it is one of the model's weights, which are counted already.
+    - a gradient that is kept between micro-batches. It is sharded from ZeRO-2 on.
+    - the optimizer state, which is sharded from ZeRO-1 on: Adam's two moments in float32, a float32 master weight if
+      the model's dtype is bfloat16 or ZeRO shards the optimizer, and for bfloat16 the master weight's gradient.
+
+    The method adds what it needs besides (`Method.extra_memory`).
+
+    Activations (see `_activations`) are freed before the last gradients are reduced. The communication bucket then
+    holds one more copy of the gradients. From ZeRO-2 on, a worker keeps only a shard of the gradients, so the gradients
+    being reduced are counted in full as well. The larger of activations and gradients counts.
     """
-    training = trial.training.with_workers(trial.training.least_workers)  # who has the most of it
+    training = trial.training.with_workers(trial.training.least_workers)  # with the fewest workers, each holds the most
     width = 4 if trial.model.dtype == "float32" else 2
     workers, stage = training.most_workers, training.zero_stage
-    total = model.parameters
+    parameters = model.parameters
     if _unties(method, model, shapes):
-        total += sum(d_out * d_in for d_out, d_in in model.head.values())
+        parameters += sum(d_out * d_in for d_out, d_in in model.head.values())
     values = method.values
     if isinstance(values, AdapterHyperparameters):
         trained = sum(values.largest_rank * (d_out + d_in) for d_out, d_in in shapes.values())
-        own = trained * width
+        adapter_weights = trained * width
     else:
-        trained, own = total, 0
-    gathered = min(total, LIVE) * width if stage == 3 and workers > 1 else 0
-    weights = total * width // workers + gathered if gathered else total * width
-    of_optimizer = 8 + (4 if stage or width == 2 else 0) + (4 if width == 2 else 0)
+        trained, adapter_weights = parameters, 0
+    gathered = min(parameters, LIVE) * width if stage == 3 and workers > 1 else 0
+    weights = parameters * width // workers + gathered if gathered else parameters * width
+    optimizer_bytes = 8 + (4 if stage or width == 2 else 0) + (4 if width == 2 else 0)
     on_cpu = computes_on_cpu(training)
     offloaded = training.offload_optimizer and not on_cpu
-    optimizer = 0 if offloaded else trained * of_optimizer // (workers if stage else 1)
-    kept = trained * width // (workers if stage >= 2 else 1)
-    on_their_way = trained * width * (2 if stage >= 2 else 1)
+    optimizer = 0 if offloaded else trained * optimizer_bytes // (workers if stage else 1)
+    kept_gradients = trained * width // (workers if stage >= 2 else 1)
+    gradients_in_flight = trained * width * (2 if stage >= 2 else 1)
     if on_cpu:
-        on_their_way += gathered  # gloo gathers into a buffer of its own first
-    adapter = own + kept + optimizer + method.extra_memory(shapes)
-    activations = max(_activations(trial, method, model, shapes), on_their_way)
+        gradients_in_flight += gathered  # gloo first gathers the weights into a buffer of its own
+    adapter = adapter_weights + kept_gradients + optimizer + method.extra_memory(shapes)
+    activations = max(_activations(trial, method, model, shapes), gradients_in_flight)
     return MemoryEstimate(weights, adapter, activations, PROCESS if on_cpu else 0)
 
 
 def _activations(trial: Trial, method: Method, model: ModelShapes, shapes: dict[str, Shape]) -> int:
-    """Bytes that a micro-batch leaves for its backward pass.
+    """Bytes that a micro-batch keeps for its backward pass.
 
-    Counted for a decoder layer like Llama's with fused attention, whose inputs are of h values, its keys of k and the
-    middle of its MLP of m: both norms' inputs (in float32) and outputs, which adapters keep; queries, keys, values and
-    the result of attention; gate, its activation, up and their product. What an adapter keeps of a layer beside its
-    input, the method says. With gradient checkpointing the inputs of all layers and one whole layer. The head: logits,
-    a copy of them and their logarithms in the forward pass, or these, their gradient and that of the logits.
+    The count assumes a decoder layer like Llama's with fused attention. Such a layer keeps:
+
+    - the inputs of both norms, in float32, and their outputs, which adapters keep,
+    - the queries, the keys, the values and the result of attention,
+    - in the MLP the gate, its activation, the up projection and the product of the last two.
+
+    The method says what an adapter keeps beside its layer's input (`Method.extra_activations`). With gradient
+    checkpointing, the inputs of all layers and the activations of one whole layer are kept.
+
+    The head keeps three float32 values for each token and entry of the vocabulary. In the forward pass these are the
+    logits, a copy of them and the log-probabilities. In the backward pass these are the log-probabilities, their
+    gradient and the gradient of the logits.
     """
     config = {name: max(value) if isinstance(value, list) else value for name, value in model.config.items()}
     for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
@@ -176,12 +195,13 @@ def _activations(trial: Trial, method: Method, model: ModelShapes, shapes: dict[
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     middle = config["intermediate_size"] or 4 * hidden
     heads = config["num_attention_heads"] or 1  # a model without attention is counted as one with a single head
-    of_head = config["head_dim"] or hidden // heads
-    keys = of_head * (config["num_key_value_heads"] or heads)
+    head_size = config["head_dim"] or hidden // heads
+    keys = head_size * (config["num_key_value_heads"] or heads)
     layer = 2 * hidden * 4 + (4 * hidden + 2 * keys + 4 * middle) * width
     adapters = method.extra_activations(shapes) * width // layers
     if isinstance(method.values, AdapterHyperparameters) and method.values.lora_dropout and method.keeps_dropout:
-        adapters += sum(d_in for _, d_in in shapes.values()) * (width + 1) // layers  # what is left, and the mask
+        # Dropout keeps its output and the mask.
+        adapters += sum(d_in for _, d_in in shapes.values()) * (width + 1) // layers
     layer += adapters
     per_token = hidden * width * layers + layer if trial.model.gradient_checkpointing else layer * layers
     return int(trial.training.micro_batch * trial.data.max_length * (per_token + 3 * 4 * config["vocab_size"]))

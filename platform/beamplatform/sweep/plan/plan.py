@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before Ray starts is found here."""
+"""Plans a sweep: resolves its trials and finds every mistake that can be found before Ray starts."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checked:
-    """A trial that could run.
+    """A trial that has passed all checks, and what it needs.
 
     Attributes:
-        steps: optimizer steps.
-        memory: estimate for one worker.
-        rank: of the exported adapter; 0 for a merged model.
+        steps: number of optimizer steps.
+        memory: the estimate for one worker.
+        rank: the rank of the exported adapter; 0 for a merged model.
     """
 
     trial: Trial
@@ -57,15 +57,15 @@ class Plan:
     """A checked sweep.
 
     Attributes:
-        spaces: of each method, in the order of the comparison.
-        points: of each method, those that will be tried in the search, in their order; empty where there is nothing to
-            search, None where they follow from results, or from how far a budget goes.
-        checked: of each method, trials that stand for all of it: those of `points`, or of the corners of its space.
-        test: the records of each task.
-        train_examples: examples each trial learns from.
-        quality: what was counted over the records.
-        identity: of the records (what is trained, validated and tested on), of the base model and of the code.
-        model: its shapes.
+        spaces: each method's search space, in the order of the comparison.
+        points: the points that each method's search will try, in order. The list is empty if there is nothing to
+            search. It is None if the points depend on results or on how far a budget goes.
+        checked: representative trials of each method: all of its `points`, or the corners of its space.
+        test: the test records of each task.
+        train_examples: number of examples that each trial is trained on.
+        quality: the data quality counts over the records.
+        identity: fingerprints of the records (for training, validation and test), of the base model and of the code.
+        model: the shapes of the base model's layers.
     """
 
     suite: str
@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def content(self) -> dict[str, Any]:
-        """See `beamplatform.config.trial.context`."""
+        """What all trials share and what their outcome depends on; see `beamplatform.config.trial.context`."""
         return context(self.suite, self.preset, self.identity)
 
     @property
@@ -99,8 +99,8 @@ class Plan:
 
     @property
     def largest_rank(self) -> int:
-        """Of all adapters that may be exported; 1 where there is none."""
-        return max([1, *(one.rank for one in self._all)])
+        """The largest rank of all adapters that may be exported; 1 if there are none."""
+        return max([1, *(checked.rank for checked in self._all)])
 
     @property
     def largest(self) -> Checked:
@@ -109,26 +109,26 @@ class Plan:
 
     @property
     def _all(self) -> list[Checked]:
-        return [one for checked in self.checked.values() for one in checked]
+        return [checked for checked_trials in self.checked.values() for checked in checked_trials]
 
     @property
     def adapters(self) -> int:
-        """How many models that will be asked questions are adapters, not counting a budget's."""
+        """How many adapters will be asked the test questions; those of a search with a budget are not counted."""
         kinds = [method for method in self.methods if get_method(method).export_kind == "adapter"]
         searched = sum(self.search_trials(method) or 0 for method in kinds) if self.search.evaluate == "all" else 0
         return searched + len(kinds) * len(self.search.seeds)
 
     @property
     def questions(self) -> int:
-        """Of all test tasks."""
+        """Number of test questions of all tasks together."""
         return sum(map(len, self.test.values()))
 
     def steps(self, method: str) -> int:
         """The most optimizer steps that a trial of the method takes."""
-        return max(one.steps for one in self.checked[method])
+        return max(checked.steps for checked in self.checked[method])
 
     def search_trials(self, method: str) -> int | None:
-        """How many trials of the method are searched; None where a budget decides."""
+        """How many trials the method's search has; None if a budget decides."""
         points = self.points[method]
         if points is not None:
             return len(points)
@@ -138,45 +138,46 @@ class Plan:
 
     @property
     def expected(self) -> int:
-        """How many trials there will be; a budget's trials of the search are not counted."""
+        """How many trials there will be; those of a search with a budget are not counted."""
         return sum((self.search_trials(m) or 0) + len(self.search.seeds) for m in self.methods)
 
     def trial(self, method: str, point: Point, role: Role, seed: int) -> Trial:
-        """The trial of a method at a point of its space.
+        """Make the trial of a method at a point of its space.
 
-        Those of a search that stops trials are validated at its rungs, where the suite does not say when.
+        If the search stops trials early and the suite does not set `validate_every`, a search trial is validated
+        every `grace_period` steps, and so at every rung.
         """
         values = self.spaces[method].resolve(point)
-        made = make_trial(self.suite, self.preset_name, self.preset, method, values, seed, content=self.identity)
-        if role == "search" and self.search.stops_early and made.training.validate_every is None:
-            steps = grace_period(made.total_steps(self.train_examples), self.search.reduction)
-            made = made.model_copy(update={"training": made.training.model_copy(update={"validate_every": steps})})
-        return made
+        trial = make_trial(self.suite, self.preset_name, self.preset, method, values, seed, content=self.identity)
+        if role == "search" and self.search.stops_early and trial.training.validate_every is None:
+            steps = grace_period(trial.total_steps(self.train_examples), self.search.reduction)
+            trial = trial.model_copy(update={"training": trial.training.model_copy(update={"validate_every": steps})})
+        return trial
 
     def split(self, entries: Sequence[LedgerEntry]) -> tuple[list[LedgerEntry], list[LedgerEntry]]:
-        """Trials that were begun before: those of this plan, and those of what it was."""
-        own: list[LedgerEntry] = []
-        old: list[LedgerEntry] = []
+        """Split earlier trials into those of this plan and those of an earlier state of the plan."""
+        current: list[LedgerEntry] = []
+        outdated: list[LedgerEntry] = []
         for entry in entries:
-            (own if self.holds(entry) else old).append(entry)
-        return own, old
+            (current if self.holds(entry) else outdated).append(entry)
+        return current, outdated
 
     def holds(self, entry: LedgerEntry) -> bool:
-        """Whether a trial that was begun before is one of this plan: the same content, at a point of its space."""
+        """Whether an earlier trial belongs to this plan: it has the same content and lies in the search space."""
         method, trial = entry.trial.method, entry.trial
         if method not in self.spaces:
             return False
         space, seed = self.spaces[method], self.search.trial_seed if entry.role == "search" else trial.seed
         points = [entry.point] if space.contains(entry.point) else []
         if entry.role == "final" and space.size == 1:
-            points += space.corners()  # what was searched then may be fixed now
+            points += space.corners()  # a value that was searched then may be fixed now
         return any(self.trial(method, point, entry.role, seed).name == trial.name for point in points)
 
     def check(self, trial: Trial) -> Checked:
-        """What the trial will need.
+        """Check a trial and return what it needs.
 
         Raises:
-            ValueError: it could not do its work; says what would be right.
+            ValueError: the trial could not do its work; the message says what would be right.
         """
         return _checked(trial, self.train_examples, self.model)
 
@@ -184,10 +185,13 @@ class Plan:
 def plan_sweep(
     suite: str, preset_name: str, preset: Preset, methods: Sequence[str], options: Collection[str] = ()
 ) -> Plan:
-    """Resolve and check what will run; `options` are those of the tasks, beside the suite's own.
+    """Resolve and check what will run.
+
+    Args:
+        options: task options (`Task.options`) beside the suite's own.
 
     Raises:
-        UserError: the first thing that is wrong: data, a rank, a method that could not do its work in the run.
+        UserError: the first mistake found: in the data, in a rank, or in a method that could not do its work.
     """
     tasks, search = preset.evaluation.tasks, preset.search
     test = test_records(preset.data, tasks, preset.evaluation.max_records)
@@ -221,14 +225,14 @@ def plan_sweep(
 
 
 def _quality(preset: Preset, training: TrainingRecords, test: Mapping[str, list[Record]], content: Content) -> Quality:
-    """Counted once for the same records, tokenizer and code."""
+    """Return the data quality counts, which are cached for the same records, tokenizer and code."""
     tasks = preset.evaluation.tasks
-    how = preset.data.model_dump(exclude={"tolerated", "source", "train_source", "columns"})
-    about = (content.records, content.model, content.code, how, version("transformers"))
-    made = cached_json(
-        "quality", about, lambda: asdict(quality(tasks, training, test, load_tokenizer(preset.model.path), preset.data))
+    data_settings = preset.data.model_dump(exclude={"tolerated", "source", "train_source", "columns"})
+    key = (content.records, content.model, content.code, data_settings, version("transformers"))
+    counts = cached_json(
+        "quality", key, lambda: asdict(quality(tasks, training, test, load_tokenizer(preset.model.path), preset.data))
     )
-    return Quality(**made)
+    return Quality(**counts)
 
 
 def _points(space: Space, search: SearchSection) -> list[Point] | None:
@@ -258,5 +262,5 @@ def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
 
 
 def grace_period(total_steps: int, reduction: int) -> int:
-    """Optimizer steps to the first rung, at which a trial may be stopped: of three rungs, the last being the end."""
+    """Optimizer steps to the first of three rungs, where a trial may be stopped. The last rung is the end."""
     return -(-total_steps // reduction**2)

@@ -1,6 +1,6 @@
-"""Which configuration of a method is tried next: a function of its space and of what was tried before.
+"""Proposes the next configuration of a method from its search space and the points tried so far.
 
-Nothing is remembered between two calls, so a sweep that was interrupted proposes what it would have proposed.
+No state is kept between two calls, so a resumed sweep proposes the same points as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from beamplatform.config.sections import SearchSection
 
 _STARTUP = 10
-"""TPE's first points are random: a third of the budget, at most these (Optuna's own number)."""
+"""TPE starts with random points: a third of the trials, but at most this many (Optuna's default)."""
 _TRIES = 100
+"""After this many TPE proposals, random points are proposed instead."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Tried:
     """A point that was tried, or is being tried.
 
     Attributes:
-        state: unfit is a point that the method's own checks refuse.
-        curve: (optimizer step, validation loss) as far as it came.
+        state: the trial's state; "unfit" means that the method's own checks refuse the point.
+        curve: (optimizer step, validation loss) pairs up to now.
     """
 
     point: Point
@@ -40,29 +41,29 @@ class Tried:
 
 
 def listed_points(space: Space, search: SearchSection) -> Iterator[Point]:
-    """The points in the order in which they are tried, where no result decides about them."""
+    """The points in the order in which they are tried, for a search that does not depend on results."""
     if search.algorithm == "grid":
         return space.grid(search.seed, search.grid_points)
     return space.random(search.seed)
 
 
 def propose(space: Space, search: SearchSection, tried: Sequence[Tried]) -> Point | None:
-    """The next point of `space` to try; None where there is none left."""
-    known = [one.point for one in tried]
+    """Return the next point of `space` to try, or None if there is none left."""
+    tried_points = [attempt.point for attempt in tried]
     if not search.proposes:
-        return next((point for point in listed_points(space, search) if point not in known), None)
-    if space.size is not None and all(point in known for point in space.grid(search.seed, search.grid_points)):
+        return next((point for point in listed_points(space, search) if point not in tried_points), None)
+    if space.size is not None and all(point in tried_points for point in space.grid(search.seed, search.grid_points)):
         return None
-    return next(point for point in _by_tpe(space, search, tried) if point not in known)
+    return next(point for point in _by_tpe(space, search, tried) if point not in tried_points)
 
 
 def _by_tpe(space: Space, search: SearchSection, tried: Sequence[Tried]) -> Iterator[Point]:
-    """Optuna's proposals one after the other; then, should they all repeat what was tried, random points.
+    """Yield Optuna's TPE proposals; after `_TRIES` of them, which may all repeat tried points, yield random points.
 
-    Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization". Trials that were stopped take part with what
-    they reached, which with Hyperband is the idea of BOHB (Falkner et al. 2018).
+    TPE is from Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization". Stopped trials take part with the
+    losses that they reached. Together with Hyperband this is the idea of BOHB (Falkner et al. 2018).
     """
-    begun = sum(one.state != "unfit" for one in tried)  # which of those there were is not known after an interruption
+    begun = sum(attempt.state != "unfit" for attempt in tried)  # an interrupted sweep does not remember unfit points
     seed = zlib.crc32(f"{search.seed} {space.method} {begun}".encode())
     study = _study(space, search, tried, seed)
     distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
@@ -78,7 +79,7 @@ def _study(space: Space, search: SearchSection, tried: Sequence[Tried], seed: in
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     startup = min(_STARTUP, max(2, search.trials // 3))
-    # multivariate: hyperparameters are modelled together; constant_liar: points that are being tried count as bad.
+    # multivariate: hyperparameters are modelled together. constant_liar: points that are being tried count as bad.
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     states = {
@@ -89,18 +90,18 @@ def _study(space: Space, search: SearchSection, tried: Sequence[Tried], seed: in
         "unfit": TrialState.FAIL,
     }
     distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
-    for one in tried:
+    for attempt in tried:
         parameters = {
-            key: domain.values.index(one.point[key]) if domain.listed else one.point[key]
+            key: domain.values.index(attempt.point[key]) if domain.listed else attempt.point[key]
             for key, domain in space.domains.items()
         }
-        curve = {step: loss for step, loss in one.curve if math.isfinite(loss)}
-        finite = bool(curve) and math.isfinite(one.curve[-1][1])
-        state = states[one.state] if finite or one.state in ("running", "unfit") else TrialState.FAIL
+        curve = {step: loss for step, loss in attempt.curve if math.isfinite(loss)}
+        finite = bool(curve) and math.isfinite(attempt.curve[-1][1])
+        state = states[attempt.state] if finite or attempt.state in ("running", "unfit") else TrialState.FAIL
         study.add_trial(
             create_trial(
                 state=state,
-                value=one.curve[-1][1] if state == TrialState.COMPLETE else None,
+                value=attempt.curve[-1][1] if state == TrialState.COMPLETE else None,
                 params=parameters,
                 distributions=distributions,
                 intermediate_values=curve,
@@ -112,7 +113,7 @@ def _study(space: Space, search: SearchSection, tried: Sequence[Tried], seed: in
 def _distribution(domain: Domain) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if domain.listed:  # by place: a value may be a list
+    if domain.listed:  # by index, because a value may be a list
         return CategoricalDistribution(range(len(domain.values)))
     low, high = domain.values
     return FloatDistribution(low, high, log=domain.kind == "loguniform")

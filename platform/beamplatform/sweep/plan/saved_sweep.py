@@ -1,4 +1,4 @@
-"""What a sweep was started as, kept beside its results, so that `--resume` and `--extend` need its name at most."""
+"""Saves a sweep's settings beside its results, so that `--resume` and `--extend` need at most its name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class SavedSweep:
-    """A sweep as it was started or last extended.
+    """The settings with which a sweep was started or last extended.
 
     Attributes:
-        preset: resolved, command-line values included.
-        content: what its trials depend on, see `beamplatform.config.trial.context`.
-        options: of the command line, so that an extension need not repeat them.
-        started: seconds since the epoch.
+        preset: the resolved preset, including values of the command line.
+        content: what the trials depend on; see `beamplatform.config.trial.context`.
+        options: options of the command line, so that an extension need not repeat them.
+        started: when the sweep was started, in seconds since the epoch.
     """
 
     name: str
@@ -46,10 +46,10 @@ class SavedSweep:
         write_text(join(storage, self.name, _FILE), json.dumps(asdict(self), indent=2))
 
     def resolved(self) -> Preset:
-        """The preset.
+        """Return the preset.
 
         Raises:
-            UserError: it was saved by a version of this program that allowed other values.
+            UserError: the preset was saved by a version of this program that allowed other values.
         """
         try:
             return Preset.model_validate(self.preset)
@@ -62,7 +62,7 @@ class SavedSweep:
 
 
 def storage_of(option: str) -> str:
-    """The storage that `--storage` names: a URI that answers, or an absolute path.
+    """Return the storage that `--storage` names: a URI that answers, or an absolute path.
 
     Raises:
         UserError: see `checked_location`.
@@ -71,36 +71,36 @@ def storage_of(option: str) -> str:
 
 
 def saved_sweep(storage: str, name: str) -> SavedSweep | None:
-    """The sweep of that name; None where there is none.
+    """Return the sweep called `name`, or None if there is none.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: the sweep's file is damaged.
     """
     return _in_folder(join(storage, name))
 
 
 def find_sweep(storage: str, suite: str, name: str | None, option: str = "--resume") -> SavedSweep:
-    """The sweep `name` of a suite, or the one that was started last.
+    """Return the suite's sweep called `name`; if `name` is None, the sweep that was started last.
 
     Raises:
-        UserError: there is none; names those there are.
+        UserError: the suite has no such sweep, or none at all.
     """
     if name is not None:
         saved = saved_sweep(storage, name)
         if saved is None:
-            known = ", ".join(saved.name for saved in _sweeps(storage, suite)) or "none"
-            raise UserError(f"{option} {name}: no such sweep in {storage}; sweeps of {suite} there: {known}")
+            names = ", ".join(saved.name for saved in _sweeps(storage, suite)) or "none"
+            raise UserError(f"{option} {name}: no such sweep in {storage}; sweeps of {suite} there: {names}")
         if saved.suite != suite:
             raise UserError(f"{option} {name}: a sweep of the suite {saved.suite}, not of {suite}")
         return saved
-    found = _sweeps(storage, suite)
-    if not found:
+    sweeps = _sweeps(storage, suite)
+    if not sweeps:
         raise UserError(f"{option}: no sweep of the suite {suite} in {storage}; start one without {option}")
-    return max(found, key=lambda saved: saved.started)
+    return max(sweeps, key=lambda saved: saved.started)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed between two contents, as lines `key: before -> now`."""
+    """Return the differences between two contents as lines `key: before -> now`."""
     lines = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
@@ -112,14 +112,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _sweeps(storage: str, suite: str) -> list[SavedSweep]:
-    """The sweeps of a suite, by name; one whose file is damaged is none, and does not keep others from going on."""
-    found = []
+    """The sweeps of a suite, sorted by name. A sweep with a damaged file is left out, so that others can go on."""
+    sweeps = []
     for folder in list_folders(storage):
         with contextlib.suppress(UserError):
             saved = _in_folder(folder)
             if saved is not None and saved.suite == suite:
-                found.append(saved)
-    return sorted(found, key=lambda saved: saved.name)
+                sweeps.append(saved)
+    return sorted(sweeps, key=lambda saved: saved.name)
 
 
 def _in_folder(folder: str) -> SavedSweep | None:
@@ -131,7 +131,7 @@ def _in_folder(folder: str) -> SavedSweep | None:
 
 @contextlib.contextmanager
 def only_driver(folder: Path, name: str) -> Iterator[None]:
-    """Hold the sweep's lock: two drivers of one sweep would write each other's trials.
+    """Hold the sweep's lock, because two drivers of one sweep would overwrite each other's trials.
 
     Raises:
         UserError: another process on this machine runs the sweep.

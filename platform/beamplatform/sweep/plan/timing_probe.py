@@ -1,4 +1,4 @@
-"""The first steps of a sweep's largest trial, timed, before the sweep starts: what will all of it take?"""
+"""Times the first steps of a sweep's largest trial, to estimate how long the whole sweep will take."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from beamplatform.training.worker import RAY, Destination, train_on_ray
 
 STEPS = 20
 _EVERY = 5
-"""The first so many steps are not timed: libraries load and allocators grow in them."""
+"""Steps between two reports. Steps before the first report are not timed: libraries load and allocators grow then."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few steps have shown.
+    """Time and memory that were measured over a few steps.
 
     Attributes:
-        method: of the trial that the plan says takes the most memory.
-        seconds: of one optimizer step.
-        start: seconds from nothing to the first step.
-        memory: peak bytes of a worker.
-        expected: bytes of the plan's estimate.
+        method: the method of the trial that needs the most memory by the plan's estimate.
+        batch: the trial's global batch.
+        seconds: seconds for one optimizer step.
+        start: seconds from the launch to the first step.
+        memory: peak memory of a worker in bytes.
+        expected: the plan's estimate of `memory` in bytes.
     """
 
     method: str
@@ -40,7 +41,10 @@ class Probe:
     expected: int
 
     def training_seconds(self, plan: Plan, concurrent: int) -> float:
-        """Of all the plan's trials, so many at a time; without a budget's, and the most where trials are stopped."""
+        """Estimate the seconds to train all trials of the plan, `concurrent` at a time.
+
+        Trials of a search with a budget are not counted. If the search stops trials early, this is the most.
+        """
         total = 0.0
         for method in plan.methods:
             trials = (plan.search_trials(method) or 0) + len(plan.search.seeds)
@@ -50,7 +54,10 @@ class Probe:
 
 
 def _beside(work: Callable[[], object]) -> None:
-    """Do it in another thread: on the main one Ray Train takes Ctrl-C over for good, and ends the program by itself."""
+    """Run `work` in another thread and wait for it.
+
+    On the main thread, Ray Train takes over Ctrl-C for good and ends the program by itself.
+    """
     done: Future[None] = Future()
 
     def run() -> None:
@@ -60,20 +67,20 @@ def _beside(work: Callable[[], object]) -> None:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()  # an interrupt does not wait for it
+    threading.Thread(target=run, daemon=True).start()  # Ctrl-C does not wait for a daemon
     done.result()
 
 
 def run_probe(plan: Plan, storage: str, *, use_gpu: bool) -> Probe:
-    """Train the largest trial for 20 steps on Ray, which is running, and throw the result away.
+    """Train the largest trial for 20 steps, and throw the result away. Ray must be running.
 
     Raises:
-        ray.train.TrainingFailedError: it cannot be trained.
+        ray.train.TrainingFailedError: the trial cannot be trained.
         KeyboardInterrupt: at once on Ctrl-C; the caller shuts Ray down.
     """
     largest = plan.largest
-    how = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
-    training = largest.trial.training.model_copy(update=how)
+    settings = {"log_every": _EVERY, "validate_every": None, "checkpoint_every": None}
+    training = largest.trial.training.model_copy(update=settings)
     trial = largest.trial.model_copy(update={"training": training.with_workers(training.least_workers)})
     folder = join(storage, RAY, "probe", str(time.time_ns()), "export")
     began = time.monotonic()

@@ -1,1 +1,1 @@
-"""The trials of a sweep: their queue, Ray Tune's actors, early stopping, what becomes of each."""
+"""The trials of a sweep: their queue, training, early stopping and evaluation, and the events that report them."""

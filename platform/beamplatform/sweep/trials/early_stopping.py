@@ -1,4 +1,4 @@
-"""Stopping trials of a search that fall behind: successive halving, for each method by itself."""
+"""Stops search trials that fall behind: successive halving, separately for each method."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 NAMES = {"asha": "ASHA", "hyperband": "Hyperband", "bohb": "BOHB"}
 _DEAL = (0,) * 9 + (1,) * 5 + (2,) * 3
-"""Hyperband's brackets of three rungs in their shares of the trials, n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018,
-Algorithm 1); bracket s begins to stop s rungs later. They are dealt in this number, in the same order to every method,
-so that none is stopped more."""
+"""Hyperband's three brackets, as they are dealt to each group of 17 trials.
+
+Their shares are n = (s_max + 1) / (s + 1) * 3^s (Li et al. 2018, Algorithm 1), where s is 2, 1 and 0 for our brackets
+0, 1 and 2. Bracket b begins to stop trials b rungs later than bracket 0. All methods are dealt the brackets in the same
+order, so that no method is stopped more than another."""
 
 
 @dataclass(frozen=True)
 class _Halving:
-    """One bracket of one method, and how many trials have come to each of its rungs."""
+    """One bracket of one method, and the indices of the trials that have reached each of its rungs."""
 
     scheduler: AsyncHyperBandScheduler
     rungs: tuple[int, ...]
@@ -38,11 +40,12 @@ class _Halving:
 class SearchScheduler(FIFOScheduler):
     """Ray's asynchronous successive halving (ASHA, Li et al. 2020) for every method of a search.
 
-    Trials of different methods are not set against each other, and final trials are never stopped. Hyperband, and bohb
-    with it, gives each trial one of three brackets by its number.
+    A trial is compared only with trials of its own method, and final trials are never stopped. Hyperband and bohb
+    assign each trial to one of three brackets by its number among the method's search trials.
 
     Args:
-        entries: the agenda's own list, by index; what earlier trials reached counts.
+        entries: the queue's own list, which grows; a trial's index is its position. The losses that earlier trials
+            reached count as well.
     """
 
     def __init__(self, plan: Plan, entries: Sequence[LedgerEntry]) -> None:
@@ -56,14 +59,14 @@ class SearchScheduler(FIFOScheduler):
                 self._judge(index, step, loss)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its scheduler into the experiment's state, which is never read: the ledger is."""
+        """Keep the scheduler out of the experiment's state that Tune writes: a sweep resumes from the ledger."""
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         index = trial.config[INDEX]
-        # Each loss at the step it was measured at: a trial that goes on after an interruption sends its old ones, too.
+        # Judge each loss at the step of its measurement, because a resumed trial also sends its earlier losses.
         decisions = [self._judge(index, step, loss) for step, loss in validation_curve(result.get("rows") or ())]
-        return next((one for one in decisions if one == TrialScheduler.STOP), str(TrialScheduler.CONTINUE))
+        return next((each for each in decisions if each == TrialScheduler.STOP), str(TrialScheduler.CONTINUE))
 
     def _judge(self, index: int, step: int, loss: float) -> str:
         entry = self._entries[index]
@@ -73,17 +76,17 @@ class SearchScheduler(FIFOScheduler):
         passed = [rung for rung in halving.rungs if step >= rung]
         for rung in passed[-1:]:
             halving.reached[rung].add(index)
-        known = SimpleNamespace(trial_id=str(index))
+        tune_trial = SimpleNamespace(trial_id=str(index))
         if index not in halving.known:
             halving.known.add(index)
-            halving.scheduler.on_trial_add(None, known)
-        decision = str(halving.scheduler.on_trial_result(None, known, {"step": step, VALIDATION_LOSS: loss}))
+            halving.scheduler.on_trial_add(None, tune_trial)
+        decision = str(halving.scheduler.on_trial_result(None, tune_trial, {"step": step, VALIDATION_LOSS: loss}))
         if decision == TrialScheduler.STOP:
-            came = len(halving.reached[passed[-1]])
+            reached = len(halving.reached[passed[-1]])
             name = NAMES[self._plan.search.algorithm]
             self.reasons[index] = (
                 f"stopped by {name} at step {step}: validation loss {loss:.4g} is not among the best "
-                f"1/{self._plan.search.reduction} of the {came} trials of {entry.trial.method} that came to step "
+                f"1/{self._plan.search.reduction} of the {reached} trials of {entry.trial.method} that came to step "
                 f"{passed[-1]}"
             )
         return decision
@@ -98,7 +101,7 @@ class SearchScheduler(FIFOScheduler):
         total, reduction = self._plan.steps(method), self._plan.search.reduction
         grace = grace_period(total, reduction) * reduction**bracket
         if grace >= total:
-            return None  # the last bracket trains to the end
+            return None  # trials of this bracket train to the end
         rungs = tuple(grace * reduction**k for k in range(3) if grace * reduction**k < total)
         scheduler = AsyncHyperBandScheduler(
             "step",
@@ -114,11 +117,11 @@ class SearchScheduler(FIFOScheduler):
     def _bracket(self, entry: LedgerEntry) -> int:
         if self._plan.search.algorithm == "asha":
             return 0
-        own = [one for one in self._entries if one.role == "search" and one.trial.method == entry.trial.method]
-        round_, place = divmod(next(i for i, one in enumerate(own) if one is entry), len(_DEAL))
-        return random.Random(f"brackets {self._plan.search.seed} {round_}").sample(_DEAL, len(_DEAL))[place]
+        trials = [e for e in self._entries if e.role == "search" and e.trial.method == entry.trial.method]
+        round_, position = divmod(next(i for i, e in enumerate(trials) if e is entry), len(_DEAL))
+        return random.Random(f"brackets {self._plan.search.seed} {round_}").sample(_DEAL, len(_DEAL))[position]
 
 
 def scheduler_of(plan: Plan, entries: Sequence[LedgerEntry]) -> SearchScheduler | None:
-    """The scheduler of a plan; None where no trial is stopped."""
+    """Make the scheduler of a plan; None if its search stops no trial early."""
     return SearchScheduler(plan, entries) if plan.search.stops_early else None

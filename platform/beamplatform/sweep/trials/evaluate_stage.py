@@ -1,4 +1,4 @@
-"""Stage "evaluate": one engine in a Ray actor answers every task with every trial's exported model."""
+"""Stage "evaluate": one engine in a Ray actor answers all tasks with each trial's exported model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from beamplatform.evaluation.scores import Evaluation
 
 _ATTEMPTS = 3
-"""Actors in a row that may be lost without an outcome between them."""
+"""The waiting models fail when this many actors in a row are lost without an outcome between them."""
 
 
 class Outcomes(Protocol):
-    """Who is told what becomes of each trial."""
+    """Receives the progress and outcome of each trial's evaluation."""
 
     def evaluating(self, index: int, answered: int) -> None: ...
 
@@ -27,17 +27,18 @@ class Outcomes(Protocol):
 
 
 class EvaluationStage:
-    """Asks trained trials' models in a thread of the driver, all that wait together, beside training where that fits.
+    """Evaluates the models of trained trials in a thread of the driver, beside training if resources allow.
 
-    Adapters come first and share the engine's batch; each merged model is a model of its own, and takes the base
-    model's place in the engine, when no adapter waits.
+    All waiting adapters come first and are evaluated together in the engine's batches. When no adapter waits, one
+    merged model is evaluated, which replaces the base model in the engine.
 
     Args:
-        exports: of all trials, by index.
-        outcomes: told from the thread.
-        actor: makes an `Evaluator` as a Ray actor; called when the first model is to be asked.
-        beside_training: ask what is added at once; otherwise everything in `finish`.
-        reserved: cores and GPUs that are kept for it beside training.
+        exports: the exports of all trials, by index.
+        outcomes: called from the evaluation's thread.
+        actor: makes an `Evaluator` as a Ray actor. It is called before the first model is evaluated, and again if the
+            actor is lost.
+        beside_training: whether models are evaluated as soon as they are added, rather than all in `finish`.
+        reserved: (cores, GPUs) that are kept for the engine beside training.
     """
 
     def __init__(
@@ -65,30 +66,30 @@ class EvaluationStage:
 
     @property
     def started(self) -> bool:
-        """Whether its engine has taken what is reserved for it."""
+        """Whether the engine has taken the cores and GPUs that are reserved for it."""
         return self._actor is not None
 
     def add(self, index: int) -> None:
-        """This trial has exported its model."""
+        """Add a trial that has exported its model."""
         with self._changed:
             self._waiting.append(index)
             self._changed.notify()
 
     def finish(self) -> dict[int, str]:
-        """Wait until all that was added is evaluated; returns index -> reason for those that could not be."""
+        """Wait until all added models are evaluated; return index -> reason for each model that failed."""
         if self._thread.ident is None:
             self._thread.start()
         with self._changed:
             self._no_more = True
             self._changed.notify()
         while self._thread.is_alive():
-            self._thread.join(0.5)  # a join without end would keep Ctrl-C waiting
+            self._thread.join(0.5)  # a join without a timeout would block Ctrl-C
         if self._error is not None:
             raise self._error
         return self.failed
 
     def abandon(self) -> None:
-        """Ray is about to be shut down: tell nobody anything any more, and above all do not start it again."""
+        """Stop evaluating and reporting, because Ray is about to shut down and must not be started again."""
         with self._changed:
             self._abandoned = self._no_more = True
             self._waiting.clear()
@@ -98,7 +99,7 @@ class EvaluationStage:
         try:
             while batch := self._next():
                 self._evaluate(batch)
-        except BaseException as error:  # for `finish` to raise, in the thread that the user sees
+        except BaseException as error:  # `finish` raises it in the main thread
             self._error = error
 
     def _next(self) -> list[int]:
@@ -110,7 +111,7 @@ class EvaluationStage:
             return batch
 
     def _evaluate(self, batch: list[int]) -> None:
-        """Ask these models; where the actor is lost, go on with another one, which finds the answers given so far."""
+        """Evaluate these models. If the actor is lost, go on with a new one, which finds the stored answers."""
         from ray.exceptions import RayError, RayTaskError
 
         from beamplatform.sweep.trials.train_stage import reason
@@ -125,27 +126,27 @@ class EvaluationStage:
                     return
                 self._actor = None
                 lost = lost + 1 if len(batch) == before else 1
-                if lost == _ATTEMPTS or isinstance(error, RayTaskError):  # its own error would come again
+                if lost == _ATTEMPTS or isinstance(error, RayTaskError):  # the same error would come again
                     self._fail(batch, reason(error))
 
     def _ask(self, batch: list[int]) -> None:
-        """Takes each model out of `batch` when its outcome is known."""
+        """Evaluate the models of `batch`, and remove each one from it when its outcome is known."""
         import ray
 
-        with self._changed:  # not while Ray is being shut down: it would start again
+        with self._changed:  # an actor that is made after `abandon` would start Ray again
             if self._abandoned:
                 return
             if self._actor is None:
                 self._actor = self._make_actor()
-        asked = list(batch)
-        for index in asked:
+        indices = list(batch)
+        for index in indices:
             self._outcomes.evaluating(index, 0)
         stream = self._actor.stream.options(num_returns="streaming")
-        for reference in stream.remote([self._exports[index] for index in asked]):
+        for reference in stream.remote([self._exports[index] for index in indices]):
             event = ray.get(reference)
             if self._abandoned:
                 return
-            index = asked[event.index]
+            index = indices[event.index]
             if event.outcome is None:
                 self._outcomes.evaluating(index, event.answered)
                 continue

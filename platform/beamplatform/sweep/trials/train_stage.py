@@ -1,4 +1,4 @@
-"""Stage "train": Ray Tune runs the trials, each a Ray Train run of its own (`trial_run`)."""
+"""Stage "train": Ray Tune runs the trials, each as a Ray Train run of its own (see `tune_actor`)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
 DRIVER_MEMORY = 300 * 2**20
-"""Bytes that the process waiting for a trial's workers takes (Ray and torch imported)."""
+"""Bytes of the process that waits for a trial's workers and has imported Ray and torch."""
 
 Rows = Sequence[tuple[int, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to train; `index` is what it is called by."""
+    """A trial to train; `index` identifies it to the listener."""
 
     index: int
     trial: Trial
@@ -41,36 +41,39 @@ class Job:
 
 
 class Jobs(Protocol):
-    """Where the trials come from."""
+    """Source of the trials to train."""
 
     @property
     def finished(self) -> bool:
-        """Whether there will be no further one, whatever the results of those that run."""
+        """Whether no further trial will come, whatever the results of the running ones."""
 
     def next(self) -> Job | None:
-        """The one to train next; None: not now (ask again when one has ended), or never (`finished`)."""
+        """Return the trial to train next, or None.
+
+        None means that there is no trial now (ask again when one has ended), or that there will be none (`finished`).
+        """
 
 
 class Listener:
-    """Who is told what becomes of the trials, from the thread that calls `train_trials`; does nothing by itself."""
+    """Receives the events of the trials, in the thread that calls `train_trials`. This base class ignores them."""
 
     def running(self, index: int) -> None:
-        """It has its workers, or will have them soon."""
+        """The trial has its workers, or will have them soon."""
 
     def reported(self, index: int, step: int, total_steps: int, loss: float | None, rows: Rows) -> None:
-        """Metrics by step, and the latest training loss."""
+        """The trial reported metrics by step, and its latest training loss."""
 
     def trained(self, index: int) -> None:
-        """To its end, and exported."""
+        """The trial was trained to its end and has exported its model."""
 
     def stopped(self, index: int, why: str) -> None:
-        """By the scheduler."""
+        """The scheduler stopped the trial."""
 
     def failed(self, index: int, why: str) -> None:
-        """For good."""
+        """The trial failed and will not run again."""
 
     def lost(self, index: int, why: str) -> None:
-        """What ran it is gone, with its node perhaps; given out again, it would go on from its checkpoint."""
+        """The trial's process was lost, perhaps with its node. A new process could go on from the checkpoint."""
         self.failed(index, why)
 
 
@@ -84,47 +87,47 @@ def train_trials(
     scheduler: TrialScheduler | None = None,
     why_stopped: Callable[[int], str | None] = lambda index: None,
 ) -> None:
-    """Train trials and export their models; Ray is running already.
+    """Train trials and export their models. Ray must be running.
 
-    A trial is resolved when it begins, so Tune searches nothing: its searcher hands out what `jobs` says. When this
+    Tune itself searches nothing: `jobs` resolves each trial when it begins, and Tune's searcher hands it out. When this
     returns, the trials' cores and GPUs are free again.
 
     Args:
-        concurrent: most trials at once; None: as many as `jobs` gives.
-        scheduler: may stop trials early (ASHA, median stopping); it must not pause them. Results have the trial's own
-            `step`, which is the one to use as `time_attr` (Tune's own counter starts again with a restarted trial), and
-            the latest `train/loss` and `validation/loss`, each from its first value on. A trial that has made its last
-            step is not stopped any more: it exports.
-        why_stopped: the scheduler's reason, by index.
+        concurrent: most trials at once; None for as many as `jobs` gives.
+        scheduler: may stop trials early (ASHA, median stopping), but must not pause them. Use the results' `step` as
+            its `time_attr`, because Tune's own counter starts again when a trial restarts. Results also have the latest
+            `train/loss` and `validation/loss`, each from its first value on. A trial that has made its last step is not
+            stopped any more: it exports.
+        why_stopped: returns the scheduler's reason for stopping the trial with an index, or None.
 
     Raises:
         KeyboardInterrupt: at once on Ctrl-C, not after the trials that are running; the caller shuts Ray down.
     """
     if jobs.finished:
-        return  # a sweep resumed when all had been trained; Tune fails without a trial
-    # Tune's own handler would let running trials end first; here the caller shuts Ray down and records them.
+        return  # a resumed sweep may have nothing left to train, and Tune fails without a trial
+    # Tune's own handler would wait for running trials. Instead, the caller shuts Ray down and records these trials.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # files that repeat what MLflow keeps
-    # A trial has no validation loss before it first validates; a scheduler passes over such a result.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # their files repeat what MLflow keeps
+    # A trial has no validation loss before its first validation; a scheduler ignores such results.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
 
     def why(index: int, step: int) -> str:
         return why_stopped(index) or f"stopped by {_name(scheduler)} at step {step}"
 
     tuner = tune.Tuner(
-        # The driver of a Train run only waits, so the cores and GPUs are its workers'. Ray refuses an empty request,
-        # and a share of a core would leave the last core unusable; memory is what the process really takes.
+        # The driver of a Train run only waits, so it leaves all cores and GPUs to the workers. Ray refuses an empty
+        # request, and a share of a core would make the last core unusable. So the driver requests the memory it takes.
         tune.with_resources(tune.with_parameters(TuneTrialActor, use_gpu=use_gpu), {"memory": DRIVER_MEMORY}),
         tune_config=tune.TuneConfig(
-            num_samples=-1,  # until the searcher says so
+            num_samples=-1,  # unlimited: the searcher says when to end
             search_alg=_QueueSearcher(jobs),
             max_concurrent_trials=concurrent,
             scheduler=scheduler,
             trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]['method']}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{time.time_ns()}",  # a name that is used again would take up the old experiment
+            name=f"tune-{time.time_ns()}",  # with a name used before, Tune would resume that experiment
             storage_path=storage,
             # Train runs write their own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -139,21 +142,21 @@ def train_trials(
 def reason(error: BaseException | str) -> str:
     """The line of a nested Ray error that says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line.split(" ")[0] or "Exception" in line.split(" ")[0]]
-    return (telling or lines or [type(error).__name__])[-1]
+    error_lines = [line for line in lines if "Error" in line.split(" ")[0] or "Exception" in line.split(" ")[0]]
+    return (error_lines or lines or [type(error).__name__])[-1]
 
 
 def _error_of(trial: TuneTrial) -> BaseException | None:
-    """Why a trial ended, from the driver's disk: it reaches the storage later."""
+    """Load the error that ended a trial from the driver's disk, because the storage receives it later."""
     pickled, text = trial.pickled_error_file, trial.error_file
     try:
         return cast(BaseException, ray.cloudpickle.loads(Path(pickled).read_bytes())) if pickled else None
-    except Exception:  # an error of a library's own may not come back as what it was
+    except Exception:  # a library's own class of error may not unpickle
         return RuntimeError(Path(text).read_text(encoding="utf-8")) if text and Path(text).exists() else None
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Whether what ran a trial is gone: Tune's actor for it, or its Train run's controller, whose loss that tells."""
+    """Whether a trial was lost because Tune's actor for it, or the controller of its Train run, is gone."""
     lost = (RayActorError, NodeDiedError, OwnerDiedError)
     return isinstance(error, lost) or (isinstance(error, RayTaskError) and isinstance(error.cause, lost))
 
@@ -164,9 +167,9 @@ def _name(scheduler: TrialScheduler | None) -> str:
 
 
 class _NoTuneState:
-    """Tune writes its searcher and its callbacks into the experiment's state, which is never read: the ledger is.
+    """Keeps a searcher or callback out of the experiment's state that Tune writes.
 
-    (A terminal, a thread and a lock cannot be written, either.)
+    A sweep resumes from the ledger and never reads that state. Besides, terminals, threads and locks cannot be written.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +177,7 @@ class _NoTuneState:
 
 
 class _QueueSearcher(_NoTuneState, Searcher):
-    """Tune's searcher: a trial's configuration is the trial."""
+    """Tune's searcher: hands out the trials of `jobs`, each as a Tune configuration."""
 
     def __init__(self, jobs: Jobs) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ class _QueueSearcher(_NoTuneState, Searcher):
         return {INDEX: job.index, TRIAL: job.trial.model_dump(mode="json"), DESTINATION: job.destination}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass  # the callbacks tell more
+        pass  # the callbacks report more
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -197,7 +200,7 @@ class _QueueSearcher(_NoTuneState, Searcher):
 
 
 class _Events(_NoTuneState, Callback):
-    """Tune's events, passed on."""
+    """Passes Tune's events on to the listener."""
 
     def __init__(self, listener: Listener, why: Callable[[int, int], str]) -> None:
         self._listener = listener

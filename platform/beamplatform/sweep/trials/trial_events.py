@@ -1,4 +1,4 @@
-"""What becomes of each trial of a sweep, told to MLflow, to the display and to the ledger."""
+"""Passes the events of a sweep's trials on to MLflow, to the display and to the ledger."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-"""How often the process that runs a trial may be lost: with a node that a cloud takes back, say."""
+"""A trial fails when its process is lost this often, for instance with nodes that a cloud takes back."""
 
 
 class TrialEvents(Listener):
-    """Of one sweep. Trials are called by their index in the queue.
+    """The events of one sweep's trials. A trial is identified by its index in the queue.
 
     Args:
-        storage: of the whole storage; the sweep's own is the folder of its name below.
-        parent: the sweep's run in MLflow.
-        known: what the ledger holds; of these, what belongs to the plan becomes the agenda's.
-        again: try again what has failed.
+        storage: the whole storage; this sweep's files are in the subfolder with its name.
+        recorder: writes to MLflow.
+        parent: id of the sweep's own run in MLflow.
+        known: the ledger's entries; those that belong to the plan are put into the queue.
+        again: whether to try failed trials again.
 
     Attributes:
-        exports: where each trial's model lies, by index.
-        evaluate: told each trial whose model is to be asked the test questions; None where there are none.
+        exports: each trial's exported model, by index.
+        evaluate: called with the index of each trial whose model is to be evaluated; None if the plan has no tests.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class TrialEvents(Listener):
         self._losses: Counter[int] = Counter()
         self.exports: list[Export] = []
         self.evaluate: Callable[[int], None] | None = None
-        own, self._superseded = plan.split(known)
-        for entry in own:
+        current, self._superseded = plan.split(known)
+        for entry in current:
             self._recover(entry)
-        self.trial_queue = TrialQueue(plan, own, self._begin, again=again)
+        self.trial_queue = TrialQueue(plan, current, self._begin, again=again)
 
     # -- trials begin --------------------------------------------------------------------------------------
 
@@ -86,10 +87,10 @@ class TrialEvents(Listener):
         return Job(index, entry.trial, self._destination(entry))
 
     def take_up(self, runs: Mapping[str, TrialRecord]) -> list[int]:
-        """Go on with the runs of an earlier part of the sweep; returns the trials that wait for their evaluation.
+        """Go on with the trials of an earlier part of the sweep; return the indices of those to evaluate.
 
         Args:
-            runs: by the names of their trials.
+            runs: MLflow runs by the names of their trials.
         """
         waiting = []
         for index, entry in enumerate(self.trial_queue.entries):
@@ -103,19 +104,19 @@ class TrialEvents(Listener):
             if entry.state == "trained" and status == "FINISHED":
                 self._progress.done_before(index)
             elif entry.state == "stopped":
-                if run is None or status != "KILLED" or not run.why:  # the store was away when it happened
+                if run is None or status != "KILLED" or not run.why:  # the store was away when the trial stopped
                     self._recorder.add(index, [(step, {VALIDATION_LOSS: loss}) for step, loss in entry.curve])
                     self._end_as_stopped(index, entry.why)
                 self._progress.ended_before(index, "stopped")
             elif entry.state == "failed":
-                if status != "FAILED":  # the store was away when it happened
+                if status != "FAILED":  # the store was away when the trial failed
                     self._end_as_failed(index, entry.why)
                 self._progress.ended_before(index, "failed")
             else:
                 if run is not None:
                     self._recorder.reopen(index)
                 if entry.state == "trained":
-                    # The driver may have died between the end of the training and its last metrics.
+                    # The driver may have died after the training, before it recorded the last metrics.
                     self._recorder.add(index, self._exported_rows(entry))
                     self._progress.trained(index)
                     waiting.append(index)
@@ -123,16 +124,16 @@ class TrialEvents(Listener):
         return waiting
 
     def new_contexts(self, runs: Iterable[TrialRecord]) -> dict[str, str]:
-        """Run id -> context, of runs that have become, or are no longer, trials of this plan."""
-        own = {entry.trial.name for entry in self.trial_queue.entries}
-        old = {entry.trial.name for entry in self._superseded} - own
+        """Map the id of each run that has joined or left this plan to its new context."""
+        current = {entry.trial.name for entry in self.trial_queue.entries}
+        outdated = {entry.trial.name for entry in self._superseded} - current
         now = self._plan.context
-        found = {run.run_id: now for run in runs if run.name in own and run.context != now}
-        return found | {run.run_id: "superseded" for run in runs if run.name in old and run.context == now}
+        joined = {run.run_id: now for run in runs if run.name in current and run.context != now}
+        return joined | {run.run_id: "superseded" for run in runs if run.name in outdated and run.context == now}
 
     def _begin(self, index: int, entry: LedgerEntry) -> None:
         self._show(entry)
-        self.save()  # first: a run that the ledger did not know of would be made twice
+        self.save()  # before the run begins, or a resumed sweep would begin it twice
         self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
 
     def _show(self, entry: LedgerEntry) -> None:
@@ -142,7 +143,7 @@ class TrialEvents(Listener):
         self._progress.add(TrialProgress(entry.trial.name, steps, questions))
 
     def _recover(self, entry: LedgerEntry) -> None:
-        """The driver may have died between the end of a training and its note of it."""
+        """Mark a trial with an export as trained: the driver may have died before it could do so."""
         if entry.state == "running" and read_text(join(self._destination(entry).export, TRIAL_FILE)) is not None:
             entry.state = "trained"
             entry.curve = validation_curve(self._exported_rows(entry))
@@ -154,11 +155,11 @@ class TrialEvents(Listener):
     def _destination(self, entry: LedgerEntry) -> Destination:
         root = join(self._storage, self._sweep)
         export = join(root, "trials", entry.trial.name, "export")
-        # A model that nobody will ask anything is not written.
+        # A model that will not be evaluated is not written.
         return Destination(export, join(root, RAY), weights=entry.weights)
 
     def _tags(self, entry: LedgerEntry) -> dict[str, Any]:
-        """What the trial's run is found by in MLflow, and where its exported model lies."""
+        """The tags by which MLflow finds the trial's run, and the location of its exported model."""
         trial = entry.trial
         return {
             "method": trial.method,
@@ -175,11 +176,11 @@ class TrialEvents(Listener):
         } | self._provenance
 
     def save(self) -> None:
-        """A full or lost storage must not end the trials that need none of it; the next event tries again."""
+        """Write the ledger. A full or lost storage must not end the trials, so the next event tries again."""
         try:
             save_ledger(self._storage, self._sweep, [*self._superseded, *self.trial_queue.entries])
             self._unsaved = False
-        except Exception as error:  # a disk's, or any of an object store's own
+        except Exception as error:  # a disk or an object store may raise any error
             log.error("the ledger of the sweep cannot be written: %s", error)
             if not self._unsaved:
                 self._progress.tell(f"The ledger in {join(self._storage, self._sweep)} cannot be written ({error}); "
@@ -215,25 +216,25 @@ class TrialEvents(Listener):
         self._progress.stopped(index, why)
 
     def failed(self, index: int, why: str) -> None:
-        """In its training."""
+        """The trial failed in training."""
         self.trial_queue.ended(index, "failed", why)
         self.save()
         self.unanswered(index, why)
 
     def clear(self) -> None:
-        """Remove the checkpoints of trials that were stopped, which nobody goes on from."""
+        """Remove the checkpoints of stopped trials, because these trials are never resumed."""
         for entry in self.trial_queue.entries:
             if entry.state == "stopped":
                 self._remove(self._destination(entry).checkpoints)
 
     def clear_ray(self) -> None:
-        """Remove the files of Ray's own, which a trial's error or a lost process may be explained by until the end."""
+        """Remove Ray's own files. They are kept until the end because they may explain errors and lost processes."""
         self._remove(join(self._storage, self._sweep, RAY))
 
     def _remove(self, folder: str) -> None:
         try:
             remove_folder(folder)
-        except Exception as error:  # an object store's own: nothing hangs on it
+        except Exception as error:  # an object store may raise any error, and nothing depends on the removal
             log.warning("%s stays: %s", folder, error)
 
     def lost(self, index: int, why: str) -> None:
@@ -251,7 +252,7 @@ class TrialEvents(Listener):
     # -- evaluation ----------------------------------------------------------------------------------------
 
     def answer(self, index: int) -> None:
-        """The trial is trained: its model is asked the test questions, or the trial is done."""
+        """Evaluate the model of a trained trial, or finish the trial if its model is not evaluated."""
         if self.evaluate is not None and self.trial_queue.entries[index].weights:
             self.evaluate(index)
         else:
@@ -263,7 +264,7 @@ class TrialEvents(Listener):
         self._progress.evaluating(index, answered)
 
     def unanswered(self, index: int, why: str) -> None:
-        """The trial has failed."""
+        """The trial failed, in training or in evaluation."""
         self._end_as_failed(index, why)
         self._progress.failed(index, why)
 
@@ -272,7 +273,7 @@ class TrialEvents(Listener):
         self._recorder.finish(index, "FAILED")
 
     def evaluated(self, index: int, result: Evaluation) -> None:
-        """Scores as metrics, what there is to know about them as tags, every prediction as a table and as Parquet."""
+        """Record scores as metrics, notes about them as tags, and all predictions as tables and Parquet files."""
         trial = self.trial_queue.entries[index].trial
         self._recorder.add(index, [(0, result.metrics(trial.evaluation.pass_at))])
         self._recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
@@ -284,7 +285,7 @@ class TrialEvents(Listener):
         self._done(index, result.average)
 
     def _done(self, index: int, average: float | None = None) -> None:
-        """The run is finished; an adapter becomes its artifact (a merged model is too large)."""
+        """Finish the trial's run. An adapter becomes an artifact of the run; a merged model is too large."""
         if self.exports[index].kind == "adapter" and self.trial_queue.entries[index].weights:
             self._recorder.folder(index, self.exports[index].path, "export")
         self._recorder.set_tags(index, {"stage": "done"})

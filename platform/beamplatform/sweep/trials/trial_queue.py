@@ -1,6 +1,7 @@
-"""What a sweep does next: each method's search, then its chosen configuration with fresh seeds.
+"""The queue of a sweep's trials: each method's search, then its chosen configuration with fresh seeds.
 
-Plain values: no Ray, no MLflow. The methods take turns, and one whose search has ended need not wait for the others.
+The queue depends on neither Ray nor MLflow. Methods take turns. A method whose search has ended does not wait for the
+searches of other methods.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from beamplatform.sweep.plan.plan import Plan
 from beamplatform.sweep.plan.proposals import Tried, propose
 
 _HOPELESS = 3
-"""A method of which so many trials fail one after the other is not tried further."""
+"""A method's search ends when this many of its trials fail in a row."""
 
 
 class TrialQueue:
     """The trials of a sweep in the order in which they begin.
 
     Args:
-        plan: what the sweep is.
-        known: the entries of this plan that were begun before; `entries` goes on behind them.
-        began: told each new entry and its index, before it is handed out.
-        again: try again what has failed.
+        plan: the sweep's plan.
+        known: entries of this plan that were begun before; new entries are added behind them.
+        began: called with the index and the entry of each new trial, before `next` returns it.
+        again: whether to try failed trials again.
 
     Attributes:
-        entries: everything begun so far; a trial's index is its place here.
-        workers: how many a trial has, where it said so.
+        entries: all trials begun so far; a trial's index is its position in this list.
+        workers: index -> number of workers, for trials that have reported it.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class TrialQueue:
         self.entries = list(known)
         self.workers: dict[int, int] = {}
         self._began = began
-        wanted = ("running", "failed") if again else ("running",)
-        self._again = [index for index, entry in enumerate(known) if entry.state in wanted]
+        states_to_repeat = ("running", "failed") if again else ("running",)
+        self._again = [index for index, entry in enumerate(known) if entry.state in states_to_repeat]
         for index in self._again:
             self._set(index, "running")
         self._since: dict[int, float] = {}
@@ -53,7 +54,7 @@ class TrialQueue:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will be handed out any more, whatever the results of what runs."""
+        """Whether `next` will return no further trial, whatever the results of running trials."""
         return not self._again and all(self._begun(method) for method in self.plan.methods)
 
     @property
@@ -63,12 +64,15 @@ class TrialQueue:
 
     @property
     def to_come(self) -> int:
-        """How many trials have not ended, begun or not; without those of a budget that have not begun."""
+        """How many trials have not ended, begun or not. A budget's trials count only once they have begun."""
         ended = sum(entry.state != "running" for entry in self.entries)
         return max(self.plan.expected - ended, len(self.entries) - ended)
 
     def next(self) -> int | None:
-        """The index of the trial to begin now; None: wait for results, or nothing is left (`finished`)."""
+        """Return the index of the trial to begin now.
+
+        None means that the next trial depends on results to come, or that no trial is left (`finished`).
+        """
         if self._again:
             return self._again.pop(0)
         for next_of in (self._next_search, self._next_final):  # searches first: final trials wait for them
@@ -82,12 +86,12 @@ class TrialQueue:
         return None
 
     def again(self, index: int) -> None:
-        """The trial is to be handed out once more, without having ended."""
+        """Hand the trial out once more, although it has not ended."""
         self._since.pop(index, None)
         self._again.append(index)
 
     def started(self, index: int) -> None:
-        """The trial is at work; what it takes counts from the first of these calls on."""
+        """Count the trial's hours up to now. It is called at each report, and counting starts at the first call."""
         now = time.monotonic()
         if index in self._since:
             training = self.entries[index].trial.training
@@ -96,20 +100,20 @@ class TrialQueue:
         self._since[index] = now
 
     def measured(self, index: int, step: int, loss: float) -> None:
-        """The validation loss after an optimizer step."""
+        """Append the validation loss after an optimizer step to the trial's curve."""
         curve = self.entries[index].curve
         if not curve or curve[-1][0] < step:  # a worker that was started again repeats its last steps
             curve.append((step, loss))
 
     def ended(self, index: int, state: State, why: str = "") -> None:
-        """The trial has trained to its end, was stopped or has failed."""
+        """Record that the trial was trained to its end, was stopped or has failed."""
         if index in self._since:
             self.started(index)
             del self._since[index]
         self._set(index, state, why)
 
     def chosen(self, method: str) -> LedgerEntry | None:
-        """The search's trial with the lowest validation loss; None where none was trained to its end."""
+        """The search's trained trial with the lowest validation loss; None if no such trial has a finite loss."""
         trained = [e for e in self._of(method, "search") if e.state == "trained" and e.loss is not None]
         finite = [e for e in trained if math.isfinite(e.loss or 0.0)]
         return min(finite, key=lambda e: (e.loss, e.trial.name), default=None)
@@ -156,10 +160,10 @@ class TrialQueue:
         if budget is None:
             return len(entries) >= self.plan.search.trials
         running = [entry for entry in entries if entry.state == "running"]
-        known = [entry.hours for entry in entries if entry.state in ("trained", "stopped")]
-        if not any(known):  # one after the other, until one shows what it takes
+        hours = [entry.hours for entry in entries if entry.state in ("trained", "stopped")]
+        if not any(hours):  # one trial at a time until one trial's hours are known
             return bool(running)
-        mean = sum(known) / len(known)
+        mean = sum(hours) / len(hours)
         expected = sum(max(mean, entry.hours) for entry in running) + mean
         return sum(entry.hours for entry in entries if entry not in running) + expected > budget
 

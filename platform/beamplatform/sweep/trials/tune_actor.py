@@ -1,4 +1,4 @@
-"""One trial under Ray Tune: an actor whose Train run goes on in a thread, and ends when Tune ends the actor."""
+"""Ray Tune's actor for one trial. Its Train run goes on in a thread, and ends when Tune ends the actor."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from beamplatform.training.worker import train_on_ray
 log = logging.getLogger(__name__)
 
 INDEX, TRIAL, DESTINATION = "index", "trial", "destination"
-"""What Tune's configuration of a trial holds."""
+"""Keys of Tune's configuration of a trial."""
 
 EXPORTED = "exported"
 _LOSSES = (TRAIN_LOSS, VALIDATION_LOSS)
 
 
 class TuneTrialActor(tune.Trainable):
-    """Tune's actor of one trial: its Train run goes on in a thread, and every step is the next report of it."""
+    """Runs one trial's Train run in a thread. Each step of the actor returns the run's next report."""
 
     def setup(self, config: dict[str, Any], use_gpu: bool) -> None:
         trial, destination = Trial.model_validate(config[TRIAL]), config[DESTINATION]
@@ -52,7 +52,10 @@ class TuneTrialActor(tune.Trainable):
         threading.Thread(target=run, name="Train run", daemon=True).start()
 
     def step(self) -> dict[str, Any]:
-        """The next report; that of the last step comes after the export, so that no scheduler stops the trial in it."""
+        """Return the next report of the Train run.
+
+        The report of the last step is returned after the export, so that no scheduler stops the trial before that.
+        """
         rows: list[Any] = []
         while not self._ended:
             report = self._reports.get()
@@ -68,22 +71,23 @@ class TuneTrialActor(tune.Trainable):
         if self._error is None:
             return {**self._latest, "rows": rows, "done": True, EXPORTED: True}
         if rows:
-            # The rows of the last step are not lost with the export that failed. Without a step no scheduler decides.
+            # The export failed, but the rows of the last step must not be lost. They are returned without a step, so
+            # that no scheduler decides about the trial.
             return {"rows": rows}
         raise self._error
 
     def cleanup(self) -> None:
-        """Tune is done with this trial; if its Train run has not ended, this process and all that it owns must end now.
+        """Kill this actor and all that it owns if Tune is done with the trial before the Train run has ended.
 
-        An actor that is asked to end waits for the calls that it has made, and `controller.run` ends with the training
-        only: a stopped trial would train on, its reports unread.
+        An actor that is asked to end first waits for the calls that it has made, and `controller.run` returns only at
+        the end of the training. So a stopped trial would train on, although nobody reads its reports.
         """
         if not self._ended:
             ray.kill(ray.get_runtime_context().current_actor)
 
 
 class _Forward(UserCallback):
-    """In the controller of a Train run: hands the first worker's reports to `TuneTrialActor`."""
+    """Runs in the controller of a Train run and hands the first worker's reports to `TuneTrialActor`."""
 
     def __init__(self, reports: Queue) -> None:
         self._reports = reports

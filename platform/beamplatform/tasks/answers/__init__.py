@@ -1,1 +1,1 @@
-"""Finding an answer in a text and comparing answers: pure functions, used by the tasks."""
+"""Functions that find answers in texts and compare answers, used by the tasks."""

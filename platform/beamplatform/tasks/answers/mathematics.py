@@ -1,11 +1,12 @@
-"""Whether two answers are the same mathematics, asked of sympy in a process that may be slow, or hang, or die.
+"""Compares two answers as mathematics with sympy, in a process of its own because sympy may be slow, hang or die.
 
-Reading LaTeX and comparing what it says is math-verify's work; beyond it, two numbers are equal within a relative
-difference of 1e-4. An answer that cannot be read, and a comparison that does not end, are not equal.
+The package math-verify parses the LaTeX and compares the results. In addition, two numbers are equal within a relative
+difference of 1e-4. If an answer cannot be parsed or the comparison does not end, the answers are not equal.
 
     python -m beamplatform.tasks.answers.mathematics
 
-reads a JSON list [gold, answer] per line and writes true or false per line, after a first line that says it is ready.
+is that process. It first writes a line that says it is ready. Then it reads lines with a JSON list [gold, answer], and
+answers each with a line that is true or false.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from importlib.util import find_spec
 from beamplatform.errors import UserError
 
 SECONDS = 5.0
-"""Of processor time for one comparison: a verdict must not depend on what else the machine does."""
+"""Limit of one comparison, in seconds of processor time: a verdict must not depend on the machine's other work."""
 
 TOLERANCE = 1e-4
 _STARTING = 120.0
 _WAITING = 60.0
-"""Seconds until a process that takes no processor time either is given up."""
+"""Limit of one comparison, in seconds of wall time, for a process that hangs without using processor time."""
 _MEMORY = 4 * 2**30
-"""Bytes of address space: 9^{9^{9}} must not take the machine's."""
+"""Limit of the process's address space, in bytes: 9^{9^{9}} must not take all of the machine's memory."""
 
 
 class _Process:
@@ -44,7 +45,10 @@ class _Process:
             raise RuntimeError(f"{' '.join(command)} does not start; is math-verify installed?")
 
     def ask(self, gold: str, answer: str) -> bool | None:
-        """None where there is no answer in time, or none at all; the process has then ended."""
+        """Return whether the answers are equal; None if the process does not reply in time or dies.
+
+        After None the process has ended.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
@@ -73,15 +77,15 @@ _process: _Process | None = None
 
 
 def can_compare() -> None:
-    """Raises UserError where math-verify is not installed."""
+    """Raise UserError if math-verify is not installed."""
     if find_spec("math_verify") is None:
         raise UserError("evaluation.equivalence=sympy needs math-verify: pip install math-verify")
 
 
 def same_mathematics(gold: str, answer: str) -> bool:
-    r"""Whether sympy says that `answer` is `gold`: 0.25 is \frac{1}{4}, (x+1)^2 is x^2+2x+1.
+    r"""Whether sympy finds `answer` equal to `gold`, for example 0.25 and \frac{1}{4}, or (x+1)^2 and x^2+2x+1.
 
-    Safe to call from several threads, one of which is served at a time.
+    Several threads may call it; they are served one at a time.
 
     Raises:
         RuntimeError: the process cannot be started.
@@ -102,7 +106,7 @@ def _serve() -> None:
 
     from math_verify import parse, verify
 
-    logging.disable()  # it warns that nobody limits its time
+    logging.disable()  # math-verify would warn that it runs without its own time limits
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:
@@ -110,14 +114,14 @@ def _serve() -> None:
         try:
             gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in json.loads(line))
             equal = bool(gold and answer) and (verify(gold, answer, timeout_seconds=None) or _close(gold[0], answer[0]))
-        except Exception:  # whatever a parser or sympy raises over text that no one checked
+        except Exception:  # on unchecked text the parser and sympy may raise anything
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(equal), flush=True)
 
 
 def _close(gold: object, answer: object) -> bool:
-    """Whether both are real numbers within the tolerance."""
+    """Whether both are real numbers and equal within the tolerance."""
     try:
         return math.isclose(float(gold), float(answer), rel_tol=TOLERANCE)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, AttributeError):
