@@ -74,11 +74,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def battery(trial, workers, base: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the workers saw, once for every stage: stage -> (folder, {method: [of each worker]})."""
+def battery(
+    trial, workers, base: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Any:
+    """What the workers saw, once for every stage: stage -> (folder, {method: [of each worker]}).
+
+    Where the slow runs of every stage are selected, too, they serve the tests of `make test`, whose points are theirs.
+    """
     known: dict[Any, Any] = {}
+    whole = any(item.path == request.path and item.get_closest_marker("slow") for item in request.session.items)
 
     def run(stage: int, points: tuple[int, ...], **changes: Any) -> Any:
+        if whole and not changes:
+            points = POINTS
         key = (stage, points, *sorted(changes.items()))
         if key not in known:
             folder = tmp_path_factory.mktemp(f"battery-{stage}")
