@@ -119,6 +119,7 @@ def main() -> None:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", metavar="0,3", help="these cases, by their numbers; default: all")
+    parser.add_argument("--steps", type=int, default=WHOLE_STEPS, help=f"of a whole process; default: {WHOLE_STEPS}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -134,7 +135,7 @@ def main() -> None:
     for number in numbers:
         case = CASES[number]
         with tempfile.TemporaryDirectory() as name:
-            predicted, measured = predict_and_measure(case, Path(name))
+            predicted, measured = predict_and_measure(case, Path(name), arguments.steps)
         found.append({**asdict(case), "predicted": predicted, "measured": measured, "ratio": measured / predicted})
         print(
             f"{number:3} {case.method:9} {case.stage:4} {case.rank:4}  {predicted / MIB:5.0f} MiB "
@@ -148,7 +149,7 @@ def main() -> None:
     sys.exit(not all(BEST <= ratio <= WORST for ratio in ratios))
 
 
-def predict_and_measure(case: Case, folder: Path) -> tuple[int, int]:
+def predict_and_measure(case: Case, folder: Path, steps: int) -> tuple[int, int]:
     """Bytes of the worker that takes most."""
     from beamplatform.inference.identity import content_hash
     from beamplatform.models.loading import resolve_path
@@ -170,7 +171,7 @@ def predict_and_measure(case: Case, folder: Path) -> tuple[int, int]:
     processes = []
     for rank in range(case.workers):
         with (folder / f"log-{rank}").open("w") as log:
-            line = [sys.executable, __file__, "--worker", f"{rank}|{case.workers}|{port}|{folder}"]
+            line = [sys.executable, __file__, "--worker", f"{rank}|{case.workers}|{port}|{steps}|{folder}"]
             # Blocks from here on are given back when they are freed, and no thread keeps a heap of its own.
             tight = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
             environment = os.environ | (allocator_of_workers() if case.whole else tight)
@@ -230,7 +231,7 @@ def make_trial(case: Case, folder: Path) -> Any:
     )  # fmt: skip
 
 
-def worker(rank: str, workers: str, port: str, place: str) -> None:
+def worker(rank: str, workers: str, port: str, steps: str, place: str) -> None:
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     import torch
@@ -252,7 +253,7 @@ def worker(rank: str, workers: str, port: str, place: str) -> None:
         run = start_run(trial, here)
         for parameter in run.engine.module.parameters():  # products would read the weights, which are a mapped file
             parameter.sum()
-        run.train(lambda progress: None, until=WHOLE_STEPS)
+        run.train(lambda progress: None, until=int(steps))
         before = 0
     else:
         # The same with the shipped model: what libraries load and keep is not the trial's.

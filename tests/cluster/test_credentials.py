@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from serving import free_port
 
 SECRET = "hf_of_the_driver_alone"
 
@@ -22,7 +23,8 @@ def test_the_driver_s_credentials_are_handed_to_workers(monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))  # no token of whoever runs this
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of the node")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}  # the usual one is another test's
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         monkeypatch.setenv("HF_TOKEN", SECRET)

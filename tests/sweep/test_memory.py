@@ -11,7 +11,8 @@ import pytest
 
 
 def assert_within_15_percent(root: Path, folder: Path, cases: str) -> None:
-    line = [sys.executable, root / "benchmarks" / "memory.py", "--only", cases, "--json", folder / "found.json"]
+    line = [sys.executable, root / "benchmarks" / "memory.py", "--only", cases, "--steps", "4"]
+    line += ["--json", folder / "found.json"]
     done = subprocess.run(line, capture_output=True, text=True)
     found = json.loads((folder / "found.json").read_text())
     assert len(found) == len(cases.split(",")), done.stdout
