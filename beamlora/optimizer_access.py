@@ -40,7 +40,7 @@ class OptimizerAccess(ABC):
     def check(self, parameter: nn.Parameter) -> None:
         """Check that the parameter's moments can be copied rank by rank.
 
-        This finds before training what `shard` would refuse after the first optimizer step.
+        `shard` raises the same error, but only after the first optimizer step. This method finds it before training.
 
         Raises:
             TypeError: the moments cannot be copied rank by rank.

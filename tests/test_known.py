@@ -1,4 +1,4 @@
-"""What was found out is kept by what it is about, and a plan that was made once loads no large library."""
+"""The disk cache: look-ups are cached by content, and making the same plan again loads no large library."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ def test_names_that_are_not(name: str) -> None:
 
 @pytest.mark.parametrize("text", [",", "", "a,", ",a", "a,,b", "a,a", "a, b ,a"])
 def test_lists_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=r"--methods .*(empty part|stands there twice)"):
+    with pytest.raises(UserError, match=r"--methods .*(empty part|is listed twice)"):
         split("--methods", text)
 
 
 def test_lists_and_seeds() -> None:
     assert split("--methods", "a, b") == ["a", "b"]
     assert seeds_of("--seeds", "0-3,7") == ["0", "1", "2", "3", "7"]
-    for text, message in (("3-0", "ascends"), ("0-5000", "at most 1000"), ("0-3,2", "2 stands there twice")):
+    for text, message in (("3-0", "ascends"), ("0-5000", "at most 1000"), ("0-3,2", "2 is listed twice")):
         with pytest.raises(UserError, match=f"--seeds {text}: .*{message}"):
             seeds_of("--seeds", text)
 

@@ -16,6 +16,11 @@ from beamlora.fusable import fused_adapter
 from beamlora.layer import BeamLinear
 
 
+def able(layer: BeamLinear, x: Tensor) -> str | None:
+    """The adapter that the fused operation can run on `x`."""
+    return fused_adapter(layer, layer.fused, x)
+
+
 def pair(randomized: Any, **options: Any) -> list[nn.Module]:
     """The same layer twice: fused, and plain."""
     made = []
@@ -125,7 +130,7 @@ def test_a_hook_on_every_module_holds(randomized: Any) -> None:
 def test_another_forward_of_the_class_holds(randomized: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, original = torch.randn(5, 6).double(), nn.Linear.forward
     models = pair(randomized)
-    assert fused_adapter(layer_of(models[0]), x) == "default"
+    assert able(layer_of(models[0]), x) == "default"
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: original(self, x) + 1)
     for ours, theirs in zip(*(outcome(model, x) for model in models), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -138,7 +143,7 @@ def test_hooks_on_scores_and_parameters_hold_on_the_fused_path(randomized: Any) 
         layer.scores("default").register_forward_hook(lambda module, inputs, weights: weights * 2)
         layer.lora_B["default"].weight.register_hook(lambda gradient: gradient * 5)
         found.append(outcome(model, x))
-        assert fused_adapter(layer, x) == ("default" if layer.fused["default"] else None)
+        assert able(layer, x) == ("default" if layer.fused["default"] else None)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -148,7 +153,7 @@ def test_dropout_follows_its_own_module_s_mode(training: bool, randomized: Any) 
     (fused, _), x = pair(randomized, lora_dropout=0.5), torch.randn(5, 6).double()
     fused.train(not training)
     layer_of(fused).lora_dropout.train(training)
-    assert fused_adapter(layer_of(fused), x) == "default"
+    assert able(layer_of(fused), x) == "default"
     assert torch.equal(fused(x), fused(x)) == (not training)
 
 
@@ -161,7 +166,7 @@ def test_dropout_of_everything_is_the_plain_path(randomized: Any) -> None:
 def test_dropout_of_another_kind_is_the_plain_path(randomized: Any) -> None:
     fused, _ = pair(randomized, lora_dropout=0.5)
     layer_of(fused).lora_dropout["default"] = nn.AlphaDropout(0.5)
-    assert fused_adapter(layer_of(fused), torch.randn(5, 6).double()) is None
+    assert able(layer_of(fused), torch.randn(5, 6).double()) is None
 
 
 def test_vmap_and_per_sample_gradients(randomized: Any) -> None:

@@ -142,7 +142,7 @@ def test_where_it_cannot_be_the_plain_path_is_taken(randomized, device: str) -> 
     layer.base_layer.weight.requires_grad_(False)
     assert is_fused(fused, x)
     kept, layer.base_layer.weight = layer.base_layer.weight, nn.Parameter(torch.empty(4, 6, device="meta"), False)
-    assert fused_adapter(layer, x) is None, "a hook would fetch it when the frozen layer is called"
+    assert fused_adapter(layer, layer.fused, x) is None, "a hook would fetch it when the frozen layer is called"
     layer.base_layer.weight = kept
     layer.lora_A["default"].to(torch.bfloat16)
     layer.lora_B["default"].to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""METHOD's equations against cases worked by hand."""
+"""The paper's equations against cases worked by hand."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_bad_sources(data: DataSection, message: str) -> None:
             "field 'input' must be a string, found a number",
         ),
         ("x.json", '[{"instruction": "a", "output": null}]', "record 1: field 'output' must be a string, found null"),
-        ("x.json", '[{"instruction": "\\ud800", "output": "b"}]', r"field 'instruction' holds '\\ud800', which is no"),
+        ("x.json", '[{"instruction": "\\ud800", "output": "b"}]', r"field 'instruction' holds '\\ud800', half of a"),
         ("x.json", "[" * 100_000, "nested too deep"),
         ("x.jsonl", '{"instruction": "a", "output": "b"}\n' + "[" * 100_000, r"nested too deep to be read \(line 2\)"),
         ("x.txt", "instruction,output", r"x\.txt must be a \.json or \.jsonl file, or \.gz of one$"),

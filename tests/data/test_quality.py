@@ -72,7 +72,7 @@ def test_prompts_that_fill_every_example_are_refused(count: Callable[..., Any]) 
         ("duplicates", 6, 20, [record(n % 14) for n in range(20)], "6 of 20 .* repeat an earlier one"),
         ("test_questions", 5, 20, [record(n) for n in range(20)], "5 of 20 .* ask a question of the test sets"),
         ("unknown_answers", 4, 20, [record(n, answer="maybe" if n < 4 else "true") for n in range(20)],
-         "4 of 20 gold answers of boolq, training are none that the task can score"),
+         "4 of 20 gold answers of boolq, training cannot be scored by the task"),
     ],
 )  # fmt: skip
 def test_what_is_unfit_is_counted_told_and_above_a_share_refused(
@@ -96,7 +96,7 @@ def test_a_validation_question_that_is_trained_on_is_counted(count: Callable[...
     records = [record(0, output=f"the correct answer is {'true' * (n + 1)}") for n in range(20)]
     found, data = count(records)
     assert (found.validation_trained, found.validation, found.duplicates) == (2, 2, 0)
-    with pytest.raises(UserError, match="2 of 2 validation records ask what is also trained on"):
+    with pytest.raises(UserError, match="2 of 2 validation records have a question that is also trained on"):
         found.check(data)
 
 
@@ -129,7 +129,7 @@ def test_gold_answers_that_no_model_can_be_right_with_are_told_where_models_are_
         "gsm8k": [Record("q", "o", "12 or so")],
     }
     data = DataSection(tolerated=Tolerances(unknown_answers=0.25))
-    told = ["1 of 4 gold answers of boolq, test are none that the task can score."]
+    told = ["1 of 4 gold answers of boolq, test cannot be scored by the task."]
     assert check_answers(["gsm8k", "boolq"], tests, data) == told
     with pytest.raises(UserError, match=r"1 of 4 .* allows; correct the data, or .*unknown_answers=0.25$"):
         check_answers(["gsm8k", "boolq"], tests, DataSection())

@@ -84,7 +84,7 @@ def test_published_files_parse(shared_data: Path, task: str, split: Any) -> None
             "record 1: field 'output' must be a non-empty string, found an empty string",
         ),
         ([{**GOOD, "answer": True}], "record 1: field 'answer' must be a non-empty string, found a boolean"),
-        ([{**GOOD, "output": "half \ud800 of one"}], "record 1: field 'output' holds '\\ud800', which is no character"),
+        ([{**GOOD, "output": "half \ud800 of one"}], "record 1: field 'output' holds '\\ud800', half of a surrogate"),
         ("[" * 100_000, "lists or objects are nested too deep to be read"),
         ('[{"a": ' + "9" * 5000 + "}]", "not readable as JSON: Exceeds the limit"),
         ('[{"output": "a", "output": "b"}]', "not readable as JSON: an object has the field 'output' twice"),

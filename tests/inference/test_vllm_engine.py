@@ -103,7 +103,7 @@ def test_more_than_plain_lora_is_refused(
 
 
 def test_vllm_that_is_not_installed_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beamplatform.inference.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("beamplatform.inference.factory.find_spec", lambda name: None)
     options: dict[str, Any] = {"dtype": "float32", "batch_size": 1, "max_adapters": 1, "max_lora_rank": 8}
     with pytest.raises(UserError, match="engine 'vllm' needs vLLM, which is not installed here"):
         create_engine("vllm", "base", **options)

@@ -47,7 +47,7 @@ def run(root: Path, folder: Path, pipeline: str, *arguments: str) -> subprocess.
         ("sweep.py", [*TINY, "--search", "tpee"], "--search tpee: .*'random', 'grid', 'tpe', 'asha', 'hyperband'"),
         ("sweep.py", [*TINY, "--trials", "0"], "--trials 0: .*greater than or equal to 1"),
         ("sweep.py", [*TINY, "--budget", "0"], "--budget 0: .*greater than 0"),
-        ("sweep.py", [*TINY, "--search", "asha", "--trials", "2"], "--trials 2: asha stops all but one of 3 trials"),
+        ("sweep.py", [*TINY, "--search", "asha", "--trials", "2"], "--trials 2: asha continues one of 3 trials"),
         ("sweep.py", [*TINY, "--seeds", "0,1000"], "seeds must be fresh ones: 1000 is the search's own"),
         ("sweep.py", [*TINY, "--set", "search.metric=f1"], "search.metric=f1: unknown key; allowed: algorithm, trials"),
         ("sweep.py", [*TINY, "--set", "training.gpus_per_worker=0.5", "--set", "training.workers=2"],

@@ -41,19 +41,19 @@ def call(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
     ("line", "message"),
     [
         (["--methods", ","], "--methods ,: must be a list such as A,B"),
-        (["--methods", "lora,lora"], "--methods lora,lora: lora stands there twice"),
+        (["--methods", "lora,lora"], "--methods lora,lora: lora is listed twice"),
         (["--methods", "all,lora"], "all means every method; name it alone"),
         (["--seeds", "-1"], "--seeds -1: .*greater than or equal to 0, got -1"),
         (["--seeds", "4294967296"], "--seeds 4294967296: .*less than 4294967296"),
-        (["--seeds", "0-3,2"], "--seeds 0-3,2: 2 stands there twice"),
+        (["--seeds", "0-3,2"], "--seeds 0-3,2: 2 is listed twice"),
         (["--budget", ".inf"], "--budget .inf: input should be a finite number"),
         (["--trials", "10001"], "--trials 10001: .*less than or equal to 10000"),
         (["--set", "training.workers={min: 1, max: 1000000000000}"], "max: .*less than or equal to 1000000"),
         (["--set", "evaluation={temperature: 1e-300, samples: 2}"], "temperature must be 0, or at least 0.01"),
-        (["--set", "evaluation={temperature: 1, samples: 2, pass_at: [1, 1]}"], "pass_at: 1 stands there twice"),
+        (["--set", "evaluation={temperature: 1, samples: 2, pass_at: [1, 1]}"], "pass_at: 1 is listed twice"),
         (["--set", "data.columns={instruction: output}"], "must be two fields, got 'output' for both"),
         (["--set", "data.columns={output: response}"], "columns names fields of train_source, which is not given"),
-        (["--set", "methods.lora.target_modules=[q_proj, q_proj]"], "'q_proj' stands there twice"),
+        (["--set", "methods.lora.target_modules=[q_proj, q_proj]"], "'q_proj' is listed twice"),
         (["--budget", "2", "--trials", "3"], "--trials 3, --budget 2: give one of the two"),
         (["--budget", "2", "--set", "search.trials=3"], "--trials 3, --budget 2: give one of the two"),
         (["--trials", "2", "--trials", "3"], "--trials: is given twice"),
@@ -115,7 +115,7 @@ def test_what_an_extension_takes_over_and_replaces(
     assert named == both and " 20 " in printed and "r=4" in printed
     named, printed = dry_run(call, capsys, *extend, "--set", "training.epochs=1", "--set", "methods.lora.r=2")
     assert named == [("lora", "seed0"), ("lora", "seed1")] and "r=2" in printed and " 20 " not in printed
-    with pytest.raises(UserError, match="--methods lora,lora: lora stands there twice"):
+    with pytest.raises(UserError, match="--methods lora,lora: lora is listed twice"):
         call("sweep", *extend, "--methods", "lora,lora", "--dry-run")
 
 

@@ -31,7 +31,7 @@ def test_a_trial_behind_the_best_third_of_its_own_method_is_stopped(plan) -> Non
     assert report(scheduler, 0, 12, 1.0) == "CONTINUE" and report(scheduler, 2, 12, 0.9) == "CONTINUE"
     assert report(scheduler, 4, 12, 2.0) == "STOP"
     assert scheduler.reasons[4] == (
-        "stopped by ASHA at step 12: validation loss 2 is not among the best 1/3 of the 3 trials of lora that came to "
+        "stopped by ASHA at step 12: validation loss 2 is not among the best 1/3 of the 3 trials of lora that reached "
         "step 12"
     )
     assert report(scheduler, 1, 12, 9.0) == "CONTINUE", "dora's first is not set against lora's"

@@ -27,7 +27,7 @@ TINY = {
 
 
 class Rows:
-    """Stands for the recorder: what was recorded of each trial."""
+    """Stands in for `MlflowWriter`: keeps the metrics of each trial, by index and step."""
 
     def __init__(self) -> None:
         self.of: dict[int, dict[int, dict[str, float]]] = {}

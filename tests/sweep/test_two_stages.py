@@ -106,7 +106,8 @@ def test_a_search_is_interrupted_resumed_and_extended(root: Path, tmp_path: Path
     assert "New:" not in again and "Changed since" not in again and "] trained" not in again
     assert ledger(tmp_path) == more
     told = run(root, tmp_path, "--extend", "s", "--set", "training.max_steps=10", "--dry-run")
-    assert "Changed since: training.max_steps: 20 -> 10" in told and "8 trials were made before such a change" in told
+    assert "Changed since: training.max_steps: 20 -> 10" in told
+    assert "8 trials were made with settings that have changed since" in told
     new = re.search(r"^New: (.*)$", told, re.MULTILINE)
     assert new and len(re.findall(r"dora-[0-9a-f]{8}-seed[01]\b", new[1])) == 2 and "with the seeds 0, 1" in new[1]
     assert not any(name(entry) in told for entry in more) and "Nothing was started" in told

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from beamplatform.errors import UserError
-from beamplatform.evaluation.answer_store import Answers
+from beamplatform.evaluation.answer_store import StoredAnswers
 from beamplatform.evaluation.evaluate import Event, Settings, evaluate_all
 from beamplatform.evaluation.scores import Evaluation
 from beamplatform.inference import Export, Generation, Request
@@ -54,8 +54,8 @@ class Scripted:
 
 
 def run(engine: Scripted, exports: Sequence[Export | None], store: str | None, **settings: Any) -> dict[int, Any]:
-    def answers(export: Export | None, generation: Generation) -> Answers:
-        return Answers(store, {"export": export.path if export else None, "generation": repr(generation)})
+    def answers(export: Export | None, generation: Generation) -> StoredAnswers:
+        return StoredAnswers(store, {"export": export.path if export else None, "generation": repr(generation)})
 
     outcomes: dict[int, Any] = {}
     answered = dict.fromkeys(range(len(exports)), 0)

@@ -76,7 +76,10 @@ def test_a_relative_path_is_made_absolute_for_workers(own: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ('{"question": "1 + 1?", "answer": 2}\n', "test.jsonl, record 1: its task makes output of it a number, which"),
+        (
+            '{"question": "1 + 1?", "answer": 2}\n',
+            r"test.jsonl, record 1: parse\(\) of its task must make output a string",
+        ),
         ('{"answer": "2"}\n', "test.jsonl, record 1: its task cannot read it .KeyError: 'question'."),
     ],
 )
@@ -97,7 +100,7 @@ def test_records_that_do_not_fit_are_named(own: Path, rows: str, message: str) -
         ),
         ("alpaca_prompt(record.instruction)", "5", r"task sums: its prompt\(\) must return a text, found int"),
         ("return Record(", "exit(0)\n    return Record(", r"record 1: its task cannot read it \(SystemExit: 0\)"),
-        ("return Record(", "return dict(", "record 1: parse() of its task must return a Record or None, found dict"),
+        ("return Record(", "return dict(", r"record 1: parse\(\) of its task must return a Record or None, found dict"),
     ],
 )
 def test_a_task_whose_functions_fail_is_one_line(own: Path, written: str, instead: str, message: str) -> None:
@@ -119,8 +122,8 @@ def test_a_sweep_is_planned_over_it(root: Path, own: Path) -> None:
     options = ["--suite", "commonsense", "--preset", "tiny", "--set", "evaluation.tasks=[sums.py]", "--data-dir", "DIR"]
     sweep = root / "pipelines" / "sweep.py"
     done = forked.run(sweep, *options, "--methods", "lora", "--dry-run", folder=own.parent)
-    assert done.returncode == 2 and "1 of 5 gold answers of sums, test are none that" in done.stderr, done.stderr
+    assert done.returncode == 2 and "1 of 5 gold answers of sums, test cannot be scored by" in done.stderr, done.stderr
     accepted = ["--set", "data.tolerated.unknown_answers=0.2"]
     done = forked.run(sweep, *options, *accepted, "--methods", "lora", "--dry-run", folder=own.parent)
     assert done.returncode == 0 and " training examples, 5 test questions" in done.stdout, done.stdout
-    assert "1 of 5 gold answers of sums, test are none that the task can score." in done.stdout
+    assert "1 of 5 gold answers of sums, test cannot be scored by the task." in done.stdout

@@ -19,9 +19,11 @@ from beamplatform.models.loading import resolve_path
 
 ASK = """
 import sys
-from beamplatform.models.loading import load_base, load_tokenizer, skeleton
+
+import torch
+
 from beamplatform.errors import UserError
-from beamplatform.config.sections import ModelSection
+from beamplatform.models.loading import load_base, load_tokenizer, skeleton
 
 for ask in (skeleton, load_tokenizer, lambda path: load_base(path, torch.float32)):
     try:

@@ -165,7 +165,7 @@ def split(option: str, text: str) -> list[str]:
     if not all(parts):
         raise UserError(f"{option} {text}: must be a list such as A,B, without an empty part")
     if (twice := repeated(parts)) is not None:
-        raise UserError(f"{option} {text}: {twice} stands there twice; name each once")
+        raise UserError(f"{option} {text}: {twice} is listed twice; name each once")
     return parts
 
 
@@ -180,7 +180,7 @@ def seeds_of(option: str, text: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"{option} {text}: {error}") from None
     if (twice := repeated(seeds)) is not None:
-        raise UserError(f"{option} {text}: {twice} stands there twice; name each once")
+        raise UserError(f"{option} {text}: {twice} is listed twice; name each once")
     return seeds
 
 

@@ -96,7 +96,9 @@ class Tolerances(Section):
     validation_trained: Share = Field(
         0.25, description="validation records whose question is also in a training record"
     )
-    test_questions: Share = Field(0.01, description="training and validation records whose question is also in a test")
+    test_questions: Share = Field(
+        0.01, description="training and validation records whose question is also in a test set"
+    )
     unknown_answers: Share = Field(0.05, description="gold answers that the task cannot score, for each task and split")
 
 
@@ -311,7 +313,7 @@ class EvaluationSection(Section):
     @classmethod
     def _distinct_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if (twice := repeated([get_task(name).name for name in value])) is not None:
-            raise ValueError(f"the task {twice} stands there twice; name each task once")
+            raise ValueError(f"the task {twice} is listed twice; name each task once")
         return value
 
     @model_validator(mode="after")
@@ -319,7 +321,7 @@ class EvaluationSection(Section):
         if 0 < self.temperature < _LEAST_TEMPERATURE:
             raise ValueError(f"temperature must be 0, or at least {_LEAST_TEMPERATURE}, got {self.temperature}")
         if (twice := repeated(self.pass_at)) is not None:
-            raise ValueError(f"pass_at: {twice} stands there twice; name each once")
+            raise ValueError(f"pass_at: {twice} is listed twice; name each once")
         if self.temperature and self.beams > 1:
             raise ValueError(f"beams ({self.beams}) search, temperature ({self.temperature}) draws: choose one")
         if self.samples > 1 and not self.temperature:
@@ -357,7 +359,8 @@ class SearchSection(Section):
     )
     evaluate: Literal["chosen", "all"] = Field(
         "chosen",
-        description="all: also score the search's trials on the test tasks, for pictures; the scores choose nothing",
+        description="all: also score the search's trials on the test tasks, for pictures; these scores do not affect "
+        "the choice",
     )
     grid_points: Annotated[int, Field(ge=2, le=1000)] = Field(
         3, description="grid: number of values taken from an interval, including both bounds"
@@ -385,7 +388,7 @@ class SearchSection(Section):
     @classmethod
     def _distinct_methods(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if (twice := repeated(value or ())) is not None:
-            raise ValueError(f"{twice} stands there twice; name each method once")
+            raise ValueError(f"{twice} is listed twice; name each method once")
         return value
 
     @model_validator(mode="after")

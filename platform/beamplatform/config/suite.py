@@ -64,8 +64,8 @@ class Preset(Section):
         hyperparameters = {key for name in METHODS for key in get_method(name).hyperparameters.model_fields}
         if self.search.budget is None and self.search.stops_early and self.search.trials < self.search.reduction:
             raise ValueError(
-                f"search.trials: {self.search.algorithm} stops all but one of {self.search.reduction} trials, "
-                f"got {self.search.trials} trials"
+                f"search.trials: {self.search.algorithm} continues one of {self.search.reduction} trials and "
+                f"needs at least {self.search.reduction}, got {self.search.trials} trials"
             )
         for key in self.shared:
             if key not in hyperparameters:

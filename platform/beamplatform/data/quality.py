@@ -115,7 +115,7 @@ class Quality:
         )  # fmt: skip
         yield _Count(
             "validation_trained", self.validation_trained, self.validation,
-            f"of {self.validation} validation records ask what is also trained on",
+            f"of {self.validation} validation records have a question that is also trained on",
             "leave the repeated questions out of the data",
         )  # fmt: skip
         yield _Count(
@@ -170,12 +170,12 @@ def check_answers(tasks: Sequence[str], test: Mapping[str, Sequence[Record]], da
     return [line for count in counts for line in count.lines()]
 
 
-def _unknown_answers(found: Mapping[str, Sequence[int]]) -> list[_Count]:
+def _unknown_answers(unknown: Mapping[str, Sequence[int]]) -> list[_Count]:
     """Return one count for each entry of `Quality.unknown_answers`."""
     return [
-        _Count("unknown_answers", number, of, f"of {of} gold answers of {origin} are none that the task can score",
+        _Count("unknown_answers", number, of, f"of {of} gold answers of {origin} cannot be scored by the task",
                "correct the data")
-        for origin, (number, of) in found.items()
+        for origin, (number, of) in unknown.items()
     ]  # fmt: skip
 
 

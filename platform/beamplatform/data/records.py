@@ -61,9 +61,9 @@ def load_records(
     return _parse(*_from_hub(task, split, source, file), parse)
 
 
-def _from_folder(task: str, split: Split, folder: Path, place: str) -> tuple[list[Any], str]:
+def _from_folder(task: str, split: Split, folder: Path, file: str) -> tuple[list[Any], str]:
     """Return the rows of the task's file, and the name of the file for messages."""
-    path = folder / place
+    path = folder / file
     if not path.parent.is_dir():
         names = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise UserError(f"no task {task!r} in {folder}: its folders are {', '.join(names) or '(none)'}")
@@ -130,8 +130,8 @@ def _line(path: Path, number: int) -> str:
     return f" (line {number})" if ".jsonl" in path.name else ""
 
 
-def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterable[Any], str]:
-    """Return the rows of the data set's configuration named `task`, or else of its file at `place`.
+def _from_hub(task: str, split: Split, hub_id: str, file: str) -> tuple[Iterable[Any], str]:
+    """Return the rows of the data set's configuration named `task`, or else of its file at `file`.
 
     The second value names the source in messages. A data set that has neither the configuration nor the file is
     refused, so that a mixture of several tasks cannot pass for the test set of one task.
@@ -143,14 +143,14 @@ def _from_hub(task: str, split: Split, hub_id: str, place: str) -> tuple[Iterabl
         if task in datasets.get_dataset_config_names(hub_id):
             rows = datasets.load_dataset(hub_id, name=task, split=split)
         else:
-            rows = datasets.load_dataset(hub_id, data_files={split: place}, split=split)
+            rows = datasets.load_dataset(hub_id, data_files={split: file}, split=split)
     # The hub's client raises its own errors and those of httpx and fsspec; their only common base is Exception.
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"no folder {hub_id}, and reading {task}/{split} of it from the Hugging Face hub failed "
             f"({type(error).__name__}: {reason[0] if reason else 'no detail'}): check the id, the task "
-            f"and the network, or give a folder that holds {place}"
+            f"and the network, or give a folder that holds {file}"
         ) from error
     return rows, f"{hub_id}, {task}/{split}"
 

@@ -23,7 +23,7 @@ _UPLOAD_EVERY = 10.0
 """Seconds between two writes to a URI, where a file can only be written as a whole."""
 
 
-class Answers:
+class StoredAnswers:
     """The stored answers of one combination, by prompt.
 
     Args:
@@ -32,7 +32,7 @@ class Answers:
     """
 
     def __init__(self, location: str | None, about: Mapping[str, Any]) -> None:
-        self._found: dict[str, list[str]] = {}
+        self._completions: dict[str, list[str]] = {}
         self._folder: str | None = None
         if location is None:
             return
@@ -44,7 +44,7 @@ class Answers:
                 for line in (read_text(file) or "").split("\n"):
                     with suppress(ValueError):  # the last line is incomplete if its writer was killed
                         prompt, completions = json.loads(line)
-                        self._found[prompt] = completions
+                        self._completions[prompt] = completions
         self._part = join(self._folder, f"{uuid.uuid4().hex[:16]}.jsonl")
         self._lines: list[str] = []
         self._uploaded = time.monotonic()
@@ -52,7 +52,7 @@ class Answers:
 
     def get(self, prompt: str) -> list[str] | None:
         """Return the stored completions of a prompt; None if there are none."""
-        return self._found.get(digest(prompt))
+        return self._completions.get(digest(prompt))
 
     def add(self, prompt: str, completions: list[str]) -> None:
         """Store the completions of a prompt; in a folder they are written at once."""

@@ -60,7 +60,7 @@ def score_exports(
         output: folder for scores.json and the predictions. Several models get subfolders, numbered in the given order.
         store: where answers are stored and looked up; None = nowhere.
         tracking_uri: URI of MLflow, where each model becomes a run.
-        options: options of the tasks that are in force in addition to the suite's own.
+        options: task options (`Task.options`) beside the suite's own.
 
     Returns:
         The exit code: 1 if a model could not be scored, else 0.
@@ -108,19 +108,19 @@ def score_exports(
         options=options,
     )
     evaluator.check()
-    recorder = _RunWriter(suite, preset, tracking_uri, {**evaluator.about, "options": sorted(options)})
+    writer = _RunWriter(suite, preset, tracking_uri, {**evaluator.about, "options": sorted(options)})
     console.print(
         f"{evaluator.about['engine']}, {evaluator.about['dtype']}. Log: {LOG}", highlight=False, soft_wrap=True
     )
     models: list[Export | None] = [*exports] or [None]
     try:
-        failed = _ask(evaluator, models, sum(map(len, records.values())), preset, recorder, output, console)
+        failed = _ask(evaluator, models, sum(map(len, records.values())), preset, writer, output, console)
     except KeyboardInterrupt:
         if store is not None:
             text = f"stopped; the answers so far are kept in {store}: the same command goes on from there"
             print(text, file=sys.stderr)
         raise
-    console.print(f"Predictions in the MLflow UI: {recorder.ui}", highlight=False, soft_wrap=True)
+    console.print(f"Predictions in the MLflow UI: {writer.ui}", highlight=False, soft_wrap=True)
     if output is not None:
         console.print(f"Scores and predictions: {output}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
@@ -149,7 +149,7 @@ def _ask(
     models: Sequence[Export | None],
     questions: int,
     preset: Preset,
-    recorder: _RunWriter,
+    writer: _RunWriter,
     output: Path | None,
     console: Console,
 ) -> int:
@@ -179,7 +179,7 @@ def _ask(
                     export = models[index]
                     model = export.path if export is not None else None
                     _show(event.outcome, preset, model, live)
-                    recorder.keep(event.outcome, model, _output_folder(output, index, len(models)))
+                    writer.keep(event.outcome, model, _output_folder(output, index, len(models)))
     return failed
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from beamplatform.errors import UserError
-from beamplatform.evaluation.answer_store import Answers
+from beamplatform.evaluation.answer_store import StoredAnswers
 from beamplatform.evaluation.predictions import Prediction, document_hash
 from beamplatform.evaluation.scores import Evaluation
 from beamplatform.inference.applied_check import ExportError
@@ -54,7 +54,7 @@ class Event:
     outcome: Evaluation | UserError | None = None
 
 
-AnswersOf = Callable[[Export | None, Generation], Answers]
+AnswersOf = Callable[[Export | None, Generation], StoredAnswers]
 """Returns the stored answers of an exported model (None: the base model) for these generation settings."""
 
 
@@ -71,9 +71,9 @@ def evaluate_all(
 
     Args:
         engine: generates the completions.
-        exports: different models, None for the base model. Tasks with equal generation settings are of one kind, and
-            all models are asked one kind before the next. Pass each merged model in a call of its own: otherwise the
-            engine has to load it again for each kind.
+        exports: different models, None for the base model. Tasks are grouped by their generation settings, and all
+            models answer one group before the next group begins. So pass each merged model in a separate call, or
+            the engine loads it again for each group.
         tasks: the tasks to score.
         records: task name -> its records, at least one each.
         settings: the generation settings that all tasks share.
@@ -104,7 +104,8 @@ def evaluate_all(
         for generation, tasks_of_kind in kinds.items():
             active = [model for model in models if not model.failed]
             stored = {
-                model.index: answers(model.export, generation) if answers else Answers(None, {}) for model in active
+                model.index: answers(model.export, generation) if answers else StoredAnswers(None, {})
+                for model in active
             }
             try:
                 yield from _ask(engine, active, tasks_of_kind, generation, stored)
@@ -175,7 +176,7 @@ def _ask(
     models: Sequence[_Model],
     tasks: Sequence[Task],
     generation: Generation,
-    kept: Mapping[int, Answers],
+    kept: Mapping[int, StoredAnswers],
 ) -> Iterator[Event]:
     """Ask the models all questions of tasks that have equal generation settings."""
     questions = []

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from beamplatform.errors import UserError
-from beamplatform.evaluation.answer_store import Answers
+from beamplatform.evaluation.answer_store import StoredAnswers
 from beamplatform.evaluation.evaluate import Event, Settings, evaluate_all
 from beamplatform.hardware import cuda_is_available
 from beamplatform.inference import Export, Generation, check_export, create_engine
@@ -39,7 +39,7 @@ def tasks_of(section: EvaluationSection, options: Collection[str] = ()) -> list[
 
     Args:
         section: the evaluation section of the suite.
-        options: options of the tasks that are in force in addition to the section's own.
+        options: task options (`Task.options`) beside the section's own.
     """
     tasks = [get_task(name).with_options({section.equivalence, *options}) for name in section.tasks]
     if section.max_new_tokens is None:
@@ -56,7 +56,7 @@ class Evaluator:
         adapters: largest number of adapters that are asked together.
         largest_rank: largest rank of any of these adapters.
         store: where answers are stored (`answer_store`); None = nowhere.
-        options: options of the tasks (`Task.options`) that are in force in addition to the section's own.
+        options: task options (`Task.options`) beside the section's own.
 
     Attributes:
         about: the engine with its release, and the dtype.
@@ -142,9 +142,9 @@ class Evaluator:
         check_export(self._base, local_export)
         return local_export
 
-    def _answers(self, export: Export | None, generation: Generation) -> Answers:
+    def _answers(self, export: Export | None, generation: Generation) -> StoredAnswers:
         if self._store is None:
-            return Answers(None, {})
+            return StoredAnswers(None, {})
         about = {
             "base_model": self._content(self._base),
             "export": None if export is None else [export.kind, self._content(export.path)],
@@ -152,7 +152,7 @@ class Evaluator:
             "text": _TEXT,
             "generation": dataclasses.asdict(generation),
         }
-        return Answers(self._store, about)
+        return StoredAnswers(self._store, about)
 
     def _content(self, path: str) -> str:
         """Return the content hash of a model; it is computed once, because it takes reading the whole model."""

@@ -172,10 +172,10 @@ def _is_rank(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _all(found: Any, kind: type, good: Callable[[Any], bool]) -> bool:
+def _all(collection: Any, kind: type, good: Callable[[Any], bool]) -> bool:
     """Whether this is a list with only good members, or a dict with only good values."""
-    members = found.values() if isinstance(found, dict) else found
-    return isinstance(found, kind) and all(good(member) for member in members)
+    members = collection.values() if isinstance(collection, dict) else collection
+    return isinstance(collection, kind) and all(good(member) for member in members)
 
 
 def _adapter_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, _Layer]:

@@ -41,7 +41,10 @@ def content_hash(path: str) -> str:
 
 
 def _commit(repository: str) -> str:
-    """The commit that a hub id stands for, after which the hub's client names the folder of a download."""
+    """Return the commit that a hub id currently refers to.
+
+    The hub's client downloads into a folder whose name is the commit.
+    """
     from huggingface_hub import hf_hub_download
 
     read_config(repository)  # raises a UserError if the repository cannot be read

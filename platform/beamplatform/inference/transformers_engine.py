@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from beamplatform.hardware import cuda_is_available
 from beamplatform.inference.applied_check import PROBES, blaming, require_in_use
 from beamplatform.inference.engine import Export, Generation, Request, by_export
 from beamplatform.inference.export_check import check_export
@@ -48,9 +49,8 @@ class TransformersEngine:
 
     @cached_property
     def _device(self) -> str:
-        import torch
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if cuda_is_available() else "cpu"
 
     def generate(self, requests: Sequence[Request], generation: Generation) -> Iterator[tuple[int, list[str]]]:
         """See `Engine.generate`."""
@@ -194,5 +194,5 @@ class TransformersEngine:
         import torch
 
         gc.collect()
-        if torch.cuda.is_available():
+        if cuda_is_available():
             torch.cuda.empty_cache()

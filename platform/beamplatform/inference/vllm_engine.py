@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from beamplatform.errors import UserError
+from beamplatform.hardware import cuda_is_available
 from beamplatform.inference.adapter_check import PEFT_ONLY, adapter_rank, is_set, read_adapter_config
 from beamplatform.inference.applied_check import PROBES, blaming, require_in_use
 from beamplatform.inference.engine import Export, Generation, Request, by_export
@@ -169,7 +170,7 @@ class VllmEngine:
             )
             for (index, prompt, _), output in zip(batch, outputs, strict=True):
                 length = len(prompt["prompt_token_ids"])
-                best = max(output.sequences, key=lambda found: found.cum_logprob / (len(found.tokens) - length))
+                best = max(output.sequences, key=lambda beam: beam.cum_logprob / (len(beam.tokens) - length))
                 yield index, [list(best.tokens[length:])]
 
     def _serve(self, export: Export | None, probes: list[list[int]]) -> tuple[Any, Any]:
@@ -239,7 +240,6 @@ class VllmEngine:
                 "max_lora_rank": self._lora_rank,
             }
         with _vllm_environment():
-            import torch
             from vllm import LLM
 
             logger.info("starting vLLM for %s in %s", path, self._dtype)
@@ -252,7 +252,7 @@ class VllmEngine:
                 load_format="safetensors",  # pickled weights can run code
                 use_tqdm_on_load=False,
                 # Compiling pays off on GPUs only.
-                enforce_eager=not torch.cuda.is_available(),
+                enforce_eager=not cuda_is_available(),
                 **lora,
             )
         self._engine = (name, llm)

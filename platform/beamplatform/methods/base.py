@@ -70,7 +70,7 @@ class AdapterHyperparameters(Hyperparameters):
     @classmethod
     def _distinct_targets(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(value, tuple) and (twice := repeated(value)) is not None:
-            raise ValueError(f"{twice!r} stands there twice; name each once")
+            raise ValueError(f"{twice!r} is listed twice; name each once")
         return value
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from beamplatform.hardware import cuda_is_available
 from beamplatform.methods.base import ComponentHyperparameters, Method
 from beamplatform.methods.components import adapter_factors, save_change
 from beamplatform.methods.head import give_head_its_own_weight
@@ -22,13 +23,12 @@ class Milora(Method):
     hyperparameters: ClassVar[type[ComponentHyperparameters]] = ComponentHyperparameters
 
     def build(self, base: PreTrainedModel) -> torch.nn.Module:
-        import torch
         from peft import LoraConfig
 
         from beamplatform.baselines.milora import get_milora_model
 
         give_head_its_own_weight(base, self.values)
-        device = "cuda" if torch.cuda.is_available() else None
+        device = "cuda" if cuda_is_available() else None
         model = get_milora_model(base, LoraConfig(**self.values.lora_arguments(base)), device=device)
         self._first = adapter_factors(model)
         return model

@@ -98,19 +98,19 @@ def load_model(path: str, dtype: torch.dtype, *, what: str = "model.path") -> Pr
     return model
 
 
-def incomplete(found: Mapping[str, Any]) -> str:
+def incomplete(loading_info: Mapping[str, Any]) -> str:
     """What is wrong with the tensors of a loaded model, as the rest of a sentence; "" if all are present.
 
     Args:
-        found: the loading info that `from_pretrained` returned.
+        loading_info: the loading info that `from_pretrained` returned.
     """
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return (
             f"lacks weights that its config.json asks for: no {missing[0]}{more}; transformers would train random "
             "ones in their place, give the whole model"
         )
-    if different := sorted(found["mismatched_keys"]):
+    if different := sorted(loading_info["mismatched_keys"]):
         name, saved_shape, expected_shape = different[0]
         return (
             f"has {name} of shape {list(saved_shape)}, where its config.json asks for {list(expected_shape)}; give the "

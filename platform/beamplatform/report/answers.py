@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from beamplatform.evaluation.predictions import by_question, read_predictions
 from beamplatform.report.comparison import Comparison, Row
-from beamplatform.report.statistics import Answers, compare_all
+from beamplatform.report.statistics import TaskAnswers, compare_all
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def with_differences(comparison: Comparison, tracker: Tracker) -> Comparison:
     if not comparison.tasks or len(comparison.rows) < 2:
         return comparison
     mine = _answers(ours, comparison.tasks, tracker)
-    others: dict[str, Answers] = {}
+    others: dict[str, TaskAnswers] = {}
     remarks: list[str] = []
     for row in comparison.rows:
         if row is ours:

@@ -214,13 +214,13 @@ def _reason(run: TrialRecord) -> str:
     return "of the search" if run.role == "search" else "without scores"
 
 
-def _selected(kind: str, wanted: Sequence[str] | None, present: list[str]) -> list[str]:
-    if wanted is None:
+def _selected(kind: str, selection: Sequence[str] | None, present: list[str]) -> list[str]:
+    if selection is None:
         return present
-    unknown = [name for name in wanted if name not in present]
+    unknown = [name for name in selection if name not in present]
     if unknown:
         raise UserError(f"no scores of the {kind} {', '.join(unknown)}; there are scores of {', '.join(present)}")
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(selection))
 
 
 def _unfinished(runs: Sequence[TrialRecord], scored: Sequence[TrialRecord]) -> set[str]:

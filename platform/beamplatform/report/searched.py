@@ -100,7 +100,7 @@ def draw_parallel(runs: Sequence[TrialRecord], method: str) -> Figure | None:
     axes = figure.subplots()
     scaled = [_scaled(column) for column in columns]
     losses = scaled[-1]
-    for index in sorted(range(len(ended)), key=lambda place: -losses[place]):
+    for index in sorted(range(len(ended)), key=lambda index: -losses[index]):
         shade = 0.15 + 0.65 * losses[index]
         axes.plot(range(len(columns)), [column[index] for column in scaled], color=str(shade), linewidth=1.4)
     for index, column in enumerate(columns):

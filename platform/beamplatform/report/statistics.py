@@ -43,12 +43,12 @@ class Difference:
         return self.corrected >= LEVEL
 
 
-Answers = Mapping[str, "NDArray[np.float64]"]
+TaskAnswers = Mapping[str, "NDArray[np.float64]"]
 """One method's answers: task -> share of correct answers to each question, [questions]."""
 
 
 def compare_all(
-    method: str, answers: Answers, baselines: Mapping[str, Answers], seeds: Mapping[str, int], *, seed: int = 0
+    method: str, answers: TaskAnswers, baselines: Mapping[str, TaskAnswers], seeds: Mapping[str, int], *, seed: int = 0
 ) -> list[Difference]:
     """Compare a method with every baseline on the same questions.
 

@@ -213,14 +213,14 @@ class _Session:
     """A sweep that runs and reports to the user.
 
     Attributes:
-        known: the ledger's entries at the start of the session.
+        earlier: the ledger's entries at the start of the session.
         parent: id of the sweep's own run in `tracker`.
         folder: local folder for the log and the table.
     """
 
     request: Request
     plan: Plan
-    known: Sequence[LedgerEntry]
+    earlier: Sequence[LedgerEntry]
     tracker: Tracker
     parent: str
     storage: str
@@ -298,15 +298,15 @@ def _run(session: _Session) -> Result:
                 tracker=session.tracker,
                 parent=session.parent,
                 progress=progress,
-                known=session.known,
+                earlier=session.earlier,
                 again=not session.request.extended,
                 concurrent=plan.search.max_concurrent,
-                probe=session.request.probe and not session.known,
+                probe=session.request.probe and not session.earlier,
                 options=session.request.options,
             )
 
 
-def _open_parent(tracker: Tracker, known: str | None, request: Request, plan: Plan) -> str:
+def _open_parent(tracker: Tracker, run_id: str | None, request: Request, plan: Plan) -> str:
     """Open the sweep's own run and record the preset, the environment and the plan; return the run's id."""
     from beamplatform.tracking import environment, environment_tags
 
@@ -320,10 +320,10 @@ def _open_parent(tracker: Tracker, known: str | None, request: Request, plan: Pl
     }
     search = plan.search.model_dump(mode="json", include={"algorithm", "trials", "budget", "seed", "trial_seed"})
     parameters = {"suite": plan.suite, "preset": plan.preset_name, "trials": plan.expected, "search": search}
-    if known is None:
+    if run_id is None:
         parent = tracker.start_sweep(request.name, parameters, tags)
     else:
-        parent = known
+        parent = run_id
         tracker.reopen(parent)
         tracker.set_tags(parent, tags)  # parameters cannot change; preset.json holds the current values
     tracker.log_json(parent, facts, "environment.json")

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-State = Literal["waiting", "running", "trained", "evaluating", "done", "stopped", "failed"]
+ShownState = Literal["waiting", "running", "trained", "evaluating", "done", "stopped", "failed"]
 _BEFORE = "before"
 """Note of a trial that ended in an earlier part of the sweep."""
 
@@ -29,7 +29,7 @@ class TrialProgress:
     name: str
     total_steps: int
     questions: int = 0
-    state: State = "waiting"
+    state: ShownState = "waiting"
     step: int = 0
     answered: int = 0
     loss: float | None = None

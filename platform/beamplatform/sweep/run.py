@@ -49,7 +49,7 @@ def run_sweep(
     tracker: Tracker,
     parent: str,
     progress: SweepProgress,
-    known: Sequence[LedgerEntry] = (),
+    earlier: Sequence[LedgerEntry] = (),
     again: bool = True,
     concurrent: int | None = None,
     probe: bool = False,
@@ -63,9 +63,9 @@ def run_sweep(
         sweep: the sweep's name; its files go to `storage`/`sweep`.
         tracker: a prepared tracker.
         parent: id of this sweep's own run in `tracker`, which is open.
-        known: the ledger's entries if the sweep was begun before. Finished trials are left alone, and trained ones are
-            only evaluated.
-        again: whether to try failed trials of `known` again.
+        earlier: the ledger's entries if the sweep was begun before. Finished trials are left alone, and trained ones
+            are only evaluated.
+        again: whether to try failed trials of `earlier` again.
         concurrent: most trials at once; None for as many as fit.
         probe: whether to time a few steps first and tell the user how long the sweep will take.
         options: task options (`Task.options`) beside the suite's own.
@@ -79,12 +79,12 @@ def run_sweep(
 
     from beamplatform.sweep.trials.trial_events import TrialEvents
 
-    runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if known else {}
-    with MlflowWriter(tracker, []) as recorder:  # closed after Ray's shutdown: nodes need not wait for a store
-        records = TrialEvents(plan, sweep, storage, recorder, parent, progress, known, again=again)
-        for run_id, context in records.new_contexts(runs.values()).items():
+    runs = {run.name: run for run in tracker.trial_runs(sweep=sweep, every_status=True)} if earlier else {}
+    with MlflowWriter(tracker, []) as writer:  # closed after Ray's shutdown: nodes need not wait for a store
+        events = TrialEvents(plan, sweep, storage, writer, parent, progress, earlier, again=again)
+        for run_id, context in events.new_contexts(runs.values()).items():
             tracker.set_tags(run_id, {"context": context})
-        trial_queue, waiting = records.trial_queue, records.take_up(runs)
+        trial_queue, waiting = events.trial_queue, events.take_up(runs)
         if trial_queue.finished and not waiting:
             return Result(trial_queue.entries, _failed(trial_queue))
         cluster = start_ray()
@@ -101,19 +101,19 @@ def run_sweep(
         except BaseException:
             ray.shutdown()
             raise
-        stage = evaluation_stage(plan, records, cluster, most, join(storage, ANSWERS), options)
-        records.evaluate = stage.add if plan.test else None
+        stage = evaluation_stage(plan, events, cluster, most, join(storage, ANSWERS), options)
+        events.evaluate = stage.add if plan.test else None
         try:
             for index in waiting:
-                records.answer(index)
-            _train(plan, _Jobs(records, stage, concurrent), join(storage, sweep, RAY), cluster.uses_gpu(training))
+                events.answer(index)
+            _train(plan, _Jobs(events, stage, concurrent), join(storage, sweep, RAY), cluster.uses_gpu(training))
             failed_evaluations = stage.finish()
         finally:
             stage.abandon()
             ray.shutdown()
-            records.save()  # including the hours of interrupted trials
-            records.clear()
-        records.clear_ray()
+            events.save()  # including the hours of interrupted trials
+            events.clear()
+        events.clear_ray()
         return Result(trial_queue.entries, _failed(trial_queue) | failed_evaluations)
 
 
@@ -152,10 +152,10 @@ def _train(plan: Plan, jobs: _Jobs, storage: str, use_gpu: bool) -> None:
     from beamplatform.sweep.trials.early_stopping import scheduler_of
     from beamplatform.sweep.trials.train_stage import train_trials
 
-    scheduler = scheduler_of(plan, jobs.records.trial_queue.entries)
+    scheduler = scheduler_of(plan, jobs.events.trial_queue.entries)
     train_trials(
         jobs,
-        jobs.records,
+        jobs.events,
         storage=storage,
         use_gpu=use_gpu,
         scheduler=scheduler,
@@ -171,18 +171,18 @@ class _Jobs:
         limit: most trials at once.
     """
 
-    def __init__(self, records: TrialEvents, stage: EvaluationStage, limit: int | None) -> None:
-        self.records = records
+    def __init__(self, events: TrialEvents, stage: EvaluationStage, limit: int | None) -> None:
+        self.events = events
         self._stage = stage
         self._limit = limit
 
     @property
     def finished(self) -> bool:
-        trial_queue = self.records.trial_queue
+        trial_queue = self.events.trial_queue
         return trial_queue.finished and not trial_queue.running  # a trial whose node is lost begins again
 
     def next(self) -> Job | None:
-        trial_queue = self.records.trial_queue
+        trial_queue = self.events.trial_queue
         if trial_queue.finished:
             return None  # Tune calls this at every step, so do not query the cluster
         room = cluster_now()
@@ -192,11 +192,11 @@ class _Jobs:
         if trial_queue.running >= room.concurrent(trial_queue.plan.preset.training, self._limit):
             return None
         index = trial_queue.next()
-        return None if index is None else self.records.job(index)
+        return None if index is None else self.events.job(index)
 
 
 def evaluation_stage(
-    plan: Plan, records: TrialEvents, cluster: Cluster, concurrent: int, store: str, options: Collection[str]
+    plan: Plan, events: TrialEvents, cluster: Cluster, concurrent: int, store: str, options: Collection[str]
 ) -> EvaluationStage:
     """Make the evaluation stage. It runs beside training if training leaves a GPU (or cores) free.
 
@@ -223,4 +223,4 @@ def evaluation_stage(
         )
 
     reserved = (cpus, int(use_gpu)) if spare else (0, 0)
-    return EvaluationStage(records.exports, records, actor, beside_training=bool(spare), reserved=reserved)
+    return EvaluationStage(events.exports, events, actor, beside_training=bool(spare), reserved=reserved)

@@ -56,7 +56,8 @@ def _prompt(record: Record) -> str:
 def _hellaswag_note(records: Sequence[Record]) -> str:
     """Return a note if the markers of WikiHow's articles are missing.
 
-    In the published HellaSwag the articles, with their markers, follow some 3200 records of another source.
+    The published HellaSwag begins with some 3200 records of another source. The records from WikiHow follow, and they
+    contain markers.
     """
     if len(records) < 4000 or any("[step]" in record.instruction for record in records):
         return ""

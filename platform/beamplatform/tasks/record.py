@@ -78,7 +78,7 @@ def require_text(value: str, where: str, field: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: field {field!r} holds {value[error.start]!r}, which is no character but half of one"
+            f"{where}: field {field!r} holds {value[error.start]!r}, half of a surrogate pair, which is no character"
         ) from error
 
 

@@ -52,21 +52,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def environment_tags(found: Mapping[str, Any]) -> dict[str, str]:
+def environment_tags(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the few facts of `environment` by which runs are filtered, as MLflow tags."""
-    hardware = found["hardware"]
+    hardware = facts["hardware"]
     gpus = hardware["gpus"]
     tags = {
-        "python": found["python"],
+        "python": facts["python"],
         "hardware": f"{len(gpus)} x {gpus[0]['name']}"
         if gpus
         else f"{hardware['cores']} cores, {hardware['processor']}",
-        "command_line": " ".join(found["command_line"]),
-        "packages": " ".join(f"{name}=={version}" for name, version in found["packages"].items()),
+        "command_line": " ".join(facts["command_line"]),
+        "packages": " ".join(f"{name}=={version}" for name, version in facts["packages"].items()),
     }
-    if found["git"] is not None:
-        tags["mlflow.source.git.commit"] = found["git"]["commit"]
-        tags["git.dirty"] = str(found["git"]["dirty"]).lower()
+    if facts["git"] is not None:
+        tags["mlflow.source.git.commit"] = facts["git"]["commit"]
+        tags["git.dirty"] = str(facts["git"]["dirty"]).lower()
     return tags
 
 

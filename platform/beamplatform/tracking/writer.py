@@ -105,7 +105,7 @@ class MlflowWriter:
 
     def begin(self, parent: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> int:
         """Start a trial's run below the sweep's run `parent`; return the trial's index."""
-        index = self._place(None)
+        index = self._add_trial(None)
         tried = False
 
         def make() -> None:
@@ -124,7 +124,7 @@ class MlflowWriter:
 
     def resume(self, run_id: str) -> int:
         """Add a trial whose run exists and may hold values already; return the trial's index."""
-        index = self._place(run_id)
+        index = self._add_trial(run_id)
         self._unknown.add(index)  # before any write of this trial is queued
         return index
 
@@ -214,7 +214,7 @@ class MlflowWriter:
 
     # -- the writing thread --------------------------------------------------------------------------------
 
-    def _place(self, run_id: str | None) -> int:
+    def _add_trial(self, run_id: str | None) -> int:
         """Add a trial and return its index."""
         with self._changed:
             self._run_ids.append(run_id)
@@ -224,7 +224,7 @@ class MlflowWriter:
     def _put(self, index: int, what: str, count: int, make: Callable[[], None]) -> None:
         with self._changed:
             if self._stopped:
-                raise RuntimeError("the recorder is closed: nothing can be recorded any more")
+                raise RuntimeError("the writer is closed: nothing can be recorded any more")
             if count:
                 self._queue.append(_Write(index, what, count, make))
                 self._changed.notify_all()

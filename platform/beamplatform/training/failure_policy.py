@@ -52,7 +52,7 @@ class _WholeShares(ElasticScalingPolicy):
 class _RetryLostWorkers(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         if comes_again(getattr(training_failed_error, "worker_failures", {}).values()):
-            log.error("not tried again, because it would come again: %s", training_failed_error)
+            log.error("not retried, because the same error would recur: %s", training_failed_error)
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 

@@ -29,7 +29,7 @@ A worker that reports waits until the controller has seen its previous report. W
 of small models did little but wait.
 """
 _NEVER = 1e9
-"""Seconds until Ray Train looks for room for more workers: it must never restart a healthy run just to add one."""
+"""Seconds until Ray Train looks for room for more workers, so long that it never restarts a healthy run to add one."""
 
 
 RAY = "ray"

@@ -1,4 +1,7 @@
-"""Finds how large this head's cluster can grow. Ray does not tell a driver, but its autoscaler's file does."""
+"""Finds how large the cluster of this head node can grow, from the configuration file of Ray's autoscaler.
+
+Ray has no call that tells a driver.
+"""
 
 from __future__ import annotations
 

@@ -56,10 +56,10 @@ def check_cluster(training: TrainingSection) -> None:
         raise _nobody(address, f"what listens there is no Ray head: {first_line(error)}") from None
 
 
-def _look(place: str, address: str, training: TrainingSection) -> None:
+def _look(head: str, address: str, training: TrainingSection) -> None:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    gcs = GcsClient(address=place)
+    gcs = GcsClient(address=head)
     _check_versions(gcs, address)
     if training.device == "gpu":
         _check_gpus(gcs, address)

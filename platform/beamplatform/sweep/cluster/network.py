@@ -1,4 +1,4 @@
-"""Chooses the network of a node on which its workers meet those of other nodes."""
+"""Chooses the network over which a node's workers connect to the workers of other nodes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def meet_on_rays_network() -> None:
-    """Make gloo, which connects workers on CPUs, use the network on which Ray's nodes know each other.
+    """Make gloo, which connects workers on CPUs, use the network that connects Ray's nodes.
 
     By default, gloo uses the network of the host name's address. On Debian and Ubuntu that is loopback (127.0.1.1),
-    where no worker on another node answers. (NCCL leaves loopback out.)
+    where no worker on another node answers. (NCCL, for workers on GPUs, leaves loopback out.)
     """
     import psutil
     from ray.util import get_node_ip_address

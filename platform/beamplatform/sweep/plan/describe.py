@@ -39,12 +39,13 @@ def print_plan(plan: Plan, console: Console) -> None:
     for line in left_out(plan):
         console.print(line, highlight=False, soft_wrap=True)
     if process := plan.largest.memory.process:
-        console.print(f"Of all, {_size(process)} are the worker's process and its libraries.", highlight=False)
+        text = f"Each estimate includes {_size(process)} for the worker's process and its libraries."
+        console.print(text, highlight=False)
     for method in plan.methods:
         if plan.points[method] != []:
             console.print(f"{method}: {_search_in_words(plan, method)}", highlight=False, soft_wrap=True)
     fixed = " ".join(f"{key}={_short(value)}" for key, value in preset.shared.items() if not isinstance(value, dict))
-    console.print(f"For all methods that have them: {fixed or 'nothing'}", highlight=False)
+    console.print(f"Shared hyperparameters: {fixed or 'nothing'}", highlight=False)
     console.print(
         f"{plan.train_examples} training examples, {plan.questions} test questions for each final trial. "
         "Nothing was started.",
@@ -81,20 +82,20 @@ def announced(plan: Plan) -> str:
     return f"{search} ({plan.search.algorithm}), then {finals} final trials"
 
 
-def changes(plan: Plan, saved: SavedSweep, known: Sequence[LedgerEntry], *, extended: bool) -> Iterator[str]:
+def changes(plan: Plan, saved: SavedSweep, earlier: Sequence[LedgerEntry], *, extended: bool) -> Iterator[str]:
     """Yield lines that say how a resumed or extended sweep differs from the saved one.
 
     They name changed settings, earlier trials that no longer belong to the plan, and (if `extended`) new trials.
     """
-    current, outdated = plan.split(known)
+    current, outdated = plan.split(earlier)
     if changed := differences(saved.content, plan.content):
         yield f"Changed since: {'; '.join(changed)}."
     if outdated:
         yield (
-            f"{len(outdated)} trials were made before such a change. They stay in MLflow, are left out of the "
-            "comparison, and are made anew."
+            f"{len(outdated)} trials were made with settings that have changed since. They stay in MLflow, are left "
+            "out of the comparison, and are made anew."
         )
-    existing = {entry.trial.name for entry in known if entry.state in ("trained", "stopped")}
+    existing = {entry.trial.name for entry in earlier if entry.state in ("trained", "stopped")}
     new = [name for method in plan.methods for name, _ in _rows(plan, method, exact=True) if name not in existing]
     searched = [method for method in plan.methods if plan.points[method] != []]
     seeds = {entry.trial.seed for entry in current if entry.role == "final"}

@@ -17,7 +17,7 @@ from beamplatform.io.storage import join, read_text, undamaged, write_text
 _FILE = "ledger.json"
 
 Role = Literal["search", "final"]
-State = Literal["running", "trained", "stopped", "failed"]
+LedgerState = Literal["running", "trained", "stopped", "failed"]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class LedgerEntry:
     role: Role
     point: Point
     weights: bool = True
-    state: State = "running"
+    state: LedgerState = "running"
     why: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
     hours: float = 0.0

@@ -75,7 +75,10 @@ def room_on_gpus(training: TrainingSection) -> WorkerMemory:
 
 
 def half_of(one: Checked) -> WorkerMemory:
-    """Memory limit for a trial that ran out of memory against its estimate: the estimate less half the activations."""
+    """Memory to aim for when a trial ran out of memory although its estimate fitted.
+
+    It is the estimate minus half of the activations.
+    """
     return WorkerMemory(one.memory.total - one.memory.activations // 2, "")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LIVE = 10**9
-"""Most parameters that ZeRO-3 keeps gathered at a time: DeepSpeed's default of stage3_max_live_parameters."""
+"""Largest number of parameters that ZeRO-3 keeps gathered: DeepSpeed's default of stage3_max_live_parameters."""
 
 
 PROCESS = 750 * 2**20

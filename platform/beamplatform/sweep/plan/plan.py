@@ -262,5 +262,8 @@ def _checked(trial: Trial, train_examples: int, model: ModelShapes) -> Checked:
 
 
 def grace_period(total_steps: int, reduction: int) -> int:
-    """Optimizer steps to the first of three rungs, where a trial may be stopped. The last rung is the end."""
+    """Return the optimizer step of the first rung, the earliest step at which a trial may be stopped.
+
+    There are three rungs, each `reduction` times as late as the one before. The third is the end of training.
+    """
     return -(-total_steps // reduction**2)

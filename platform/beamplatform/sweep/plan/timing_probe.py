@@ -43,7 +43,7 @@ class Probe:
     def training_seconds(self, plan: Plan, concurrent: int) -> float:
         """Estimate the seconds to train all trials of the plan, `concurrent` at a time.
 
-        Trials of a search with a budget are not counted. If the search stops trials early, this is the most.
+        Trials of a search with a budget are not counted. If the search stops trials early, this is an upper bound.
         """
         total = 0.0
         for method in plan.methods:

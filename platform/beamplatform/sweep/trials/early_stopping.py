@@ -34,7 +34,7 @@ class _Halving:
     scheduler: AsyncHyperBandScheduler
     rungs: tuple[int, ...]
     reached: dict[int, set[int]]
-    known: set[int] = field(default_factory=set)
+    added: set[int] = field(default_factory=set)
 
 
 class SearchScheduler(FIFOScheduler):
@@ -77,8 +77,8 @@ class SearchScheduler(FIFOScheduler):
         for rung in passed[-1:]:
             halving.reached[rung].add(index)
         tune_trial = SimpleNamespace(trial_id=str(index))
-        if index not in halving.known:
-            halving.known.add(index)
+        if index not in halving.added:
+            halving.added.add(index)
             halving.scheduler.on_trial_add(None, tune_trial)
         decision = str(halving.scheduler.on_trial_result(None, tune_trial, {"step": step, VALIDATION_LOSS: loss}))
         if decision == TrialScheduler.STOP:
@@ -86,7 +86,7 @@ class SearchScheduler(FIFOScheduler):
             name = NAMES[self._plan.search.algorithm]
             self.reasons[index] = (
                 f"stopped by {name} at step {step}: validation loss {loss:.4g} is not among the best "
-                f"1/{self._plan.search.reduction} of the {reached} trials of {entry.trial.method} that came to step "
+                f"1/{self._plan.search.reduction} of the {reached} trials of {entry.trial.method} that reached step "
                 f"{passed[-1]}"
             )
         return decision

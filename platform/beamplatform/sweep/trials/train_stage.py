@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
 DRIVER_MEMORY = 300 * 2**20
-"""Bytes of the process that waits for a trial's workers and has imported Ray and torch."""
+"""Memory in bytes of a Train run's driver process: it has imported Ray and torch, and waits for the workers."""
 
 Rows = Sequence[tuple[int, dict[str, float]]]
 
@@ -89,15 +89,15 @@ def train_trials(
 ) -> None:
     """Train trials and export their models. Ray must be running.
 
-    Tune itself searches nothing: `jobs` resolves each trial when it begins, and Tune's searcher hands it out. When this
-    returns, the trials' cores and GPUs are free again.
+    Tune does not choose the trials: its searcher takes the next trial from `jobs` each time one can begin. When this
+    function returns, the trials' cores and GPUs are free again.
 
     Args:
         concurrent: most trials at once; None for as many as `jobs` gives.
         scheduler: may stop trials early (ASHA, median stopping), but must not pause them. Use the results' `step` as
             its `time_attr`, because Tune's own counter starts again when a trial restarts. Results also have the latest
-            `train/loss` and `validation/loss`, each from its first value on. A trial that has made its last step is not
-            stopped any more: it exports.
+            `train/loss` and `validation/loss`, once there is one. A trial that has made its last step is not stopped
+            any more: it exports its model.
         why_stopped: returns the scheduler's reason for stopping the trial with an index, or None.
 
     Raises:
@@ -169,7 +169,7 @@ def _name(scheduler: TrialScheduler | None) -> str:
 class _NoTuneState:
     """Keeps a searcher or callback out of the experiment's state that Tune writes.
 
-    A sweep resumes from the ledger and never reads that state. Besides, terminals, threads and locks cannot be written.
+    A sweep resumes from the ledger and never reads that state. Besides, terminals, threads and locks cannot be pickled.
     """
 
     def __getstate__(self) -> dict[str, Any]:

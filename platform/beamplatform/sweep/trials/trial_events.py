@@ -42,9 +42,9 @@ class TrialEvents(Listener):
 
     Args:
         storage: the whole storage; this sweep's files are in the subfolder with its name.
-        recorder: writes to MLflow.
+        writer: writes to MLflow.
         parent: id of the sweep's own run in MLflow.
-        known: the ledger's entries; those that belong to the plan are put into the queue.
+        earlier: the ledger's entries; those that belong to the plan are put into the queue.
         again: whether to try failed trials again.
 
     Attributes:
@@ -57,17 +57,17 @@ class TrialEvents(Listener):
         plan: Plan,
         sweep: str,
         storage: str,
-        recorder: MlflowWriter,
+        writer: MlflowWriter,
         parent: str,
         progress: SweepProgress,
-        known: Sequence[LedgerEntry] = (),
+        earlier: Sequence[LedgerEntry] = (),
         *,
         again: bool = True,
     ) -> None:
         self._plan = plan
         self._sweep = sweep
         self._storage = storage
-        self._recorder = recorder
+        self._writer = writer
         self._parent = parent
         self._progress = progress
         self._provenance = environment_tags(environment())
@@ -75,7 +75,7 @@ class TrialEvents(Listener):
         self._losses: Counter[int] = Counter()
         self.exports: list[Export] = []
         self.evaluate: Callable[[int], None] | None = None
-        current, self._superseded = plan.split(known)
+        current, self._superseded = plan.split(earlier)
         for entry in current:
             self._recover(entry)
         self.trial_queue = TrialQueue(plan, current, self._begin, again=again)
@@ -97,15 +97,15 @@ class TrialEvents(Listener):
             run = runs.get(entry.trial.name)
             self._show(entry)
             if run is None:
-                self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
+                self._writer.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
             else:
-                self._recorder.resume(run.run_id)
+                self._writer.resume(run.run_id)
             status = run.status if run is not None else ""
             if entry.state == "trained" and status == "FINISHED":
                 self._progress.done_before(index)
             elif entry.state == "stopped":
                 if run is None or status != "KILLED" or not run.why:  # the store was away when the trial stopped
-                    self._recorder.add(index, [(step, {VALIDATION_LOSS: loss}) for step, loss in entry.curve])
+                    self._writer.add(index, [(step, {VALIDATION_LOSS: loss}) for step, loss in entry.curve])
                     self._end_as_stopped(index, entry.why)
                 self._progress.ended_before(index, "stopped")
             elif entry.state == "failed":
@@ -114,10 +114,10 @@ class TrialEvents(Listener):
                 self._progress.ended_before(index, "failed")
             else:
                 if run is not None:
-                    self._recorder.reopen(index)
+                    self._writer.reopen(index)
                 if entry.state == "trained":
                     # The driver may have died after the training, before it recorded the last metrics.
-                    self._recorder.add(index, self._exported_rows(entry))
+                    self._writer.add(index, self._exported_rows(entry))
                     self._progress.trained(index)
                     waiting.append(index)
         self.save()
@@ -134,7 +134,7 @@ class TrialEvents(Listener):
     def _begin(self, index: int, entry: LedgerEntry) -> None:
         self._show(entry)
         self.save()  # before the run begins, or a resumed sweep would begin it twice
-        self._recorder.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
+        self._writer.begin(self._parent, entry.trial.name, entry.trial.parameters(), self._tags(entry))
 
     def _show(self, entry: LedgerEntry) -> None:
         self.exports.append(Export(get_method(entry.trial.method).export_kind, self._destination(entry).export))
@@ -199,7 +199,7 @@ class TrialEvents(Listener):
         self.trial_queue.started(index)
         self._progress.advance(index, step, loss)
         if rows:
-            self._recorder.add(index, rows)
+            self._writer.add(index, rows)
         for at, validation_loss in validation_curve(rows):
             self.trial_queue.measured(index, at, validation_loss)
 
@@ -216,7 +216,7 @@ class TrialEvents(Listener):
         self._progress.stopped(index, why)
 
     def failed(self, index: int, why: str) -> None:
-        """The trial failed in training."""
+        """Record that the trial failed in training."""
         self.trial_queue.ended(index, "failed", why)
         self.save()
         self.unanswered(index, why)
@@ -246,8 +246,8 @@ class TrialEvents(Listener):
             self.failed(index, why)
 
     def _end_as_stopped(self, index: int, why: str) -> None:
-        self._recorder.set_tags(index, {"stopped": why})
-        self._recorder.finish(index, "KILLED")
+        self._writer.set_tags(index, {"stopped": why})
+        self._writer.finish(index, "KILLED")
 
     # -- evaluation ----------------------------------------------------------------------------------------
 
@@ -260,36 +260,36 @@ class TrialEvents(Listener):
 
     def evaluating(self, index: int, answered: int) -> None:
         if not answered:
-            self._recorder.set_tags(index, {"stage": "evaluate"})
+            self._writer.set_tags(index, {"stage": "evaluate"})
         self._progress.evaluating(index, answered)
 
     def unanswered(self, index: int, why: str) -> None:
-        """The trial failed, in training or in evaluation."""
+        """Record that the trial failed, in training or in evaluation: its model gets no scores."""
         self._end_as_failed(index, why)
         self._progress.failed(index, why)
 
     def _end_as_failed(self, index: int, why: str) -> None:
-        self._recorder.set_tags(index, {"error": why})
-        self._recorder.finish(index, "FAILED")
+        self._writer.set_tags(index, {"error": why})
+        self._writer.finish(index, "FAILED")
 
     def evaluated(self, index: int, result: Evaluation) -> None:
         """Record scores as metrics, notes about them as tags, and all predictions as tables and Parquet files."""
         trial = self.trial_queue.entries[index].trial
-        self._recorder.add(index, [(0, result.metrics(trial.evaluation.pass_at))])
-        self._recorder.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
+        self._writer.add(index, [(0, result.metrics(trial.evaluation.pass_at))])
+        self._writer.set_tags(index, {NOTE + task: note for task, note in result.notes.items()})
         for task, predictions in result.predictions.items():
-            self._recorder.table(index, prediction_rows(predictions), f"predictions/{task}.json")
+            self._writer.table(index, prediction_rows(predictions), f"predictions/{task}.json")
         location = join(self.exports[index].path.rpartition("/")[0], "predictions")
         _store_predictions(result, location)
-        self._recorder.folder(index, location, "predictions")
+        self._writer.folder(index, location, "predictions")
         self._done(index, result.average)
 
     def _done(self, index: int, average: float | None = None) -> None:
         """Finish the trial's run. An adapter becomes an artifact of the run; a merged model is too large."""
         if self.exports[index].kind == "adapter" and self.trial_queue.entries[index].weights:
-            self._recorder.folder(index, self.exports[index].path, "export")
-        self._recorder.set_tags(index, {"stage": "done"})
-        self._recorder.finish(index, "FINISHED")
+            self._writer.folder(index, self.exports[index].path, "export")
+        self._writer.set_tags(index, {"stage": "done"})
+        self._writer.finish(index, "FINISHED")
         self._progress.done(index, average)
 
 

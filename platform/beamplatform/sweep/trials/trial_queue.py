@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from beamplatform.sweep.plan.ledger import LedgerEntry, State
+from beamplatform.sweep.plan.ledger import LedgerEntry, LedgerState
 from beamplatform.sweep.plan.plan import Plan
 from beamplatform.sweep.plan.proposals import Tried, propose
 
@@ -23,7 +23,7 @@ class TrialQueue:
 
     Args:
         plan: the sweep's plan.
-        known: entries of this plan that were begun before; new entries are added behind them.
+        earlier: entries of this plan that were begun before; new entries are added behind them.
         began: called with the index and the entry of each new trial, before `next` returns it.
         again: whether to try failed trials again.
 
@@ -35,17 +35,17 @@ class TrialQueue:
     def __init__(
         self,
         plan: Plan,
-        known: Sequence[LedgerEntry] = (),
+        earlier: Sequence[LedgerEntry] = (),
         began: Callable[[int, LedgerEntry], None] = lambda index, entry: None,
         *,
         again: bool = True,
     ) -> None:
         self.plan = plan
-        self.entries = list(known)
+        self.entries = list(earlier)
         self.workers: dict[int, int] = {}
         self._began = began
         states_to_repeat = ("running", "failed") if again else ("running",)
-        self._again = [index for index, entry in enumerate(known) if entry.state in states_to_repeat]
+        self._again = [index for index, entry in enumerate(earlier) if entry.state in states_to_repeat]
         for index in self._again:
             self._set(index, "running")
         self._since: dict[int, float] = {}
@@ -105,7 +105,7 @@ class TrialQueue:
         if not curve or curve[-1][0] < step:  # a worker that was started again repeats its last steps
             curve.append((step, loss))
 
-    def ended(self, index: int, state: State, why: str = "") -> None:
+    def ended(self, index: int, state: LedgerState, why: str = "") -> None:
         """Record that the trial was trained to its end, was stopped or has failed."""
         if index in self._since:
             self.started(index)
@@ -176,5 +176,5 @@ class TrialQueue:
     def _of(self, method: str, role: str | None = None) -> list[LedgerEntry]:
         return [e for e in self.entries if e.trial.method == method and role in (None, e.role)]
 
-    def _set(self, index: int, state: State, why: str = "") -> None:
+    def _set(self, index: int, state: LedgerState, why: str = "") -> None:
         self.entries[index].state, self.entries[index].why = state, why
