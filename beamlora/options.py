@@ -6,7 +6,7 @@ Importing this module loads neither torch nor PEFT.
 from __future__ import annotations
 
 import math
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 
@@ -122,7 +122,8 @@ class BeamOptions:
             ValueError: an option has an invalid value; the message names the option, its value and the allowed values.
         """
         for option in fields(BeamOptions):
-            value, choices, limits = (getattr(self, option.name), *_allowed(option))
+            value = getattr(self, option.name)
+            choices, limits = option.metadata["choices"], option.metadata["limits"]
             words = [*map(repr, choices)]
             if option.name == "interval":
                 _check_interval(value)
@@ -138,10 +139,6 @@ class BeamOptions:
 
 
 _WORDS = {"gt": "greater than", "le": "at most"}
-
-
-def _allowed(option: Field[Any]) -> tuple[tuple[Any, ...], dict[str, float]]:
-    return option.metadata["choices"], option.metadata["limits"]
 
 
 def _check_interval(value: object) -> None:

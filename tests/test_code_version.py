@@ -158,6 +158,7 @@ DECIDES_NOTHING = {
     "beamplatform.models.check", "beamplatform.models.weight_files",  # they refuse
     "beamplatform.models.shapes",  # for estimates
     # What they read is in the trial.
+    "beamplatform.config.base",
     "beamplatform.config.sections", "beamplatform.config.space", "beamplatform.config.suite", "beamplatform.validation",
     "beamplatform.config.yaml_source",
 }  # fmt: skip

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from beamplatform.config.base import Section
 from beamplatform.config.sections import (
     DataSection,
     EvaluationSection,
     ModelSection,
     SearchSection,
-    Section,
     TrainingSection,
 )
 from beamplatform.config.space import Space, parse_space
